@@ -1,0 +1,40 @@
+"""Detectors: loaded networks. `load_detector` finds the module for a definition's kind and imports it on use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..errors import BackendMissingError
+from ..models.package import ModelPackage
+from .protocol import Detector, DetectorSettings
+
+_MODULES = {"onnx": ".onnx_detector", "torchvision": ".torchvision_detector"}
+
+
+def load_detector(
+    package: ModelPackage, arguments: Mapping[str, Any], settings: DetectorSettings, folder: Path
+) -> Detector:
+    """Load a package's network.
+
+    Args:
+        package: The opened package.
+        arguments: Resolved model arguments.
+        settings: Device and threads.
+        folder: A private folder for files that must be unpacked.
+
+    Raises:
+        ModelError: the weights cannot be loaded, or do not fit the definition.
+        DeviceError: the device cannot be used.
+    """
+    try:
+        module = import_module(_MODULES[package.definition.kind], __package__)
+    except ImportError as error:
+        raise BackendMissingError(
+            f"The inference environment cannot run {package.definition.kind} models: {error}.",
+            hint="Set up the inference environment anew: Settings > Options > Kestrel.",
+        ) from error
+    detector: Detector = module.load(package, arguments, settings, folder)
+    return detector

@@ -1,0 +1,72 @@
+"""What the pipeline needs to know of a detector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from ..detections import Detections
+
+
+@dataclass(frozen=True)
+class DetectorSettings:
+    """Where a network runs.
+
+    Args:
+        device: "cpu", "cuda:0", "mps".
+        n_threads: Threads that inference may use on the CPU.
+    """
+
+    device: str = "cpu"
+    n_threads: int = 1
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a network is like, as far as tiles are concerned. Pixels are network pixels.
+
+    Args:
+        stride: Moving the image by this many pixels moves the output, and changes nothing else.
+        receptive_field_radius: Farthest pixel from an anchor that its output depends on; None: all of them, or unknown.
+        is_dense: Gives candidates before suppression, with anchors.
+        network_size: The only input size it takes; None: any multiple of the stride.
+        max_batch: Largest batch that it takes; None: any.
+        max_detections: Most detections that it gives for one tile; None: no limit.
+        n_callers: Threads that may call `predict` at the same time with profit.
+    """
+
+    stride: int
+    receptive_field_radius: int | None
+    is_dense: bool
+    network_size: int | None = None
+    max_batch: int | None = None
+    max_detections: int | None = None
+    n_callers: int = 1
+
+    @property
+    def is_exact(self) -> bool:
+        """Tell whether tiles can equal one pass over the whole image."""
+        return self.is_dense and self.receptive_field_radius is not None
+
+
+class Detector(Protocol):
+    """A loaded network."""
+
+    @property
+    def traits(self) -> Traits:
+        """Describe the network."""
+        ...
+
+    def predict(self, batch: NDArray[Any]) -> list[Detections]:
+        """Find objects.
+
+        Shape:
+            batch (N, C, S, S), raster values in the order of the definition's bands; gives N Detections in network
+            pixels.
+
+        Raises:
+            DeviceMemoryError: the batch is too large.
+        """
+        ...

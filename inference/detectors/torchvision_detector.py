@@ -1,0 +1,200 @@
+"""torchvision's detection networks, built by torchvision and filled from a state dict: safetensors, or .pth as data."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError  # nosec B403  # the exception's name only; nothing is unpickled here
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torchvision.models import detection
+
+from ..detections import Detections, make_detections
+from ..errors import (
+    DeviceMemoryError,
+    DeviceUnavailableError,
+    ModelError,
+    ModelIncompatibleError,
+    ModelPackageError,
+    ModelUnsupportedError,
+    UntrustedCodeError,
+)
+from ..models.package import ModelPackage
+from ..preprocess import make_normalisation
+from .protocol import DetectorSettings, Traits
+
+MAX_DETECTIONS = 1000
+"""Most objects of one tile; torchvision's 100 to 300 lose objects in dense scenes."""
+
+_RCNN = ("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_fpn",
+         "fasterrcnn_mobilenet_v3_large_320_fpn")  # fmt: skip
+_ONE_STAGE = ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn", "ssd300_vgg16",
+              "ssdlite320_mobilenet_v3_large")  # fmt: skip
+_FIXED_SIZE = {"ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 320}
+_STRIDE = 128  # of the coarsest pyramid level that one of these networks uses
+
+
+def load(
+    package: ModelPackage, arguments: Mapping[str, Any], settings: DetectorSettings, folder: Path
+) -> TorchvisionDetector:
+    """Load a torchvision package, see `load_detector`."""
+    definition = package.definition
+    architecture = str(definition.options.get("architecture", ""))
+    label_offset = int(definition.options.get("label_offset", 1))
+    fixed = _FIXED_SIZE.get(architecture)
+    network = _build(architecture, len(definition.classes) + label_offset, arguments, fixed)
+    state = _read_state(package.extract(package.weights_member(), folder / "weights"), package.weights_member())
+    _fill(network, state, architecture)
+    if settings.device == "cpu":
+        torch.set_num_threads(settings.n_threads)
+    gain_bias = make_normalisation(definition.input)
+    return TorchvisionDetector(
+        _to_device(network.eval(), settings.device),
+        torch.from_numpy(gain_bias.gain).to(settings.device),
+        torch.from_numpy(gain_bias.bias).to(settings.device),
+        label_offset,
+        Traits(
+            stride=definition.tile.stride or _STRIDE,
+            receptive_field_radius=None,
+            is_dense=False,
+            network_size=fixed,
+            max_detections=MAX_DETECTIONS,
+        ),
+    )
+
+
+def _build(architecture: str, n_classes: int, arguments: Mapping[str, Any], fixed: int | None) -> torch.nn.Module:
+    """Build the network with the user's limits, and without a resize of its own: a tile's pixels go in as they are."""
+    if architecture not in _RCNN + _ONE_STAGE:
+        raise ModelUnsupportedError(
+            f"The architecture '{architecture}' is not one of torchvision's detectors that Kestrel builds.",
+            hint=f"Architectures: {', '.join(_RCNN + _ONE_STAGE)}.",
+        )
+    prefix = "box_" if architecture in _RCNN else ""
+    per_image = "box_detections_per_img" if architecture in _RCNN else "detections_per_img"
+    limits = {
+        f"{prefix}score_thresh": float(arguments["threshold"]),
+        f"{prefix}nms_thresh": float(arguments["nms_overlap"]),
+        per_image: MAX_DETECTIONS,
+    }
+    size = {} if fixed else {"min_size": int(arguments["tile_size"]), "max_size": int(arguments["tile_size"])}
+    builder: Callable[..., torch.nn.Module] = getattr(detection, architecture)
+    network = builder(
+        weights=None, weights_backbone=None, num_classes=n_classes,
+        image_mean=[0.0] * 3, image_std=[1.0] * 3, **limits, **size,
+    )  # fmt: skip
+    return network
+
+
+def _read_state(path: Path, name: str) -> dict[str, torch.Tensor]:
+    if name.lower().endswith(".safetensors"):
+        try:
+            return load_file(str(path))
+        except SafetensorError as error:
+            raise ModelPackageError(f"The weights '{name}' are damaged: {error}.") from error
+    if _is_torchscript(path):
+        raise UntrustedCodeError(
+            f"The file '{name}' is TorchScript, which is a program, and Kestrel does not run programs from packages.",
+            hint="Save the network's state dict (safetensors, or torch.save(model.state_dict())), or export to ONNX.",
+        )
+    try:
+        state = torch.load(str(path), map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, IndexError, TypeError) as error:
+        raise ModelPackageError(
+            f"The weights '{name}' cannot be read as plain tensors.",
+            hint="The file holds more than weights, or is damaged. Save the state dict alone, best as safetensors.",
+        ) from error
+    state = state.get("model", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ModelPackageError(f"The weights '{name}' are no state dict: names with tensors were expected.")
+    return state
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name or name.endswith("constants.pkl") for name in archive.namelist())
+
+
+def _fill(network: torch.nn.Module, state: dict[str, torch.Tensor], architecture: str) -> None:
+    try:
+        missing, unexpected = network.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        line = str(error).strip().splitlines()[-1].strip()
+        raise ModelIncompatibleError(
+            f"The weights do not fit {architecture}: {line}",
+            hint="Check the architecture, and that the classes are as many as in training.",
+        ) from error
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in unexpected if not name.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        detail = f"'{missing[0]}' is missing" if missing else f"'{unexpected[0]}' has no place in it"
+        raise ModelIncompatibleError(
+            f"The weights do not fit {architecture}: {detail} ({len(missing)} missing, {len(unexpected)} left over).",
+            hint="Check the architecture in the definition.",
+        )
+
+
+def _to_device(network: torch.nn.Module, device: str) -> torch.nn.Module:
+    try:
+        return network.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceUnavailableError(
+            f"The device '{device}' cannot be used: {str(error).splitlines()[0]}",
+            hint="Choose processor CPU, or another GPU.",
+        ) from error
+
+
+@contextmanager
+def _translated(n: int) -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise DeviceMemoryError(f"The memory does not hold a batch of {n} tiles.", batch_size=n) from error
+    except RuntimeError as error:
+        text = str(error)
+        if "DefaultCPUAllocator" in text or "out of memory" in text:
+            raise DeviceMemoryError(f"The memory does not hold a batch of {n} tiles.", batch_size=n) from error
+        raise ModelError(f"The network failed: {text.strip().splitlines()[0][:300]}") from error
+
+
+class TorchvisionDetector:
+    """A network that suppresses duplicates itself.
+
+    Shape:
+        gain, bias (C, 1, 1), the definition's normalisation on the network's device.
+    """
+
+    def __init__(
+        self, network: torch.nn.Module, gain: torch.Tensor, bias: torch.Tensor, label_offset: int, traits: Traits
+    ) -> None:
+        """Take the parts."""
+        self._network, self._gain, self._bias = network, gain, bias
+        self._label_offset = label_offset
+        self._traits = traits
+
+    @property
+    def traits(self) -> Traits:
+        """Describe the network."""
+        return self._traits
+
+    def predict(self, batch: NDArray[Any]) -> list[Detections]:
+        """Find objects, see `Detector.predict`."""
+        with _translated(len(batch)), torch.inference_mode():
+            pixels = torch.from_numpy(batch).to(self._gain.device).float()
+            found = self._network(list(pixels.mul_(self._gain).add_(self._bias)))
+            return [self._read(item) for item in found]
+
+    def _read(self, found: dict[str, torch.Tensor]) -> Detections:
+        labels = found["labels"].cpu().numpy() - self._label_offset
+        keep = labels >= 0
+        return make_detections(
+            found["boxes"].cpu().numpy()[keep], found["scores"].cpu().numpy()[keep], labels[keep]
+        )

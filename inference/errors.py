@@ -1,0 +1,188 @@
+"""The errors of Kestrel. Cancelling is not an error.
+
+    InferenceError                      message, hint, context
+    ├── JobError                        the job itself: its parameters or arguments
+    ├── ModelError
+    │   ├── ModelPackageError           the file cannot be read as a model package
+    │   ├── ModelHashError              the package is not the one the job was made with
+    │   ├── ModelIncompatibleError      model and raster do not fit together
+    │   ├── ModelUnsupportedError       a model of a kind that Kestrel does not run
+    │   ├── UntrustedCodeError          the package holds a program, not data
+    │   └── BackendMissingError         the inference environment lacks a library
+    ├── RasterError
+    │   ├── RasterOpenError
+    │   └── RasterReadError             window
+    ├── DeviceError
+    │   ├── DeviceUnavailableError
+    │   └── DeviceMemoryError           batch_size
+    ├── OutputError
+    │   └── DiskFullError
+    └── WorkerError
+        ├── WorkerStartError            the worker process could not be started
+        ├── WorkerCrashError            it died: exit_code, stderr_tail
+        └── ProtocolError               it said something that cannot be understood
+
+Each class has a `code`, which is part of the wire format and of the documentation: it never changes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class InferenceError(Exception):
+    """Something that stops a run, told so that a GIS analyst can act on it.
+
+    Args:
+        message: One sentence: what is wrong, naming the thing and the reason.
+        hint: One sentence: the way out. Empty where there is none.
+        **context: JSON values for a program that reads the error.
+    """
+
+    code: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, hint: str = "", **context: Any) -> None:
+        """Keep the parts; `str(error)` joins message and hint."""
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.context = context
+
+    def __str__(self) -> str:
+        """Give message and hint as a user reads them."""
+        return f"{self.message} {self.hint}".strip()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the error's wire form, see `error_from_dict`."""
+        return {"code": self.code, "message": self.message, "hint": self.hint, "context": self.context}
+
+
+class JobError(InferenceError):
+    """The job's parameters or arguments cannot be used."""
+
+    code = "job"
+
+
+class ModelError(InferenceError):
+    """Something is wrong with the model."""
+
+    code = "model"
+
+
+class ModelPackageError(ModelError):
+    """The file cannot be read as a model package."""
+
+    code = "model-package"
+
+
+class ModelHashError(ModelError):
+    """The package's content is not what the job was made with."""
+
+    code = "model-hash"
+
+
+class ModelIncompatibleError(ModelError):
+    """Model and raster do not fit together."""
+
+    code = "model-incompatible"
+
+
+class ModelUnsupportedError(ModelError):
+    """The model is of a kind that Kestrel does not run."""
+
+    code = "model-unsupported"
+
+
+class UntrustedCodeError(ModelError):
+    """The package would have to run a program of its own."""
+
+    code = "untrusted-code"
+
+
+class BackendMissingError(ModelError):
+    """The inference environment lacks a library that the model needs."""
+
+    code = "backend-missing"
+
+
+class RasterError(InferenceError):
+    """Something is wrong with the raster."""
+
+    code = "raster"
+
+
+class RasterOpenError(RasterError):
+    """The raster cannot be opened, or cannot be used as it is."""
+
+    code = "raster-open"
+
+
+class RasterReadError(RasterError):
+    """A window of the raster cannot be read."""
+
+    code = "raster-read"
+
+
+class DeviceError(InferenceError):
+    """Something is wrong with the processor that was asked for."""
+
+    code = "device"
+
+
+class DeviceUnavailableError(DeviceError):
+    """The device that was asked for does not exist or cannot be used."""
+
+    code = "device-unavailable"
+
+
+class DeviceMemoryError(DeviceError):
+    """The device's memory does not hold the batch."""
+
+    code = "device-memory"
+
+
+class OutputError(InferenceError):
+    """The result cannot be written."""
+
+    code = "output"
+
+
+class DiskFullError(OutputError):
+    """There is no room left on the disk."""
+
+    code = "disk-full"
+
+
+class WorkerError(InferenceError):
+    """Something is wrong with the worker process."""
+
+    code = "worker"
+
+
+class WorkerStartError(WorkerError):
+    """The worker process could not be started."""
+
+    code = "worker-start"
+
+
+class WorkerCrashError(WorkerError):
+    """The worker process died without saying why."""
+
+    code = "worker-crash"
+
+
+class ProtocolError(WorkerError):
+    """The other side of the pipe said something that cannot be understood."""
+
+    code = "protocol"
+
+
+def _subclasses(cls: type[InferenceError]) -> list[type[InferenceError]]:
+    return [cls, *(below for child in cls.__subclasses__() for below in _subclasses(child))]
+
+
+def error_from_dict(data: dict[str, Any]) -> InferenceError:
+    """Rebuild an error from `InferenceError.to_dict`; an unknown code becomes the plain root class."""
+    by_code = {cls.code: cls for cls in _subclasses(InferenceError)}
+    cls = by_code.get(str(data.get("code")), InferenceError)
+    return cls(str(data.get("message", "")), hint=str(data.get("hint", "")), **dict(data.get("context") or {}))

@@ -1,0 +1,129 @@
+"""DetectionJob: everything a run needs to know, as plain JSON. QGIS writes it, the worker reads it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from .errors import JobError
+
+SCHEMA = 1
+
+PROCESSORS = ("auto", "cpu", "gpu")
+
+
+@dataclass(frozen=True)
+class DetectionJob:
+    """One run of the detection.
+
+    Units/space: extent, cell_size and mask are in the raster's own coordinate reference system.
+    """
+
+    job_id: str
+    raster: str
+    """GDAL connection string of the raster: a path, or a /vsi... name."""
+    model: str
+    """Path of the model package (.dlpk, .emd, .json), or the definition's JSON text."""
+    model_sha256: str = ""
+    """Content hash of the package when the job was made; empty: not checked."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Model arguments as the user gave them; the defaults come from the package."""
+    objects_of_interest: tuple[str, ...] = ()
+    """Class names to keep; empty: all."""
+    extent: tuple[float, float, float, float] | None = None
+    """xmin, ymin, xmax, ymax."""
+    cell_size: float | None = None
+    """Side of the square pixels that the model shall see; None: the raster's own."""
+    mask_wkb: str | None = None
+    """Polygons to search, hexadecimal WKB; an object counts when its anchor lies inside."""
+    run_nms: bool = False
+    max_overlap_ratio: float = 0.0
+    """Highest intersection over union that two objects of one class may have after run_nms."""
+    processor: str = "auto"
+    gpu_id: int | None = None
+    parallel_processing_factor: str = "100%"
+    """Threads: a count ("4"), or a share of the processor's cores ("75%")."""
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without opening anything.
+
+        Raises:
+            JobError: a value is outside its range.
+        """
+        if self.processor not in PROCESSORS:
+            raise JobError(f"Processor type '{self.processor}' is not one of {', '.join(PROCESSORS)}.")
+        if not 0 <= self.max_overlap_ratio <= 1:
+            raise JobError(f"Maximum overlap ratio {self.max_overlap_ratio:g} is outside 0 to 1.")
+        if self.cell_size is not None and not 0 < self.cell_size < float("inf"):
+            raise JobError(f"Cell size {self.cell_size:g} is not a positive number.")
+        if self.extent is not None:
+            _check_extent(self.extent)
+        parse_parallel_factor(self.parallel_processing_factor, 1)
+
+    def to_json(self) -> str:
+        """Give the job as JSON text."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _check_extent(extent: tuple[float, float, float, float]) -> None:
+    xmin, ymin, xmax, ymax = extent
+    if not (xmin < xmax and ymin < ymax):
+        raise JobError(
+            f"The extent {xmin:g}, {ymin:g}, {xmax:g}, {ymax:g} is empty or inverted.",
+            hint="Give xmin, ymin, xmax, ymax with xmin < xmax and ymin < ymax.",
+        )
+
+
+def job_from_json(text: str) -> DetectionJob:
+    """Read a job that `DetectionJob.to_json` wrote.
+
+    Raises:
+        JobError: not a job, a newer schema, or a value outside its range.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise JobError(f"The job file is not valid JSON: {error}.") from error
+    if not isinstance(data, dict):
+        raise JobError("The job file does not hold a JSON object.")
+    if data.get("schema", 0) > SCHEMA:
+        raise JobError("The job was written by a newer version of Kestrel.", hint="Update the plugin.")
+    unknown = sorted(set(data) - {item.name for item in fields(DetectionJob)})
+    if unknown:
+        raise JobError(f"The job has members that this version does not know: {', '.join(unknown)}.")
+    if data.get("extent") is not None:
+        data["extent"] = tuple(data["extent"])
+    data["objects_of_interest"] = tuple(data.get("objects_of_interest", ()))
+    try:
+        return DetectionJob(**data)
+    except TypeError as error:
+        raise JobError(f"The job is incomplete: {error}.") from error
+
+
+def parse_parallel_factor(text: str, n_cores: int) -> int:
+    """Give the number of threads that a parallel processing factor means.
+
+    Args:
+        text: "4", "75%", or "" for all cores. 0 or "0%" means one.
+        n_cores: Cores that the process may use.
+
+    Raises:
+        JobError: neither a count nor a percentage.
+    """
+    text = text.strip()
+    if not text:
+        return n_cores
+    is_share = text.endswith("%")
+    try:
+        number = float(text[:-1] if is_share else text)
+    except ValueError:
+        number = float("nan")
+    if not 0 <= number < float("inf") or (not is_share and number != int(number)):
+        raise JobError(
+            f"Parallel processing factor '{text}' is neither a count nor a percentage.",
+            hint="Write for example 4, or 75%.",
+        )
+    count = n_cores * number / 100 if is_share else number
+    return max(1, int(count))

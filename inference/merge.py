@@ -1,0 +1,216 @@
+"""Merging: from the detections of single tiles to the objects of the raster, each once.
+
+Two kinds of detectors, two rules, one sweep:
+
+- Dense heads give candidates before suppression, each owned by the tile that holds its anchor. Their union is what one
+  pass over the whole raster would have given, so greedy suppression over the union is exact.
+- Other detectors suppress inside the network. Their detections are owned by centre, with a few pixels of tolerance, and
+  only detections near a seam, found by different tiles, are suppressed against each other.
+
+Greedy suppression keeps a detection unless a stronger kept one of its class overlaps it by more than the limit. The
+order is total (score, then y, x, size, ...), so the outcome does not depend on the order of tiles.
+
+The sweep takes tiles in rows from top to bottom. A detection's fate is settled once everything that could overlap it is
+known; what is settled is handed out, so memory holds the rows near the sweep line only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from .detections import Detections, FloatArray, concatenate
+
+Indices = NDArray[np.intp]
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Detections on their way through the sweep.
+
+    Shape:
+        detections of length N in raster pixels; tiles (N,) int64, the tile that found each; rank (N,) int8, 0 for a
+        detection of the tile that owns it and 1 for one that only the tolerance let in; is_open (N,) bool, whether the
+        detection takes part in suppression at all.
+    """
+
+    detections: Detections
+    tiles: NDArray[np.int64]
+    rank: NDArray[np.int8]
+    is_open: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        """Give the number of detections."""
+        return len(self.detections)
+
+    def take(self, index: NDArray[np.bool_] | Indices) -> Found:
+        """Give the part that an index array or mask selects."""
+        return Found(self.detections.take(index), self.tiles[index], self.rank[index], self.is_open[index])
+
+
+def join(parts: list[Found]) -> Found:
+    """Join in the order given."""
+    return Found(
+        concatenate([part.detections for part in parts]),
+        np.concatenate([part.tiles for part in parts]) if parts else np.empty(0, np.int64),
+        np.concatenate([part.rank for part in parts]) if parts else np.empty(0, np.int8),
+        np.concatenate([part.is_open for part in parts]) if parts else np.empty(0, np.bool_),
+    )
+
+
+@dataclass(frozen=True)
+class Band:
+    """Detections of one row of tiles, and the smallest y that a box of any later row reaches."""
+
+    found: Found
+    frontier: float
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When one detection suppresses another.
+
+    Args:
+        max_overlap: Highest intersection over union that two detections of a class may have.
+        across_tiles_only: Detections of the same tile do not suppress each other (the network has seen to that).
+    """
+
+    max_overlap: float
+    across_tiles_only: bool = False
+
+
+def strongest_first(found: Found) -> Indices:
+    """Give the total order of suppression: owned before tolerated, then by score, position, size and label."""
+    d = found.detections
+    x0, y0, x1, y1 = d.boxes.T
+    return np.lexsort((found.tiles, d.labels, x1, y1, x0, y0, -d.scores.astype(np.float64), found.rank))
+
+
+def suppress(bands: Iterable[Band], rule: Rule) -> Iterator[Band]:
+    """Suppress duplicates over all bands, from top to bottom.
+
+    Args:
+        bands: The rows of tiles in order.
+        rule: What counts as a duplicate.
+
+    Yields:
+        Bands of settled detections, with the frontier of what is still to come. Their union equals greedy suppression
+        over everything at once.
+    """
+    live, kept = join([]), join([])
+    for band in bands:
+        passed = band.found.take(~band.found.is_open)
+        live = join([live, band.found.take(band.found.is_open)])
+        is_kept, is_settled = _settle(live, kept, band.frontier, rule)
+        settled = live.take(is_kept & is_settled)
+        live = live.take(~is_settled)
+        kept = join([kept, settled])
+        kept = kept.take(kept.detections.boxes[:, 3] > _lowest_top(live, band.frontier))
+        yield Band(join([passed, settled]), _lowest_top(live, band.frontier))
+
+
+def _lowest_top(live: Found, frontier: float) -> float:
+    tops = live.detections.boxes[:, 1]
+    return min(frontier, float(tops.min())) if len(tops) else frontier
+
+
+def _settle(live: Found, kept: Found, frontier: float, rule: Rule) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Decide what can be decided.
+
+    Returns:
+        (N,) is_kept and (N,) is_settled for the live detections. A detection that a later row could still overlap is
+        not settled, and neither is one whose fate hangs on such a detection.
+    """
+    n = len(live)
+    if n == 0:
+        return np.zeros(0, np.bool_), np.zeros(0, np.bool_)
+    order = np.empty(n, np.intp)
+    order[strongest_first(live)] = np.arange(n)
+    weaker, stronger = _rivals(live, order, rule)
+    suppressed = np.zeros(n, np.bool_)
+    suppressed[_suppressed_by_kept(live, kept, rule)] = True
+    state = np.where(suppressed, _DROPPED, _UNKNOWN).astype(np.int8)
+    may_grow = live.detections.boxes[:, 3] > frontier
+    _propagate(state, weaker, stronger, may_grow)
+    return state == _KEPT, state != _UNKNOWN
+
+
+_UNKNOWN, _KEPT, _DROPPED = np.int8(0), np.int8(1), np.int8(2)
+
+
+def _propagate(state: NDArray[np.int8], weaker: Indices, stronger: Indices, may_grow: NDArray[np.bool_]) -> None:
+    """Settle in rounds: keep what has no undecided stronger rival, drop what a kept one overlaps, repeat."""
+    n = len(state)
+    while True:
+        blocked = may_grow.copy()
+        undecided = state[stronger] == _UNKNOWN
+        blocked[weaker[undecided]] = True
+        fresh = (state == _UNKNOWN) & ~blocked
+        if not fresh.any():
+            return
+        state[fresh] = _KEPT
+        hit = np.zeros(n, np.bool_)
+        hit[weaker[fresh[stronger]]] = True
+        state[hit & (state == _UNKNOWN)] = _DROPPED
+
+
+def _rivals(live: Found, order: Indices, rule: Rule) -> tuple[Indices, Indices]:
+    """Give all pairs (weaker, stronger) of live detections that the rule calls duplicates."""
+    a, b = _touching(live.detections.boxes, live.detections.boxes)
+    first = order[a] < order[b]
+    weaker, stronger = b[first], a[first]
+    is_rival = _is_duplicate(live, weaker, live, stronger, rule)
+    return weaker[is_rival], stronger[is_rival]
+
+
+def _suppressed_by_kept(live: Found, kept: Found, rule: Rule) -> Indices:
+    """Give the live detections that a kept one, stronger by the total order, overlaps."""
+    if len(kept) == 0:
+        return np.empty(0, np.intp)
+    a, b = _touching(live.detections.boxes, kept.detections.boxes)
+    a, b = a[duplicate := _is_duplicate(live, a, kept, b, rule)], b[duplicate]
+    both = join([live, kept])
+    order = np.empty(len(both), np.intp)
+    order[strongest_first(both)] = np.arange(len(both))
+    return np.unique(a[order[a] > order[len(live) + b]])
+
+
+def _touching(boxes: FloatArray, others: FloatArray) -> tuple[Indices, Indices]:
+    """Give all pairs of indices whose boxes have points in common."""
+    tree = shapely.STRtree(shapely.box(*others.T))
+    pairs = tree.query(shapely.box(*boxes.T), predicate=None)
+    return pairs[0], pairs[1]
+
+
+def _is_duplicate(a: Found, i: Indices, b: Found, j: Indices, rule: Rule) -> NDArray[np.bool_]:
+    same_class = a.detections.labels[i] == b.detections.labels[j]
+    overlap = overlap_ratio(a.detections.boxes[i], b.detections.boxes[j])
+    result: NDArray[np.bool_] = same_class & (overlap > rule.max_overlap)
+    return result & (a.tiles[i] != b.tiles[j]) if rule.across_tiles_only else result
+
+
+def overlap_ratio(boxes: FloatArray, others: FloatArray) -> FloatArray:
+    """Give the intersection over union of boxes, pair by pair; 0 for two empty boxes.
+
+    Shape:
+        boxes (N, 4), others (N, 4); gives (N,).
+    """
+    low = np.maximum(boxes[:, :2], others[:, :2])
+    high = np.minimum(boxes[:, 2:], others[:, 2:])
+    common = np.clip(high - low, 0, None).prod(axis=1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (others[:, 2:] - others[:, :2]).prod(axis=1)
+    union = areas - common
+    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+
+
+def suppress_once(detections: Detections, max_overlap: float) -> Detections:
+    """Suppress duplicates within one set of detections, strongest first."""
+    n = len(detections)
+    found = Found(detections, np.zeros(n, np.int64), np.zeros(n, np.int8), np.ones(n, np.bool_))
+    (band,) = suppress([Band(found, np.inf)], Rule(max_overlap))
+    kept = band.found
+    return kept.detections.take(strongest_first(kept))

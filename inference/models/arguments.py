@@ -1,0 +1,214 @@
+"""Model arguments: the name-value pairs that steer a model, their defaults, ranges and texts.
+
+The names are ArcGIS's. Their meanings are too, with two differences: seams between tiles are always merged, so no
+argument is needed against duplicates; and batch_size is a plain count, not the next lower square.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import JobError
+from .definition import ModelDefinition
+
+
+@dataclass(frozen=True)
+class ArgumentSpec:
+    """One argument: `kind` is integer, number, boolean or text; a default of None is found out by the worker."""
+
+    name: str
+    kind: str
+    default: Any
+    help: str
+    minimum: float | None = None
+    maximum: float | None = None
+
+    def expected(self) -> str:
+        """Say what values are allowed, for messages and tooltips."""
+        if self.kind == "boolean":
+            return "True or False"
+        if self.kind == "text":
+            return "a text"
+        noun = "a whole number" if self.kind == "integer" else "a number"
+        if self.minimum is not None and self.maximum is not None:
+            return f"{noun} from {self.minimum:g} to {self.maximum:g}"
+        return f"{noun} of at least {self.minimum:g}" if self.minimum is not None else noun
+
+
+MAX_TILE_SIZE = 8192
+
+COMMON_ARGUMENTS: tuple[ArgumentSpec, ...] = (
+    ArgumentSpec("threshold", "number", 0.5, "Lowest score, 0 to 1, that an object needs.", 0, 1),
+    ArgumentSpec(
+        "nms_overlap", "number", 0.45,
+        "Highest intersection over union of two objects of a class; of a pair above it the weaker one goes.", 0, 1,
+    ),
+    ArgumentSpec(
+        "padding", "integer", None,
+        "Pixels on each side of a tile that it shares with its neighbours. Automatic: what the model needs to give "
+        "the same objects as one pass over the whole image.", 0, MAX_TILE_SIZE // 2,
+    ),
+    ArgumentSpec("tile_size", "integer", None, "Side of a tile in pixels, padding included.", 32, MAX_TILE_SIZE),
+    ArgumentSpec("batch_size", "integer", None, "Tiles that go through the network together. Automatic: by device.",
+                 1, 4096),
+    ArgumentSpec(
+        "exclude_pad_detections", "boolean", True,
+        "Drop objects that are cut by the edge of their tile. Without effect on models whose objects do not depend "
+        "on the tiles.",
+    ),
+    ArgumentSpec(
+        "test_time_augmentation", "boolean", False,
+        "Look at each tile in several orientations and fuse what is found: slower, often better.",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ResolvedArguments:
+    """The value of every argument, and what the user should hear about the ones given."""
+
+    values: Mapping[str, Any]
+    warnings: tuple[str, ...]
+
+
+def parse_arguments(value: Any) -> dict[str, Any]:
+    """Read arguments as people and programs write them.
+
+    Args:
+        value: A mapping, JSON text of an object, or ArcGIS's `name value;name value` (a value with spaces in single
+            quotes). None and empty text mean no arguments.
+
+    Raises:
+        JobError: the text is neither.
+    """
+    if value is None or value == "":
+        return {}
+    if isinstance(value, Mapping):
+        return {str(name): entry for name, entry in value.items()}
+    text = str(value).strip()
+    if not text.startswith("{"):
+        return _parse_pairs(text)
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise JobError(
+            f"The model arguments are not valid JSON: {error}.",
+            hint='Write for example {"threshold": 0.4}, or threshold 0.4;padding 64.',
+        ) from error
+    return {str(name): entry for name, entry in data.items()}
+
+
+def _parse_pairs(text: str) -> dict[str, Any]:
+    pairs: dict[str, Any] = {}
+    for part in _split_outside_quotes(text):
+        name, _, value = part.strip().partition(" ")
+        if not name:
+            continue
+        value = value.strip()
+        if not value:
+            raise JobError(
+                f"The model argument '{name}' has no value.", hint="Write for example threshold 0.4;padding 64."
+            )
+        is_quoted = len(value) > 1 and value[0] == value[-1] == "'"
+        pairs[name] = value[1:-1] if is_quoted else value
+    return pairs
+
+
+def _split_outside_quotes(text: str) -> list[str]:
+    parts, is_quoted = [""], False
+    for character in text:
+        if character == "'":
+            is_quoted = not is_quoted
+        if character == ";" and not is_quoted:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def argument_specs(definition: ModelDefinition) -> tuple[ArgumentSpec, ...]:
+    """Give the arguments that this model knows, with its own defaults."""
+    return tuple(_with_default(spec, definition) for spec in COMMON_ARGUMENTS)
+
+
+def _with_default(spec: ArgumentSpec, definition: ModelDefinition) -> ArgumentSpec:
+    default = definition.arguments.get(spec.name, spec.default)
+    if spec.name == "tile_size" and spec.name not in definition.arguments:
+        default = definition.tile.size
+    if default is not None:
+        default = convert(spec, default)
+    return ArgumentSpec(spec.name, spec.kind, default, spec.help, spec.minimum, spec.maximum)
+
+
+def convert(spec: ArgumentSpec, value: Any) -> Any:
+    """Give the value in the argument's own type.
+
+    Args:
+        spec: The argument.
+        value: A JSON value or the text that someone typed.
+
+    Raises:
+        JobError: not a value of that type, or outside its range; names argument, value and range.
+    """
+    converted = _CONVERTERS[spec.kind](value)
+    too_low = spec.minimum is not None and converted is not None and converted < spec.minimum
+    too_high = spec.maximum is not None and converted is not None and converted > spec.maximum
+    if converted is None or too_low or too_high:
+        raise JobError(f"Model argument '{spec.name}' is {value!r}; expected {spec.expected()}.", argument=spec.name)
+    return converted
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if number - number == 0 else None  # not NaN, not infinite
+
+
+def _integer(value: Any) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and number == int(number) else None
+
+
+def _boolean(value: Any) -> bool | None:
+    return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(str(value).lower())
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+_CONVERTERS = {"number": _number, "integer": _integer, "boolean": _boolean, "text": _text}
+
+
+def resolve_arguments(definition: ModelDefinition, given: Mapping[str, Any]) -> ResolvedArguments:
+    """Settle the value of every argument.
+
+    Returns:
+        A value for each known argument; None where the worker finds it out. Unknown names become a warning.
+
+    Raises:
+        JobError: a value is of the wrong type or outside its range.
+    """
+    specs = {spec.name: spec for spec in argument_specs(definition)}
+    values = {name: spec.default for name, spec in specs.items()}
+    values.update({name: convert(specs[name], value) for name, value in given.items()
+                   if name in specs and value is not None and value != ""})  # fmt: skip
+    tile_size, padding = values["tile_size"], values["padding"]
+    if padding is not None and 2 * padding >= tile_size:
+        raise JobError(
+            f"Model argument 'padding' is {padding}; with tile_size {tile_size} it must be below {tile_size // 2}.",
+            argument="padding",
+        )
+    unknown = sorted(set(given) - set(specs))
+    warnings = [
+        f"Model argument '{name}' is not known to this model and has no effect. Known: {', '.join(specs)}."
+        for name in unknown
+    ]
+    return ResolvedArguments(values, tuple(warnings))

@@ -1,0 +1,275 @@
+"""ModelDefinition: what Kestrel knows about a model before it is loaded, and Kestrel's own definition JSON.
+
+The JSON form is documented in docs/definition.md and resources/schema/definition-1.json; Esri's .emd is translated to
+the same values by esri.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+from ..errors import ModelPackageError, ModelUnsupportedError
+
+SCHEMA = 1
+SCHEMA_KEY = "kestrel_definition"
+
+DETECTOR_KINDS = ("onnx", "torchvision")
+
+Color = tuple[int, int, int]
+
+_PALETTE: tuple[Color, ...] = (
+    (34, 139, 34), (228, 26, 28), (55, 126, 184), (255, 127, 0), (152, 78, 163),
+    (166, 86, 40), (247, 129, 191), (0, 158, 115), (230, 171, 2), (102, 102, 102),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelClass:
+    """One class of objects: the value and name that go into the output, and the colour it is drawn in (0..255)."""
+
+    value: int
+    name: str
+    color: Color
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How pixels become the network's input: (pixel * scale - mean) / std, band by band.
+
+    scale, mean and std hold one number for all bands, or one per band.
+    """
+
+    bands: tuple[Union[int, str], ...] = (0, 1, 2)
+    """Bands in the network's channel order: 0-based numbers, or band names."""
+    scale: tuple[float, ...] = (1.0,)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    data_range: tuple[float, float] | None = None
+    """Pixel values that the model was made for; None: any."""
+
+
+@dataclass(frozen=True)
+class TileSpec:
+    """The windows that the network likes, in pixels. None: measured when the model is loaded."""
+
+    size: int = 512
+    is_variable: bool = True
+    padding: int | None = None
+    stride: int | None = None
+    receptive_field_radius: int | None = None
+
+
+@dataclass(frozen=True)
+class CellSizeRange:
+    """Ground size of the pixels that the model was trained on.
+
+    Units/space: the unit of the coordinate reference system `wkid` (EPSG or Esri), metres where it is None.
+    """
+
+    minimum: float
+    maximum: float
+    wkid: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelDefinition:
+    """A model as its package describes it."""
+
+    name: str
+    kind: str
+    """Which detector runs it, see DETECTOR_KINDS."""
+    weights: str
+    """Member of the package that holds the weights."""
+    classes: tuple[ModelClass, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the detector of this kind needs to know: head, architecture, label_offset, ..."""
+    input: InputSpec = field(default_factory=InputSpec)
+    tile: TileSpec = field(default_factory=TileSpec)
+    cell_size: CellSizeRange | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """The package's own defaults of the model arguments."""
+    version: str = ""
+    description: str = ""
+    license: str = ""
+
+    def class_named(self, name: str) -> ModelClass | None:
+        """Give the class of that name, or None."""
+        return next((item for item in self.classes if item.name == name), None)
+
+
+class Reader:
+    """Typed access to a JSON object, with errors that name the member.
+
+    Args:
+        data: The object.
+        where: How messages call it, for example "tile" for the members of {"tile": {...}}.
+    """
+
+    def __init__(self, data: Mapping[str, Any], where: str = "") -> None:
+        """Keep the object and its name."""
+        self.data = data
+        self.where = where
+
+    def refuse(self, key: str, expected: str) -> ModelPackageError:
+        """Give the error for a member that is not what was expected."""
+        name = f"{self.where}.{key}" if self.where else key
+        found = "is missing" if key not in self.data else f"is {self.data[key]!r}"
+        return ModelPackageError(f"The model definition's member '{name}' {found}; expected {expected}.")
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """Give a string; required where there is no default."""
+        value = self.data.get(key, default)
+        if not isinstance(value, str):
+            raise self.refuse(key, "a text")
+        return value
+
+    def integer(self, key: str, default: int | None, minimum: int = 0) -> int | None:
+        """Give a whole number of at least `minimum`; null and absence give the default."""
+        value = self.data.get(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < minimum:
+            raise self.refuse(key, f"a whole number of at least {minimum}")
+        return int(value)
+
+    def numbers(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+        """Give one number or a list of numbers as a tuple."""
+        value = self.data.get(key, list(default))
+        values = value if isinstance(value, list) else [value]
+        if not values or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+            raise self.refuse(key, "a number or a list of numbers")
+        return tuple(float(v) for v in values)
+
+    def child(self, key: str) -> Reader:
+        """Give the object below a member; an absent one is empty."""
+        value = self.data.get(key, {})
+        if not isinstance(value, Mapping):
+            raise self.refuse(key, "an object")
+        return Reader(value, f"{self.where}.{key}" if self.where else key)
+
+    def only(self, *known: str) -> None:
+        """Refuse members that have no meaning: a misspelt one would be ignored in silence otherwise."""
+        unknown = sorted(set(self.data) - set(known))
+        if unknown:
+            place = f"'{self.where}'" if self.where else "the model definition"
+            raise ModelPackageError(
+                f"Unknown member{'s' if len(unknown) > 1 else ''} in {place}: {', '.join(unknown)}.",
+                hint=f"Known members: {', '.join(known)}.",
+            )
+
+
+def definition_from_json(data: Mapping[str, Any]) -> ModelDefinition:
+    """Read Kestrel's own definition JSON.
+
+    Raises:
+        ModelPackageError: a member is missing, unknown, or not what it should be.
+        ModelUnsupportedError: a newer schema, or a detector kind that does not exist.
+    """
+    reader = Reader(data)
+    schema = reader.integer(SCHEMA_KEY, None)
+    if schema is None or schema > SCHEMA:
+        raise ModelUnsupportedError(
+            f"The definition has schema {data.get(SCHEMA_KEY)!r}; this version of Kestrel reads schema {SCHEMA}.",
+            hint="Update the plugin, or write the definition for the older schema.",
+        )
+    reader.only(
+        SCHEMA_KEY, "name", "version", "description", "license",
+        "detector", "input", "tile", "cell_size", "classes", "arguments",
+    )  # fmt: skip
+    detector = reader.child("detector")
+    options = {key: value for key, value in detector.data.items() if key not in ("kind", "weights")}
+    return ModelDefinition(
+        name=reader.text("name"),
+        version=reader.text("version", ""),
+        description=reader.text("description", ""),
+        license=reader.text("license", ""),
+        kind=_kind(detector),
+        weights=detector.text("weights"),
+        options=options,
+        input=_input(reader.child("input")),
+        tile=_tile(reader.child("tile")),
+        cell_size=_cell_size(reader.child("cell_size")),
+        classes=classes_from_json(data.get("classes")),
+        arguments=dict(reader.child("arguments").data),
+    )
+
+
+def _kind(detector: Reader) -> str:
+    kind = detector.text("kind")
+    if kind not in DETECTOR_KINDS:
+        raise ModelUnsupportedError(
+            f"Detector kind '{kind}' is not known.", hint=f"Kestrel runs: {', '.join(DETECTOR_KINDS)}."
+        )
+    return kind
+
+
+def _input(reader: Reader) -> InputSpec:
+    reader.only("bands", "scale", "mean", "std", "data_range")
+    bands = reader.data.get("bands", [0, 1, 2])
+    is_band = [isinstance(b, str) or (isinstance(b, int) and not isinstance(b, bool) and b >= 0) for b in bands or [{}]]
+    if not isinstance(bands, list) or not all(is_band):
+        raise reader.refuse("bands", "a list of 0-based band numbers or band names")
+    data_range = reader.numbers("data_range", ()) if reader.data.get("data_range") is not None else None
+    if data_range is not None and (len(data_range) != 2 or data_range[0] >= data_range[1]):
+        raise reader.refuse("data_range", "[lowest, highest]")
+    spec = InputSpec(
+        bands=tuple(bands),
+        scale=reader.numbers("scale", (1.0,)),
+        mean=reader.numbers("mean", (0.0,)),
+        std=reader.numbers("std", (1.0,)),
+        data_range=(data_range[0], data_range[1]) if data_range else None,
+    )
+    for key, values in (("scale", spec.scale), ("mean", spec.mean), ("std", spec.std)):
+        if len(values) not in (1, len(bands)):
+            raise reader.refuse(key, f"one number, or one for each of the {len(bands)} bands")
+    if 0.0 in spec.std:
+        raise reader.refuse("std", "numbers other than zero")
+    return spec
+
+
+def _tile(reader: Reader) -> TileSpec:
+    reader.only("size", "variable", "padding", "stride", "receptive_field_radius")
+    return TileSpec(
+        size=reader.integer("size", 512, minimum=8) or 512,
+        is_variable=bool(reader.data.get("variable", True)),
+        padding=reader.integer("padding", None),
+        stride=reader.integer("stride", None, minimum=1),
+        receptive_field_radius=reader.integer("receptive_field_radius", None),
+    )
+
+
+def _cell_size(reader: Reader) -> CellSizeRange | None:
+    if not reader.data:
+        return None
+    reader.only("min", "max", "wkid")
+    low, high = reader.numbers("min", ())[0], reader.numbers("max", ())[0]
+    if not 0 < low <= high:
+        raise reader.refuse("min", "a positive number that is not above 'max'")
+    return CellSizeRange(low, high, reader.integer("wkid", None))
+
+
+def classes_from_json(value: Any) -> tuple[ModelClass, ...]:
+    """Read a list of classes: {"value", "name", "color"} or Esri's {"Value", "Name", "Color"}.
+
+    Raises:
+        ModelPackageError: not such a list.
+    """
+    if not isinstance(value, list) or not value:
+        raise ModelPackageError("The model definition has no classes; expected a list of {value, name, color}.")
+    classes = [_class_from_json(item, index) for index, item in enumerate(value)]
+    return tuple(classes)
+
+
+def _class_from_json(item: Any, index: int) -> ModelClass:
+    if not isinstance(item, Mapping):
+        raise ModelPackageError(f"Class {index + 1} of the model definition is {item!r}; expected an object.")
+    lower = {str(key).lower(): entry for key, entry in item.items()}
+    name = lower.get("name", lower.get("classname"))
+    value = lower.get("value", lower.get("classvalue", index + 1))
+    if name is None or isinstance(value, bool) or not isinstance(value, int):
+        raise ModelPackageError(f"Class {index + 1} of the model definition has no name, or no whole number as value.")
+    color = lower.get("color")
+    is_color = isinstance(color, list) and len(color) == 3 and all(isinstance(c, int) and 0 <= c <= 255 for c in color)
+    return ModelClass(value, str(name), tuple(color) if is_color else _PALETTE[index % len(_PALETTE)])  # type: ignore[arg-type]

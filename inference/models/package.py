@@ -1,0 +1,354 @@
+"""Model packages: open a .dlpk, .zip, .emd, .json or the definition's text, safely, and hand out its members.
+
+A package is data from a stranger. Nothing is unpacked wholesale: members are looked at in the directory of the
+archive, refused where they are odd, and copied one by one to names that we choose. Nothing in a package is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from ..errors import ModelPackageError
+from .definition import SCHEMA_KEY, ModelDefinition, definition_from_json
+from .esri import definition_from_emd
+
+MAX_MEMBERS = 1000
+MAX_JSON_BYTES = 4 * 2**20
+MAX_TOTAL_BYTES = 8 * 2**30
+MAX_RATIO = 1100  # deflate reaches 1032 : 1 at most; more is a lie in the directory
+MAX_JSON_DEPTH = 64
+_BLOCK = 2**20
+_ARCHIVE_ERRORS = (
+    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, EOFError,
+)  # fmt: skip
+
+
+class Members(Protocol):
+    """Where the files of a package are."""
+
+    def names(self) -> list[str]:
+        """Give the members' names, with forward slashes."""
+        ...
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open one member for reading."""
+        ...
+
+
+@dataclass(frozen=True)
+class ZipMembers:
+    """Members of a zip archive that `_checked_entries` has looked through."""
+
+    path: Path
+    entries: Mapping[str, zipfile.ZipInfo]
+
+    def names(self) -> list[str]:
+        """Give the members' names."""
+        return list(self.entries)
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open one member; reading on after the archive object is gone is safe, it shares the file."""
+        return zipfile.ZipFile(self.path).open(self.entries[name])
+
+
+@dataclass(frozen=True)
+class FolderMembers:
+    """Files beside a loose definition file."""
+
+    folder: Path
+
+    def names(self) -> list[str]:
+        """Give the files' names relative to the folder."""
+        return sorted(p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file())
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open one file."""
+        return (self.folder / name).open("rb")
+
+
+@dataclass(frozen=True)
+class NoMembers:
+    """A definition given as text: its weights are named by an absolute path."""
+
+    def names(self) -> list[str]:
+        """Give no names."""
+        return []
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open the file of that absolute path."""
+        return Path(name).open("rb")
+
+
+@dataclass(frozen=True)
+class ModelPackage:
+    """An opened package: what it says, and where its files are."""
+
+    definition: ModelDefinition
+    members: Members
+    root: str
+    """Folder of the definition inside the package, "" or ending in a slash; member names count from here."""
+    definition_bytes: bytes
+
+    def weights_member(self) -> str:
+        """Give the full name of the member with the weights.
+
+        Raises:
+            ModelPackageError: there is none of that name.
+        """
+        return self.find(self.definition.weights)
+
+    def find(self, name: str) -> str:
+        """Give the full name of a member that the definition names.
+
+        Raises:
+            ModelPackageError: there is none of that name, or the name leads out of the package.
+        """
+        if isinstance(self.members, NoMembers):
+            return _absolute_file(name)
+        plain = name.replace("\\", "/")
+        while plain.startswith("./"):
+            plain = plain[2:]
+        if not is_safe_name(plain):
+            raise ModelPackageError(f"The model definition names the file '{name}', which lies outside the package.")
+        full = self.root + plain
+        if full not in self.members.names():
+            present = ", ".join(sorted(n for n in self.members.names() if not n.endswith(".py"))[:8])
+            raise ModelPackageError(
+                f"The model definition names the file '{name}', but the package does not hold it.",
+                hint=f"It holds: {present}." if present else "It holds nothing else.",
+            )
+        return full
+
+    def extract(self, name: str, target: Path) -> Path:
+        """Copy the member `find` gave to the file `target`, and give `target` back."""
+        with target.open("xb") as sink:
+            for block in self._blocks(name):
+                sink.write(block)
+        return target
+
+    def sha256(self) -> str:
+        """Give the hash of what decides the result: the definition and the weights."""
+        digest = hashlib.sha256(self.definition_bytes)
+        for block in self._blocks(self.weights_member()):
+            digest.update(block)
+        return digest.hexdigest()
+
+    def _blocks(self, name: str) -> Iterator[bytes]:
+        n_bytes = 0
+        with _as_package_error(name), self.members.open(name) as stream:
+            while block := stream.read(_BLOCK):
+                n_bytes += len(block)
+                if n_bytes > MAX_TOTAL_BYTES:
+                    raise ModelPackageError(f"The package's member '{name}' is larger than 8 GB.")
+                yield block
+
+
+def _absolute_file(name: str) -> str:
+    path = Path(name)
+    if not path.is_absolute() or not path.is_file():
+        raise ModelPackageError(
+            f"The model definition names the file '{name}', which is not the absolute path of a file.",
+            hint="A definition given as text has no folder of its own: write the whole path of the weights.",
+        )
+    return str(path)
+
+
+def is_safe_name(name: str) -> bool:
+    """Tell whether a member name stays inside the package, on every operating system."""
+    parts = name.split("/")
+    is_plain = not any(ord(character) < 32 or character in '\\:*?"<>|' for character in name)
+    return is_plain and not any(part in ("", ".", "..") for part in parts)
+
+
+def open_package(reference: str) -> ModelPackage:
+    """Open a model package.
+
+    Args:
+        reference: Path of a .dlpk, .zip, .emd or .json file, or the text of a definition in JSON.
+
+    Raises:
+        ModelPackageError: no such file, not a package, or a package with something odd in it.
+        ModelUnsupportedError: a model of a kind that Kestrel does not run.
+        UntrustedCodeError: the model is a program, not data.
+    """
+    reference = reference.strip()
+    if not reference:
+        raise ModelPackageError("No model was given.", hint="Choose a .dlpk, .emd or .json file.")
+    if reference.startswith("{"):
+        return _open_definition(reference.encode("utf-8"), "the text given as model", NoMembers(), "")
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        raise ModelPackageError(f"The model '{path}' is a folder.", hint="Choose the .dlpk, .emd or .json file in it.")
+    if not path.is_file():
+        raise ModelPackageError(
+            f"The model file '{path}' does not exist.", hint="Check the path; a network drive may be disconnected."
+        )
+    try:
+        return _open_file(path)
+    except OSError as error:
+        raise ModelPackageError(f"The model file '{path}' cannot be read: {error.strerror or error}.") from error
+
+
+def _open_file(path: Path) -> ModelPackage:
+    with path.open("rb") as stream:
+        start = stream.read(64)
+    if start.startswith(b"PK\x03\x04") and path.suffix.lower() not in (".pth", ".pt"):
+        return _open_archive(path)
+    if start.startswith(b"version https://git-lfs"):
+        raise ModelPackageError(
+            f"The model file '{path}' is a Git LFS pointer, not the model itself.", hint="Fetch it with 'git lfs pull'."
+        )
+    if path.suffix.lower() in (".emd", ".json"):
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ModelPackageError(f"The model definition '{path.name}' is larger than 4 MB; that is no definition.")
+        return _open_definition(path.read_bytes(), f"'{path.name}'", FolderMembers(path.parent), "")
+    raise ModelPackageError(
+        f"The file '{path.name}' is not a model package.",
+        hint="Kestrel opens .dlpk packages, and .emd or .json definitions that lie beside their weights. "
+        "Describe bare weights with a definition, see docs/definition.md.",
+    )
+
+
+def _open_archive(path: Path) -> ModelPackage:
+    with _as_package_error(path.name), zipfile.ZipFile(path) as archive:
+        entries = _checked_entries(archive)
+    members = ZipMembers(path, entries)
+    name = _definition_member(members.names(), path.name)
+    with _as_package_error(path.name), members.open(name) as stream:
+        data = stream.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise ModelPackageError(f"The definition '{name}' is larger than 4 MB; that is no definition.")
+    root = name[: name.rfind("/") + 1]
+    return _open_definition(data, f"'{name}' in '{path.name}'", members, root)
+
+
+@contextmanager
+def _as_package_error(name: str) -> Iterator[None]:
+    try:
+        yield
+    except _ARCHIVE_ERRORS as error:
+        raise ModelPackageError(
+            f"The package '{name}' is damaged: {error}.", hint="Copy or download it again."
+        ) from error
+
+
+def _checked_entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    infos = archive.infolist()
+    if len(infos) > MAX_MEMBERS:
+        raise ModelPackageError(f"The package has {len(infos)} members; more than {MAX_MEMBERS} are not opened.")
+    entries: dict[str, zipfile.ZipInfo] = {}
+    for info in infos:
+        name = info.filename.replace("\\", "/")
+        if name.endswith("/"):
+            continue
+        _check_entry(info, name)
+        if name.lower() in {known.lower() for known in entries}:
+            raise ModelPackageError(f"The package holds the member '{name}' twice; it is not clear which one counts.")
+        entries[name] = info
+    if sum(info.file_size for info in entries.values()) > MAX_TOTAL_BYTES:
+        raise ModelPackageError("The package unpacks to more than 8 GB and is not opened.")
+    return entries
+
+
+def _check_entry(info: zipfile.ZipInfo, name: str) -> None:
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if not is_safe_name(name):
+        raise ModelPackageError(f"The package holds a member with the unsafe name {info.filename!r}.")
+    if kind not in (0, stat.S_IFREG):
+        raise ModelPackageError(f"The package's member '{name}' is a link or device, not a file.")
+    if info.flag_bits & 1:
+        raise ModelPackageError(f"The package's member '{name}' is encrypted.", hint="Pack it without a password.")
+    if info.file_size > MAX_RATIO * max(info.compress_size, 1):
+        raise ModelPackageError(f"The package's member '{name}' claims an impossible size.")
+
+
+def _definition_member(names: list[str], package: str) -> str:
+    shallow = [name for name in names if name.count("/") <= 1]
+    for suffix in (".emd", ".kestrel.json"):
+        found = [name for name in shallow if name.lower().endswith(suffix)]
+        if len(found) > 1:
+            raise ModelPackageError(
+                f"The package '{package}' holds several definitions: {', '.join(sorted(found))}.",
+                hint="Unpack it and choose one of them as the model.",
+            )
+        if found:
+            return found[0]
+    holds = ", ".join(sorted(names)[:8]) or "nothing"
+    raise ModelPackageError(
+        f"The package '{package}' holds no model definition (.emd).", hint=f"It holds: {holds}."
+    )
+
+
+def _open_definition(data: bytes, where: str, members: Members, root: str) -> ModelPackage:
+    content = read_json(data, where)
+    if SCHEMA_KEY in content:
+        definition = definition_from_json(content)
+    else:
+        definition = definition_from_emd(content, members.names())
+    return ModelPackage(definition, members, root, data)
+
+
+def read_json(data: bytes, where: str) -> dict[str, Any]:
+    """Read a JSON object strictly: bounded depth, finite numbers, no member twice.
+
+    Args:
+        data: UTF-8, with or without a byte order mark.
+        where: How messages call the text.
+
+    Raises:
+        ModelPackageError: not such an object; with line and column where the syntax is at fault.
+    """
+    try:
+        content = json.loads(
+            data.decode("utf-8-sig"), object_pairs_hook=_unique_members, parse_constant=_refuse_constant
+        )
+    except UnicodeDecodeError as error:
+        raise ModelPackageError(f"The model definition {where} is not UTF-8 text.") from error
+    except json.JSONDecodeError as error:
+        raise ModelPackageError(
+            f"The model definition {where} is not valid JSON: {error.msg} in line {error.lineno}, column {error.colno}."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ModelPackageError(f"The model definition {where} cannot be used: {reason}.") from error
+    if not isinstance(content, dict):
+        raise ModelPackageError(f"The model definition {where} does not hold a JSON object.")
+    if _depth(content) > MAX_JSON_DEPTH:
+        raise ModelPackageError(f"The model definition {where} cannot be used: it is nested too deeply.")
+    return content
+
+
+def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the member '{twice}' stands in it twice")
+    return content
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"it holds the number {name}")
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        level = [
+            child
+            for item in level
+            if isinstance(item, (dict, list))
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+    return depth

@@ -1,0 +1,72 @@
+"""Files of finished objects: how the worker hands features over to QGIS.
+
+One .npz file a batch, written by numpy without pickling: geometry as WKB in map coordinates, and the attributes as
+columns. Objects are complete and final: nothing that is written here is taken back later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class MapObjects:
+    """N finished objects.
+
+    Shape:
+        wkb: list of N bytes objects; scores (N,) float32 in 0..1; labels (N,) int32, indices into the model
+        definition's classes; tiles (N,) int64, number of the tile that found the object; is_cut (N,) bool, the
+        object's box reaches the edge of the searched area.
+
+    Units/space:
+        Geometries in map coordinates of the raster's coordinate reference system.
+    """
+
+    wkb: list[bytes]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int32]
+    tiles: NDArray[np.int64]
+    is_cut: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        """Give the number of objects."""
+        return len(self.wkb)
+
+
+def write_objects(path: Path, objects: MapObjects) -> None:
+    """Write one batch of objects."""
+    ends = np.cumsum([len(geometry) for geometry in objects.wkb], dtype=np.int64)
+    with path.open("wb") as stream:
+        np.savez(
+            stream,
+            wkb=np.frombuffer(b"".join(objects.wkb), dtype=np.uint8),
+            ends=ends,
+            scores=objects.scores,
+            labels=objects.labels,
+            tiles=objects.tiles,
+            is_cut=objects.is_cut,
+        )
+
+
+def read_objects(path: Path) -> MapObjects:
+    """Read a batch that `write_objects` wrote."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return MapObjects(
+            list(_split(arrays["wkb"].tobytes(), arrays["ends"])),
+            arrays["scores"],
+            arrays["labels"],
+            arrays["tiles"],
+            arrays["is_cut"],
+        )
+
+
+def _split(data: bytes, ends: NDArray[np.int64]) -> Iterator[bytes]:
+    start = 0
+    for end in ends.tolist():
+        yield data[start:end]
+        start = end

@@ -1,0 +1,129 @@
+"""Plan a run: which tiles, how large, with how much padding, in which batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .detectors.protocol import Traits
+from .models.definition import ModelDefinition
+from .rasters.source import RasterInfo
+from .region import Region
+from .tiling import TileGrid, align_up
+
+_LARGEST_AUTOMATIC_TILE = 1536
+_TILE_OVER_PADDING = 6
+"""A tile six times its padding looks at each pixel 2.25 times; a smaller one wastes more."""
+_GPU_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The tiles of a run, in raster pixels, and the side that the network wants them to have."""
+
+    grid: TileGrid
+    network_size: int
+    batch_size: int
+    is_exact: bool
+    """The result equals one pass over the whole raster."""
+    notes: tuple[str, ...]
+    """What the user should hear about the plan."""
+
+
+def make_plan(
+    definition: ModelDefinition, arguments: Mapping[str, Any], given: Mapping[str, Any], traits: Traits,
+    region: Region, device: str,
+) -> Plan:  # fmt: skip
+    """Settle tile size, padding and batch size.
+
+    Args:
+        definition: The model.
+        arguments: Resolved arguments.
+        given: The arguments that the user gave; others may be adapted to the network.
+        traits: The network.
+        region: What is searched.
+        device: Where the network runs.
+    """
+    stride = traits.stride
+    chooser = _SizeChooser(definition, arguments, "tile_size" in given, traits, region.info)
+    tile_size, padding = chooser.tile_size(), chooser.padding()
+    resized = traits.network_size is not None and traits.network_size != tile_size
+    is_single = tile_size >= max(region.info.width, region.info.height)
+    radius = traits.receptive_field_radius
+    is_exact = traits.is_exact and not resized and (is_single or (radius is not None and padding >= radius))
+    grid = TileGrid(
+        region.info.width, region.info.height, region.window, tile_size, padding, 1 if resized else stride
+    )
+    return Plan(
+        grid,
+        traits.network_size or tile_size,
+        _batch_size(arguments["batch_size"], traits, device),
+        is_exact,
+        tuple(_notes(tile_size, padding, traits, is_exact=is_exact, resized=resized)),
+    )
+
+
+@dataclass(frozen=True)
+class _SizeChooser:
+    definition: ModelDefinition
+    arguments: Mapping[str, Any]
+    is_size_given: bool
+    traits: Traits
+    info: RasterInfo
+
+    def wanted_padding(self) -> int | None:
+        """Give the padding that the user, the package, or exactness asks for."""
+        stated = self.arguments["padding"]
+        if stated is None:
+            stated = self.definition.tile.padding
+        if stated is None and self.traits.is_dense:
+            stated = self.traits.receptive_field_radius
+        return None if stated is None else align_up(int(stated), self.traits.stride)
+
+    def tile_size(self) -> int:
+        """Give the tiles' side: a multiple of the stride, and not much larger than a small raster."""
+        stride, network = self.traits.stride, self.traits.network_size
+        if network is not None and not self.is_size_given:
+            return network
+        size = align_up(int(self.arguments["tile_size"]), stride)
+        if network is not None:
+            return size
+        if not self.is_size_given:
+            roomy = align_up(_TILE_OVER_PADDING * (self.wanted_padding() or 0), stride)
+            size = max(size, min(roomy, _LARGEST_AUTOMATIC_TILE))
+        return min(size, align_up(max(self.info.width, self.info.height), stride))
+
+    def padding(self) -> int:
+        """Give the padding: what is wanted, at most what leaves the inner window half of the tile."""
+        size, wanted = self.tile_size(), self.wanted_padding()
+        most = size // 4 // self.traits.stride * self.traits.stride
+        if wanted is None:
+            return most
+        given = self.arguments["padding"] is not None
+        return min(wanted, (size - 1) // 2 // self.traits.stride * self.traits.stride if given else most)
+
+
+def _batch_size(stated: int | None, traits: Traits, device: str) -> int:
+    size = stated if stated is not None else (1 if device == "cpu" else _GPU_BATCH)
+    return min(size, traits.max_batch or size)
+
+
+def _notes(tile_size: int, padding: int, traits: Traits, *, is_exact: bool, resized: bool) -> list[str]:
+    notes = [f"Tiles of {tile_size} x {tile_size} pixels, padding {padding}."]
+    if resized:
+        notes.append(f"The network takes {traits.network_size} pixels: tiles are resized to that.")
+    if not is_exact and traits.is_exact:
+        notes.append(
+            f"The network sees {traits.receptive_field_radius} pixels around an object; with a padding of {padding} "
+            "objects at the edges of tiles may differ slightly from those of one pass over the whole raster."
+        )
+    return notes
+
+
+def usable_cores() -> int:
+    """Give the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,88 @@
+"""From raster pixels to the network's input, and from the network's boxes back to raster pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .detections import Detections
+from .models.definition import InputSpec
+from .tiling import Tile
+
+
+@dataclass(frozen=True, eq=False)
+class Normalisation:
+    """pixel * gain + bias, band by band: the definition's (pixel * scale - mean) / std in one multiplication.
+
+    Shape:
+        gain (C, 1, 1) float32, bias (C, 1, 1) float32.
+    """
+
+    gain: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    @property
+    def is_identity(self) -> bool:
+        """Tell whether the pixels go in as they are."""
+        return bool(np.all(self.gain == 1) and np.all(self.bias == 0))
+
+    def apply(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Give the normalised batch.
+
+        Shape:
+            batch (N, C, H, W), any numeric type; gives float32 of the same shape.
+        """
+        result = batch.astype(np.float32)
+        if not self.is_identity:
+            result *= self.gain
+            result += self.bias
+        return result
+
+
+def make_normalisation(spec: InputSpec) -> Normalisation:
+    """Fold the definition's three factors into two."""
+    n = len(spec.bands)
+    scale, mean, std = (np.broadcast_to(np.asarray(v, np.float64), n) for v in (spec.scale, spec.mean, spec.std))
+    shape = (n, 1, 1)
+    return Normalisation(
+        (scale / std).astype(np.float32).reshape(shape), (-mean / std).astype(np.float32).reshape(shape)
+    )
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a tile of `tile_size` becomes the network's square of `network_size`, and how its boxes come back."""
+
+    tile_size: int
+    network_size: int
+
+    def to_network(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """Give the network's view of a tile.
+
+        Shape:
+            pixels (C, tile_size, tile_size); gives (C, network_size, network_size), uint8 kept, else float32.
+        """
+        kept = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
+        if self.tile_size == self.network_size:
+            return kept
+        return _resize(kept, self.network_size)
+
+    def to_raster(self, detections: Detections, tile: Tile) -> Detections:
+        """Take detections from network pixels to raster pixels."""
+        scale = self.tile_size / self.network_size
+        scaled = replace(detections, boxes=detections.boxes * scale, anchors=detections.anchors * scale)
+        return scaled.shift(tile.outer.x, tile.outer.y)
+
+
+def _resize(pixels: NDArray[Any], size: int) -> NDArray[Any]:
+    """Resize (C, H, H) to (C, size, size), bilinear with half-pixel centres."""
+    n = pixels.shape[-1]
+    centre = np.clip((np.arange(size) + 0.5) * n / size - 0.5, 0, n - 1)
+    low = np.floor(centre).astype(np.intp)
+    high, share = np.minimum(low + 1, n - 1), (centre - low).astype(np.float32)
+    rows = pixels[:, low] * (1 - share)[:, None] + pixels[:, high] * share[:, None]
+    resized = rows[:, :, low] * (1 - share) + rows[:, :, high] * share
+    return np.rint(resized).astype(np.uint8) if pixels.dtype == np.uint8 else resized.astype(np.float32)

@@ -1,0 +1,251 @@
+"""Rasters that GDAL opens, read with rasterio: one handle a thread, resampled on the fly where a cell size is asked."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.errors import RasterioError
+from rasterio.vrt import WarpedVRT
+
+from ..errors import ModelIncompatibleError, RasterOpenError, RasterReadError
+from ..models.definition import InputSpec
+from ..tiling import Window
+from .source import RasterInfo
+
+_SQUARE_TOLERANCE = 0.01
+"""Share by which a pixel's sides may differ and still count as equal."""
+
+_SETTINGS = {
+    "GDAL_VRT_ENABLE_PYTHON": "NO",
+    "GDAL_HTTP_CONNECTTIMEOUT": "15",
+    "GDAL_HTTP_TIMEOUT": "120",
+    "GDAL_HTTP_LOW_SPEED_TIME": "30",
+    "GDAL_HTTP_LOW_SPEED_LIMIT": "100",
+    "GDAL_HTTP_MAX_RETRY": "3",
+    "GDAL_HTTP_RETRY_DELAY": "1",
+}
+
+
+class GdalRaster:
+    """A raster on disk or behind a /vsi name.
+
+    Args:
+        name: GDAL connection string.
+        spec: The model's input: which bands, in which order, and which values are ordinary.
+        cell_size: Side of the square pixels to read, in map units; None: the raster's own pixels.
+        cache_bytes: Size of GDAL's block cache.
+
+    Raises:
+        RasterOpenError: it cannot be opened, or has no usable georeference.
+        ModelIncompatibleError: it lacks bands that the model needs, or its type cannot be used.
+    """
+
+    def __init__(self, name: str, spec: InputSpec, cell_size: float | None, cache_bytes: int = 256 * 2**20) -> None:
+        """Open the raster once to look at it; each reading thread opens it again."""
+        if name.lstrip().startswith("<"):
+            raise RasterOpenError("A raster given as XML text is not opened.", hint="Save it as a .vrt file first.")
+        self._name = name
+        self._cell_size = cell_size
+        self._settings = {**_SETTINGS, "GDAL_CACHEMAX": cache_bytes}
+        self._threads = threading.local()
+        self._handles: list[Any] = []
+        self._lock = threading.Lock()
+        dataset = self._dataset()
+        self._palette = _palette(dataset, spec)
+        self._bands = (1,) if self._palette is not None else resolve_bands(dataset, spec.bands)
+        self._fill = _fills_invalid(dataset, spec)
+        self._ignores_mask = all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums)
+        self._info = RasterInfo(
+            dataset.width,
+            dataset.height,
+            len(spec.bands),
+            "uint8" if self._palette is not None else str(np.result_type(*[dataset.dtypes[b - 1] for b in self._bands])),
+            dataset.transform,
+            dataset.crs.to_wkt(),
+            dataset.block_shapes[0][0],
+        )
+
+    @property
+    def info(self) -> RasterInfo:
+        """Describe the raster."""
+        return self._info
+
+    def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Read a window, which may hang over the raster's edge, see `RasterSource.read`."""
+        info = self._info
+        pixels = np.zeros((info.n_bands, window.height, window.width), info.dtype)
+        valid = np.zeros((window.height, window.width), np.bool_)
+        inside = window.intersect(Window(0, 0, info.width, info.height))
+        if inside.width == 0 or inside.height == 0:
+            return pixels, valid
+        rows = slice(inside.y - window.y, inside.bottom - window.y)
+        columns = slice(inside.x - window.x, inside.right - window.x)
+        with _as_read_error(self._name, window):
+            part, part_valid = self._read_inside(inside)
+        pixels[:, rows, columns], valid[rows, columns] = part, part_valid
+        return pixels, valid
+
+    def _read_inside(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        dataset = self._dataset()
+        area = rasterio.windows.Window(window.x, window.y, window.width, window.height)
+        with rasterio.Env(**self._settings):
+            pixels = dataset.read(self._bands, window=area)
+            if self._ignores_mask:
+                valid = np.ones(pixels.shape[1:], np.bool_)
+            else:
+                valid = np.any(dataset.read_masks(self._bands, window=area) > 0, axis=0)
+        if self._palette is not None:
+            pixels = self._palette[:, np.clip(pixels[0], 0, self._palette.shape[1] - 1)]
+        if np.issubdtype(pixels.dtype, np.floating):
+            finite = np.isfinite(pixels)
+            valid &= finite.any(axis=0)
+            pixels[~finite] = 0
+        if self._fill:
+            pixels[:, ~valid] = 0
+        return pixels, valid
+
+    def _dataset(self) -> Any:
+        dataset = getattr(self._threads, "dataset", None)
+        if dataset is None:
+            with rasterio.Env(**self._settings):
+                opened = _open(self._name)
+                dataset = _resampled(opened, self._cell_size)
+            with self._lock:
+                self._handles += [dataset, opened]
+            self._threads.dataset = dataset
+        return dataset
+
+    def close(self) -> None:
+        """Close all threads' handles; none of them may be reading."""
+        with self._lock:
+            for handle in self._handles:
+                handle.close()
+            self._handles.clear()
+        self._threads = threading.local()
+
+
+def _open(name: str) -> Any:
+    try:
+        dataset = rasterio.open(name)
+    except (RasterioError, ValueError) as error:
+        raise RasterOpenError(f"The raster '{name}' cannot be opened: {error}.") from error
+    if dataset.crs is None:
+        raise RasterOpenError(
+            f"The raster '{name}' has no coordinate reference system.",
+            hint="Assign one first, for example with 'Assign projection' of the raster menu.",
+        )
+    if dataset.transform == Affine.identity():
+        kind = "only ground control points or RPCs" if dataset.gcps[0] or dataset.rpcs else "no georeference"
+        raise RasterOpenError(f"The raster '{name}' has {kind}.", hint="Georeference it first (Georeferencer, gdalwarp).")
+    if dataset.transform.determinant == 0:
+        raise RasterOpenError(f"The raster '{name}' has pixels without area: its georeference is damaged.")
+    return dataset
+
+
+def _resampled(dataset: Any, cell_size: float | None) -> Any:
+    """Give the raster on square pixels: of `cell_size`, or of its shorter side where its own are not square."""
+    t = dataset.transform
+    across, down = math.hypot(t.a, t.d), math.hypot(t.b, t.e)
+    if cell_size is None:
+        if abs(across - down) <= _SQUARE_TOLERANCE * max(across, down):
+            return dataset
+        cell_size = min(across, down)
+    scale_x, scale_y = cell_size / across, cell_size / down
+    if max(abs(scale_x - 1), abs(scale_y - 1)) < 1e-9:
+        return dataset
+    width, height = math.ceil(dataset.width / scale_x - 1e-6), math.ceil(dataset.height / scale_y - 1e-6)
+    if max(width, height) > 2**31 - 1:
+        raise RasterOpenError(f"A cell size of {cell_size:g} gives {width} x {height} pixels; that is too many.")
+    return WarpedVRT(
+        dataset,
+        crs=dataset.crs,
+        src_crs=dataset.crs,
+        transform=t * Affine.scale(scale_x, scale_y),
+        width=width,
+        height=height,
+        resampling=Resampling.average if max(scale_x, scale_y) > 1.5 else Resampling.bilinear,
+        tolerance=1e-6,  # the same pixel must come out whatever window it is read with
+        add_alpha=dataset.nodata is None and not _has_alpha(dataset),
+    )
+
+
+def _has_alpha(dataset: Any) -> bool:
+    return ColorInterp.alpha in dataset.colorinterp
+
+
+def resolve_bands(dataset: Any, bands: tuple[int | str, ...]) -> tuple[int, ...]:
+    """Give the raster's 1-based band numbers for the model's bands.
+
+    Raises:
+        ModelIncompatibleError: the raster has no such band, or one of a type that no model takes.
+    """
+    numbers = tuple(_band_number(dataset, band) for band in bands)
+    for number in numbers:
+        if dataset.dtypes[number - 1].startswith("complex"):
+            raise ModelIncompatibleError(f"Band {number} holds complex numbers, which no model takes.")
+    return numbers
+
+
+def _band_number(dataset: Any, band: int | str) -> int:
+    colors = list(dataset.colorinterp)
+    if isinstance(band, str):
+        names = [str(description or "").lower() for description in dataset.descriptions]
+        names = [name or color.name.lower() for name, color in zip(names, colors)]
+        if band.lower() not in names:
+            raise ModelIncompatibleError(
+                f"The model needs a band named '{band}', and the raster's bands are: {', '.join(names)}."
+            )
+        return names.index(band.lower()) + 1
+    n_colors = sum(color != ColorInterp.alpha for color in colors)
+    if band >= n_colors:
+        raise ModelIncompatibleError(
+            f"The model needs at least {band + 1} bands, and the raster has {n_colors}.",
+            hint="Choose a raster with the bands that the model was trained on.",
+        )
+    return [index for index, color in enumerate(colors, 1) if color != ColorInterp.alpha][band]
+
+
+def _palette(dataset: Any, spec: InputSpec) -> NDArray[np.uint8] | None:
+    """Give the colour table as (C, entries) where one paletted band stands for the three that the model wants."""
+    if dataset.count != 1 or len(spec.bands) != 3 or ColorInterp.palette not in dataset.colorinterp:
+        return None
+    table = dataset.colormap(1)
+    colors = np.zeros((3, max(table) + 1), np.uint8)
+    for index, color in table.items():
+        colors[:, index] = color[:3]
+    order = [band if isinstance(band, int) else ("red", "green", "blue").index(band.lower()) for band in spec.bands]
+    return np.ascontiguousarray(colors[order])
+
+
+def _fills_invalid(dataset: Any, spec: InputSpec) -> bool:
+    """Tell whether invalid pixels become 0.
+
+    A nodata value that is an ordinary value for the model (255 in an 8-bit photo, where saturated white looks like
+    nodata) stays: the model has seen it in training, and black dots it has not.
+    """
+    if dataset.nodata is None or spec.data_range is None or math.isnan(dataset.nodata):
+        return True
+    low, high = spec.data_range
+    return not low <= dataset.nodata <= high
+
+
+@contextmanager
+def _as_read_error(name: str, window: Window) -> Iterator[None]:
+    try:
+        yield
+    except RasterioError as error:
+        reason = error.__cause__ or error
+        raise RasterReadError(
+            f"The raster '{name}' cannot be read at columns {window.x} to {window.right}, "
+            f"rows {window.y} to {window.bottom}: {reason}.",
+            window=[window.x, window.y, window.width, window.height],
+        ) from error
