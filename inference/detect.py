@@ -1,7 +1,7 @@
 """The detection: from a job to finished objects, read from top to bottom.
 
-    job ──> model package ──> detector ─┐
-     └────> raster ──> region ──> tiles ┴──> pipeline ──> journal ──> merge ──> georeference ──> files of objects
+job ──> model package ──> detector ─┐
+ └────> raster ──> region ──> tiles ┴──> pipeline ──> journal ──> merge ──> georeference ──> files of objects
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from .detectors.protocol import Detector, DetectorSettings
 from .device import choose_device
 from .errors import DiskFullError, JobError, ModelError, ModelHashError, OutputError, RasterReadError
 from .events import Canceled, Message, Objects, Progress, Report
+from .fit import fit_warnings
 from .georeference import boxes_to_map, rings_to_wkb
 from .job import DetectionJob, parse_parallel_factor
 from .jobs import objects_path
@@ -47,11 +49,10 @@ _EDGE = 2.0
 _OBJECTS_PER_FILE = 5000
 _CACHE_LIMITS = (64 * 2**20, 1024 * 2**20)
 _TOLD_QUARANTINES = 5
+_PROGRESS_SECONDS = 0.2
 
 
-def detect(
-    job: DetectionJob, folder: Path, report: Report, is_cancelled: Callable[[], bool]
-) -> dict[str, Any]:
+def detect(job: DetectionJob, folder: Path, report: Report, is_cancelled: Callable[[], bool]) -> dict[str, Any]:
     """Run a job.
 
     Args:
@@ -68,16 +69,17 @@ def detect(
         InferenceError: the job cannot be done, or not be finished.
     """
     start = time.monotonic()
-    run = _prepare(job, folder, report)
-    try:
-        with Journal.open(folder, _fingerprint(job, run), len(run.plan.grid)) as journal:
-            _find(run, journal, report, is_cancelled)
-            _tell_quarantined(run, journal, report)
-            counts = _hand_out(run, journal, folder, report, is_cancelled)
-            journal.set_state(JobState.done)
-            return _summary(run, journal, counts, time.monotonic() - start)
-    finally:
-        run.source.close()
+    with tempfile.TemporaryDirectory(prefix="model-", dir=folder, ignore_cleanup_errors=True) as unpacked:
+        run = _prepare(job, Path(unpacked), report)
+        try:
+            with Journal.open(folder, _fingerprint(job, run), len(run.plan.grid)) as journal:
+                _find(run, journal, report, is_cancelled)
+                _tell_quarantined(run, journal, report)
+                counts = _hand_out(run, journal, folder, report, is_cancelled)
+                journal.set_state(JobState.done)
+                return _summary(run, journal, counts, time.monotonic() - start)
+        finally:
+            run.source.close()
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Run:
     n_threads: int
 
 
-def _prepare(job: DetectionJob, folder: Path, report: Report) -> Run:
+def _prepare(job: DetectionJob, unpacked: Path, report: Report) -> Run:
     package = open_package(job.model)
     sha256 = package.sha256()
     if job.model_sha256 not in ("", sha256):
@@ -107,16 +109,16 @@ def _prepare(job: DetectionJob, folder: Path, report: Report) -> Run:
     region = make_region(job, source.info)
     device = choose_device(job.processor, job.gpu_id, definition.kind)
     n_threads = parse_parallel_factor(job.parallel_processing_factor, usable_cores())
-    unpacked = folder / f"model-{os.getpid()}"
-    unpacked.mkdir(mode=0o700)
     detector = load_detector(package, resolved.values, DetectorSettings(device, n_threads), unpacked)
     if resolved.values["test_time_augmentation"]:
         detector = AugmentedDetector(
             detector, MAP_ORIENTATIONS, resolved.values["threshold"], resolved.values["nms_overlap"]
         )
     plan = make_plan(definition, resolved.values, job.arguments, detector.traits, region, device)
-    for text in (*resolved.warnings,):
+    for text in resolved.warnings:
         report(Message("warning", "argument", text))
+    for text in fit_warnings(definition, source.info):
+        report(Message("warning", "fit", text))
     for text in (f"Model: {definition.name} {definition.version}".strip() + f", on {device}.", *plan.notes):
         report(Message("info", "plan", text))
     return Run(job, package, sha256, resolved.values, source, region, detector, plan, device, n_threads)
@@ -151,6 +153,7 @@ def _fingerprint(job: DetectionJob, run: Run) -> str:
 def _find(run: Run, journal: Journal, report: Report, is_cancelled: Callable[[], bool]) -> None:
     """Run the tiles that the journal does not have yet, and commit what they hold, batch by batch."""
     plan, finished = run.plan, journal.finished()
+    failed_before = {number for number, _ in journal.quarantined()}
     pipeline = Pipeline(
         run.source,
         Preprocess(plan.grid.tile_size, plan.network_size),
@@ -159,16 +162,17 @@ def _find(run: Run, journal: Journal, report: Report, is_cancelled: Callable[[],
         n_readers=max(1, run.n_threads // 2),
         n_callers=run.detector.traits.n_callers,
     )
-    todo = (tile for tile in plan.grid if tile.number not in finished)
-    clock = _Clock(len(plan.grid), len(finished))
-    report(clock.progress(len(finished), journal.n_objects()))
+    todo = (tile for tile in plan.grid if tile.number not in finished or tile.number in failed_before)
+    clock = _Clock(len(plan.grid), len(finished) - len(failed_before))
+    report(clock.progress(clock.done, journal.n_objects()))
     n_invalid = 0
     for outcomes in pipeline.run(todo, run.region.touches, is_cancelled):
         valid = [_valid(outcome) for outcome in outcomes]
         n_invalid += sum(before is not after for before, after in zip(outcomes, valid))
         journal.commit([_owned(run, outcome) for outcome in valid])
         clock.count(outcomes)
-        report(clock.progress(clock.done, journal.n_objects()))
+        if clock.is_due():
+            report(clock.progress(clock.done, journal.n_objects()))
     if n_invalid:
         report(Message("warning", "invalid-output", f"The model gave invalid boxes on {n_invalid} tiles; dropped."))
         if n_invalid == journal.counts()[TileState.done]:
@@ -182,9 +186,18 @@ class _Clock:
         self.total, self.done = total, done
         self._first = done
         self._start = time.monotonic()
+        self._told = 0.0
 
     def count(self, outcomes: list[Outcome]) -> None:
         self.done += len(outcomes)
+
+    def is_due(self) -> bool:
+        """Tell whether it is time for the next word: a run of a million tiles must not send a million."""
+        now = time.monotonic()
+        if now - self._told < _PROGRESS_SECONDS and self.done < self.total:
+            return False
+        self._told = now
+        return True
 
     def progress(self, done: int, n_objects: int) -> Progress:
         elapsed, n_new = time.monotonic() - self._start, done - self._first
@@ -236,9 +249,9 @@ def _tell_quarantined(run: Run, journal: Journal, report: Report) -> None:
     if n_quarantined == 0:
         return
     windows = [run.plan.grid[number].inner for number, _ in journal.quarantined()]
-    places = "; ".join(
-        f"columns {w.x} to {w.right}, rows {w.y} to {w.bottom}" for w in windows[:_TOLD_QUARANTINES]
-    ) + (f"; and {len(windows) - _TOLD_QUARANTINES} more" if len(windows) > _TOLD_QUARANTINES else "")
+    places = "; ".join(f"columns {w.x} to {w.right}, rows {w.y} to {w.bottom}" for w in windows[:_TOLD_QUARANTINES]) + (
+        f"; and {len(windows) - _TOLD_QUARANTINES} more" if len(windows) > _TOLD_QUARANTINES else ""
+    )
     if n_done == 0:
         raise RasterReadError(
             f"The raster '{run.job.raster}' cannot be read ({places}).",

@@ -88,18 +88,21 @@ def job_from_json(text: str) -> DetectionJob:
         raise JobError(f"The job file is not valid JSON: {error}.") from error
     if not isinstance(data, dict):
         raise JobError("The job file does not hold a JSON object.")
-    if data.get("schema", 0) > SCHEMA:
+    schema = data.get("schema")
+    if not isinstance(schema, int):
+        raise JobError("The job file does not say which schema it has.")
+    if schema > SCHEMA:
         raise JobError("The job was written by a newer version of Kestrel.", hint="Update the plugin.")
     unknown = sorted(set(data) - {item.name for item in fields(DetectionJob)})
     if unknown:
         raise JobError(f"The job has members that this version does not know: {', '.join(unknown)}.")
-    if data.get("extent") is not None:
-        data["extent"] = tuple(data["extent"])
-    data["objects_of_interest"] = tuple(data.get("objects_of_interest", ()))
     try:
+        if data.get("extent") is not None:
+            data["extent"] = tuple(data["extent"])
+        data["objects_of_interest"] = tuple(data.get("objects_of_interest", ()))
         return DetectionJob(**data)
-    except TypeError as error:
-        raise JobError(f"The job is incomplete: {error}.") from error
+    except (TypeError, ValueError) as error:
+        raise JobError(f"The job is incomplete, or a member has the wrong type: {error}.") from error
 
 
 def parse_parallel_factor(text: str, n_cores: int) -> int:

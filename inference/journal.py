@@ -104,7 +104,8 @@ class TileNumbers(Collection[int]):
 
 _TABLES = (
     "CREATE TABLE job (fingerprint TEXT NOT NULL, n_tiles INTEGER NOT NULL, versions TEXT NOT NULL,"
-    " state TEXT NOT NULL, created TEXT NOT NULL DEFAULT (datetime('now')), changed TEXT NOT NULL DEFAULT (datetime('now')))",
+    " state TEXT NOT NULL, created TEXT NOT NULL DEFAULT (datetime('now')),"
+    " changed TEXT NOT NULL DEFAULT (datetime('now')))",
     "CREATE TABLE tile (number INTEGER PRIMARY KEY, state INTEGER NOT NULL, count INTEGER NOT NULL, y_min REAL,"
     " y_max REAL, error TEXT NOT NULL)",
     "CREATE TABLE found (number INTEGER PRIMARY KEY, detections BLOB NOT NULL)",
@@ -121,7 +122,7 @@ class Journal:
         self._database = database
         self._n_tiles = n_tiles
         # Kept up to date by `commit`: progress is told after each batch, and counting takes a look at every tile.
-        self._counts, self._n_objects = _count(database)
+        self._counts, self._n_objects = _count(database, n_tiles)
 
     @classmethod
     def open(cls, folder: Path, fingerprint: str, n_tiles: int, *, versions: Mapping[str, str] = _NONE) -> Journal:
@@ -182,8 +183,8 @@ class Journal:
                 if before not in (TileState.planned, TileState.quarantined) or before == result.state:
                     continue
                 self._store(result)
-                counts[before] = counts.get(before, 0) - 1
-                counts[result.state] = counts.get(result.state, 0) + 1
+                counts[before] -= 1
+                counts[result.state] += 1
                 n_objects += len(result.detections or ())
         self._counts, self._n_objects = counts, n_objects
 
@@ -231,9 +232,7 @@ class Journal:
 
     def counts(self) -> dict[TileState, int]:
         """Give the number of tiles in each state; they sum up to the planned number of tiles."""
-        counts = {state: self._counts.get(state, 0) for state in TileState}
-        counts[TileState.planned] = self._n_tiles - sum(n for state, n in counts.items() if state is not TileState.planned)
-        return counts
+        return dict(self._counts)
 
     def n_objects(self) -> int:
         """Give the number of detections so far, before any merging."""
@@ -298,9 +297,13 @@ def _prepare(
     )
 
 
-def _count(database: sqlite3.Connection) -> tuple[dict[TileState, int], int]:
-    rows = database.execute("SELECT state, count(*), sum(count) FROM tile GROUP BY state").fetchall()
-    return {TileState(state): tiles for state, tiles, _ in rows}, sum(objects for _, _, objects in rows)
+def _count(database: sqlite3.Connection, n_tiles: int) -> tuple[dict[TileState, int], int]:
+    counts, n_objects = dict.fromkeys(TileState, 0), 0
+    for state, tiles, objects in database.execute("SELECT state, count(*), sum(count) FROM tile GROUP BY state"):
+        counts[TileState(state)] = tiles
+        n_objects += objects
+    counts[TileState.planned] = n_tiles - sum(counts.values())
+    return counts, n_objects
 
 
 def _unpack(blob: bytes, path: Path) -> Detections:

@@ -1,0 +1,39 @@
+"""Start file of the worker: `python -I -u <plugins>/kestrel/inference/worker/__main__.py JOB_FOLDER`.
+
+Run as a file, not as a module: isolated mode (-I) keeps the working directory and PYTHONPATH out of the module search,
+so no json.py or torch.py that lies around is imported. Up to the check of the version, this runs on any Python 3.7.
+"""
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+# Symbolic links stay as they are: the plugin folder's name is the package's name, where it leads to is not.
+_PLUGIN = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
+_WORKER = os.path.basename(_PLUGIN) + ".inference.worker"  # noqa: PTH119
+
+
+def _refuse_old_python() -> None:
+    """End the process where the rest could not even be imported."""
+    floor = importlib.import_module(_WORKER + ".environment").PYTHON_FLOOR
+    if sys.version_info >= tuple(map(int, floor.split("."))):
+        return
+    errors = importlib.import_module(os.path.basename(_PLUGIN) + ".inference.errors")  # noqa: PTH119
+    error = errors.WorkerStartError(
+        f"Python {sys.version.split()[0]} is too old for the inference environment: {floor} or newer is needed.",
+        hint="Set up the inference environment in Settings > Options > Kestrel.",
+        interpreter=sys.executable,
+    )
+    sys.stdout.write(json.dumps({"type": "failed", "error": error.to_dict()}) + "\n")
+    sys.stdout.flush()
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    # At the end, so that nothing in there stands before an installed library.
+    sys.path.append(os.path.dirname(_PLUGIN))  # noqa: PTH120
+    _refuse_old_python()
+    main = importlib.import_module(_WORKER + ".main")
+    main.leave(main.run(Path(sys.argv[1]), main.load_detect))
