@@ -1,0 +1,1 @@
+"""The Processing provider: Kestrel's algorithms as QGIS sees them."""

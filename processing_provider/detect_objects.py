@@ -1,0 +1,198 @@
+"""DetectObjectsAlgorithm: declare -> check -> build the job -> run the worker -> fill the sink."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from qgis.core import (
+    Qgis,
+    QgsProcessingAlgorithm,
+    QgsProcessingContext,
+    QgsProcessingException,
+    QgsProcessingFeedback,
+)
+from qgis.PyQt.QtGui import QIcon
+
+from ..inference.errors import InferenceError, OutputError
+from ..inference.events import WasCanceled
+from ..inference.job import DetectionJob
+from . import parameters as keys
+from .feature_sink import RunFacts, check_written, fill_sink, output_fields
+from .feedback import EventListener, as_processing_exception, cancelled_exception, is_main_thread
+from .help import algorithm_help
+from .job_builder import (
+    JSON_KEYS,
+    DetectionPlan,
+    ParameterReader,
+    as_json_text,
+    build_plan,
+    complete_job,
+    is_json,
+    remove_half_output,
+)
+from .job_run import JobRun, start_run
+from .layer_style import RunRecord, style_on_load
+from .parameters import output_table, parameter_table
+from .text import to_plain, tr
+
+ICON_PATH = str(Path(__file__).parent.parent / "resources" / "icons" / "kestrel.svg")
+
+
+class DetectObjectsAlgorithm(QgsProcessingAlgorithm):
+    """Finds objects in a raster with a deep learning model."""
+
+    def __init__(self) -> None:
+        """Start without a plan; prepareAlgorithm makes it."""
+        super().__init__()
+        self._plan: DetectionPlan | None = None
+
+    def createInstance(self) -> DetectObjectsAlgorithm:
+        """Give a fresh algorithm."""
+        return DetectObjectsAlgorithm()
+
+    def name(self) -> str:
+        """Give the second part of the id `kestrel:detectobjects`."""
+        return "detectobjects"
+
+    def displayName(self) -> str:
+        """Give the name in the toolbox."""
+        return tr("Detect Objects Using Deep Learning")
+
+    def shortDescription(self) -> str:
+        """Give the tooltip."""
+        return tr("Finds objects in an image with a trained deep learning model and writes them as polygons.")
+
+    def shortHelpString(self) -> str:
+        """Give the help beside the dialog."""
+        return algorithm_help()
+
+    def tags(self) -> list[str]:
+        """Give the words that a search should find the algorithm by."""
+        words = "object detection,deep learning,AI,neural network,ONNX,torchvision,YOLO,dlpk,emd,trees,imagery"
+        return [*words.split(","), tr("find objects"), tr("count objects"), tr("machine learning")]
+
+    def icon(self) -> QIcon:
+        """Give the bird."""
+        return QIcon(ICON_PATH)
+
+    def svgIconPath(self) -> str:
+        """Give the bird's file."""
+        return ICON_PATH
+
+    def initAlgorithm(self, configuration: dict[str, Any] | None = None) -> None:
+        """Declare parameters and outputs from their tables."""
+        for parameter in parameter_table():
+            self.addParameter(parameter.definition())
+        for output in output_table():
+            self.addOutput(output.make(output.key, output.label))
+
+    def preprocessParameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Turn JSON values into text, so that history and "Copy as Python" can hold them."""
+        given = {key: parameters.get(key) for key in JSON_KEYS}
+        return {**parameters, **{key: as_json_text(value) for key, value in given.items() if is_json(value)}}
+
+    def checkParameterValues(self, parameters: dict[str, Any], context: QgsProcessingContext) -> tuple[bool, str]:
+        """Refuse what cannot work, before anything is started."""
+        is_valid, reason = super().checkParameterValues(self.preprocessParameters(parameters), context)
+        if not is_valid:
+            return False, reason
+        try:
+            build_plan(self, parameters, context)
+        except InferenceError as error:
+            return False, to_plain(error)
+        return True, ""
+
+    def prepareAlgorithm(
+        self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
+    ) -> bool:
+        """Take from the layers what is bound to this thread."""
+        try:
+            self._plan = build_plan(self, parameters, context)
+        except InferenceError as error:
+            raise as_processing_exception(error) from error
+        for warning in self._plan.warnings:
+            feedback.pushWarning(to_plain(warning))
+        return True
+
+    def processAlgorithm(
+        self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
+    ) -> dict[str, Any]:
+        """Run the worker and write what it found."""
+        plan, started = self._plan, time.monotonic()
+        if plan is None:
+            raise QgsProcessingException("prepareAlgorithm was not called.")
+        run: JobRun | None = None
+        try:
+            run = start_run(complete_job(plan))
+            listener = EventListener(feedback)
+            outcome = run.execute(plan.interpreter, listener, feedback)
+            if isinstance(outcome, WasCanceled):
+                return _cancelled(feedback)
+            request = ParameterReader(self, parameters, context)
+            results = _write(request, plan, run.job, listener.object_files, feedback)
+        except InferenceError as error:
+            raise as_processing_exception(error, run.log if run else None) from error
+        finally:
+            if run is not None:
+                run.release()
+        if not feedback.isCanceled():
+            run.remove()
+        results[keys.TILE_COUNT] = outcome.summary.get("tiles", 0)
+        results[keys.ELAPSED_SECONDS] = round(time.monotonic() - started, 2)
+        return results
+
+
+def _write(
+    request: ParameterReader, plan: DetectionPlan, job: DetectionJob, files: list[Path], feedback: QgsProcessingFeedback
+) -> dict[str, Any]:
+    """Fill the sink in one go: it is one open transaction, and hours of work must not hang on it."""
+    algorithm, definition = request.algorithm, plan.package.definition
+    sink, destination = algorithm.parameterAsSink(
+        request.parameters,
+        keys.OUTPUT,
+        request.context,
+        output_fields(plan.fields),
+        Qgis.WkbType.Polygon,
+        plan.raster.crs,
+    )
+    if sink is None:
+        raise QgsProcessingException(algorithm.invalidSinkError(request.parameters, keys.OUTPUT))
+    feedback.setProgressText(tr("Writing the objects"))
+    try:
+        counts = fill_sink(sink, destination, files, RunFacts(definition, job.job_id, plan.fields))
+        # The file is complete only when nobody holds the sink any more.
+        del sink
+        check_written(destination, sum(counts.values()))
+    except OutputError:
+        remove_half_output(request)
+        raise
+    record = RunRecord(job, definition, plan.raster, plan.fields, counts)
+    style_on_load(request.context, destination, record, algorithm.parameterDefinition(keys.OUTPUT).description())
+    feedback.pushInfo(_summary(counts))
+    return {
+        keys.OUTPUT: destination,
+        keys.OBJECT_COUNT: sum(counts.values()),
+        keys.CLASS_COUNTS: json.dumps(counts, ensure_ascii=False),
+        keys.JOB_ID: job.job_id,
+    }
+
+
+def _summary(counts: Counter[str]) -> str:
+    found = ", ".join(f"{to_plain(name)}: {count}" for name, count in counts.most_common())
+    return tr("Found {count} objects.").format(count=sum(counts.values())) + (f" {found}." if found else "")
+
+
+def _cancelled(feedback: QgsProcessingFeedback) -> dict[str, Any]:
+    """End a cancelled run.
+
+    A dialog runs the algorithm in a thread and sees for itself that the run was cancelled. A script or qgis_process
+    runs it in the main thread and would take a normal return for success.
+    """
+    if is_main_thread():
+        raise cancelled_exception()
+    feedback.pushInfo(tr("Canceled. The same run, started again, goes on from here."))
+    return {}

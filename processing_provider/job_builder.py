@@ -1,0 +1,290 @@
+"""QGIS parameters -> DetectionJob: the only place where QGIS's values become the core's.
+
+`build_plan` runs twice, in checkParameterValues to refuse what cannot work and in prepareAlgorithm for the run itself,
+so that both say the same. It is quick: the slow parts (hash of the weights, union of the mask) are `complete_job`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import tempfile
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from qgis.core import (
+    QgsCoordinateReferenceSystem,
+    QgsCoordinateTransformContext,
+    QgsProcessingAlgorithm,
+    QgsProcessingContext,
+    QgsProcessingFeatureSource,
+    QgsProcessingOutputLayerDefinition,
+    QgsRectangle,
+    QgsVariantUtils,
+    QgsVectorLayer,
+)
+
+from ..inference.errors import JobError, OutputError
+from ..inference.job import DetectionJob
+from ..inference.models.arguments import parse_arguments, resolve_arguments
+from ..inference.models.definition import ModelDefinition
+from ..inference.models.package import ModelPackage, open_package
+from . import parameters as keys
+from .feature_sink import FieldNames
+from .interpreter import find_interpreter
+from .mask import dissolve
+from .raster_source import SourceRaster, check_bands, source_raster
+
+JSON_KEYS = (keys.MODEL, keys.ARGUMENTS, keys.OBJECTS_OF_INTEREST)
+"""Text parameters that programs may also give as a JSON value."""
+
+
+@dataclass(frozen=True)
+class DetectionPlan:
+    """A checked job, and what QGIS needs besides it. Nothing in it is bound to a thread."""
+
+    job: DetectionJob
+    interpreter: str
+    package: ModelPackage
+    raster: SourceRaster
+    fields: FieldNames
+    mask: QgsProcessingFeatureSource | None
+    transforms: QgsCoordinateTransformContext
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ParameterReader:
+    """The parameters of one run, and what QGIS needs to read them."""
+
+    algorithm: QgsProcessingAlgorithm
+    parameters: dict[str, Any]
+    context: QgsProcessingContext
+
+    def is_given(self, key: str) -> bool:
+        """Tell whether a parameter has a value."""
+        value = self.parameters.get(key)
+        return not (QgsVariantUtils.isNull(value) or value == "")
+
+    def text(self, key: str) -> str:
+        """Give a text; a JSON value, which parameterAsString would turn into '', becomes JSON text."""
+        value = self.parameters.get(key)
+        if is_json(value):
+            return as_json_text(value)
+        return self.algorithm.parameterAsString(self.parameters, key, self.context).strip()
+
+    def number(self, key: str) -> float | None:
+        """Give a number, or None where there is none."""
+        if not self.is_given(key):
+            return None
+        return self.algorithm.parameterAsDouble(self.parameters, key, self.context)
+
+
+def is_json(value: Any) -> bool:
+    """Tell whether a parameter was given as a JSON object or list instead of a text."""
+    return isinstance(value, (dict, list))
+
+
+def as_json_text(value: Any) -> str:
+    """Give a JSON value as text."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def build_plan(
+    algorithm: QgsProcessingAlgorithm, parameters: dict[str, Any], context: QgsProcessingContext
+) -> DetectionPlan:
+    """Read and check all parameters.
+
+    Raises:
+        InferenceError: something that cannot work, with the reason and the way out.
+    """
+    reader = ParameterReader(algorithm, parameters, context)
+    raster = source_raster(_raster_layer(reader))
+    reference = _model_reference(reader)
+    package = open_package(reference)
+    check_bands(raster, package.definition)
+    arguments = parse_arguments(reader.text(keys.ARGUMENTS))
+    resolve_arguments(package.definition, arguments)
+    extent, warnings = search_extent(reader, raster)
+    fields = FieldNames(reader.text(keys.CONFIDENCE_SCORE_FIELD), reader.text(keys.CLASS_VALUE_FIELD))
+    check_destination(reader)
+    job = DetectionJob(
+        job_id=new_job_id(),
+        raster=raster.connection,
+        model=reference,
+        arguments=arguments,
+        objects_of_interest=objects_of_interest(reader.text(keys.OBJECTS_OF_INTEREST), package.definition),
+        extent=extent,
+        cell_size=reader.number(keys.CELL_SIZE),
+        **_run_options(reader),
+    )
+    return DetectionPlan(
+        job=job,
+        interpreter=find_interpreter(),
+        package=package,
+        raster=raster,
+        fields=fields,
+        mask=_mask_source(reader),
+        transforms=context.transformContext(),
+        warnings=warnings,
+    )
+
+
+def complete_job(plan: DetectionPlan) -> DetectionJob:
+    """Give the job with the parts that take time: the model's hash and the mask.
+
+    Raises:
+        InferenceError: the weights cannot be read, or the mask is empty.
+    """
+    mask = None if plan.mask is None else _mask_wkb(plan.mask, plan)
+    return replace(plan.job, model_sha256=plan.package.sha256(), mask_wkb=mask)
+
+
+def _mask_wkb(source: QgsProcessingFeatureSource, plan: DetectionPlan) -> str:
+    mask = dissolve(source, plan.raster.crs, plan.transforms)
+    if not mask.intersects(plan.raster.extent):
+        raise JobError(
+            f"The mask lies outside the raster '{plan.raster.name}'.",
+            hint="Check the coordinate reference systems of both layers.",
+        )
+    return bytes(mask.asWkb()).hex()
+
+
+def new_job_id() -> str:
+    """Give a name for a run that sorts by time and that no other run has."""
+    return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def _raster_layer(reader: ParameterReader) -> Any:
+    layer = reader.algorithm.parameterAsRasterLayer(reader.parameters, keys.INPUT, reader.context)
+    if layer is None:
+        raise JobError(reader.algorithm.invalidRasterError(reader.parameters, keys.INPUT))
+    return layer
+
+
+def _model_reference(reader: ParameterReader) -> str:
+    text = reader.text(keys.MODEL)
+    if not text or text.startswith("{"):
+        return text
+    # The worker has a working directory of its own, so a relative path must not reach it.
+    return str(Path(text).expanduser().absolute())
+
+
+def objects_of_interest(text: str, definition: ModelDefinition) -> tuple[str, ...]:
+    """Read class names, `Palm;House` or a JSON list.
+
+    Raises:
+        JobError: a class that the model does not have, or not a list.
+    """
+    if text.startswith("["):
+        try:
+            names = [str(name) for name in json.loads(text)]
+        except ValueError as error:
+            raise JobError(
+                f"The objects of interest are not a valid JSON list: {error}.", hint="Write for example Palm;House."
+            ) from error
+    else:
+        names = [name.strip() for name in text.split(";") if name.strip()]
+    unknown = [name for name in names if definition.class_named(name) is None]
+    if unknown:
+        known = "; ".join(item.name for item in definition.classes)
+        raise JobError(
+            f"The model has no class named {', '.join(repr(name) for name in unknown)}.",
+            hint=f"Its classes are: {known}.",
+        )
+    return tuple(dict.fromkeys(names))
+
+
+def search_extent(
+    reader: ParameterReader, raster: SourceRaster
+) -> tuple[tuple[float, float, float, float] | None, tuple[str, ...]]:
+    """Give the extent in the raster's coordinate reference system, cut to the raster, and what to tell about it.
+
+    Raises:
+        JobError: it is empty or does not meet the raster.
+    """
+    if not reader.is_given(keys.EXTENT):
+        return None, ()
+    wanted = reader.algorithm.parameterAsExtent(reader.parameters, keys.EXTENT, reader.context, raster.crs)
+    if not (wanted.width() > 0 and wanted.height() > 0):
+        raise JobError("The extent is empty.", hint="Draw a larger one, or leave it empty to search the whole raster.")
+    common = wanted.intersect(raster.extent)
+    if not (common.width() > 0 and common.height() > 0):
+        raise JobError(
+            f"The extent lies outside the raster '{raster.name}'.",
+            hint=f"The raster covers {_described(raster.extent, raster.crs)}.",
+        )
+    warnings = () if raster.extent.contains(wanted) else ("The extent reaches beyond the raster and was cut to it.",)
+    return (common.xMinimum(), common.yMinimum(), common.xMaximum(), common.yMaximum()), warnings
+
+
+def _described(extent: QgsRectangle, crs: QgsCoordinateReferenceSystem) -> str:
+    return f"{extent.toString(2)} in {crs.userFriendlyIdentifier()}"
+
+
+def _mask_source(reader: ParameterReader) -> QgsProcessingFeatureSource | None:
+    if not reader.is_given(keys.MASK):
+        return None
+    source = reader.algorithm.parameterAsSource(reader.parameters, keys.MASK, reader.context)
+    if source is None:
+        raise JobError(reader.algorithm.invalidSourceError(reader.parameters, keys.MASK))
+    if source.featureCount() == 0:
+        raise JobError("The mask holds no polygon.", hint="Choose another layer, or leave the mask empty.")
+    return source
+
+
+def _run_options(reader: ParameterReader) -> dict[str, Any]:
+    algorithm, parameters, context = reader.algorithm, reader.parameters, reader.context
+    gpu_id = reader.number(keys.GPU_ID)
+    return {
+        "run_nms": algorithm.parameterAsBoolean(parameters, keys.RUN_NMS, context),
+        "max_overlap_ratio": algorithm.parameterAsDouble(parameters, keys.MAX_OVERLAP_RATIO, context),
+        "processor": algorithm.parameterAsEnumString(parameters, keys.PROCESSOR_TYPE, context).lower(),
+        "gpu_id": None if gpu_id is None else int(gpu_id),
+        "parallel_processing_factor": reader.text(keys.PARALLEL_PROCESSING_FACTOR),
+    }
+
+
+def check_destination(reader: ParameterReader) -> None:
+    """Probe the output file's folder, so that hours of work do not end before a closed door.
+
+    Raises:
+        OutputError: the file cannot be written there, or its layer is being edited.
+    """
+    path = _destination_file(reader)
+    if path is None:
+        return
+    folder = path.parent
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".kestrel-"):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"The output folder '{folder}' cannot be written: {error.strerror or error}.", hint="Choose another folder."
+        ) from error
+    for layer in reader.context.project().mapLayers().values() if reader.context.project() else ():
+        is_same = Path(layer.source().split("|")[0]) == path
+        if is_same and isinstance(layer, QgsVectorLayer) and layer.isEditable():
+            raise OutputError(
+                f"The output file belongs to the layer '{layer.name()}', which is being edited.",
+                hint="Save or discard its edits first, or choose another file.",
+            )
+
+
+def remove_half_output(request: ParameterReader) -> None:
+    """Remove a file that could not be written to its end; a database that holds more than that is left alone."""
+    path = _destination_file(request)
+    if path is not None:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _destination_file(reader: ParameterReader) -> Path | None:
+    value = reader.parameters.get(keys.OUTPUT)
+    if isinstance(value, QgsProcessingOutputLayerDefinition):
+        value = value.sink.staticValue()
+    path = Path(value) if isinstance(value, str) else None
+    return path if path is not None and path.is_absolute() else None

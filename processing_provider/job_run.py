@@ -1,0 +1,128 @@
+"""One run of a job in the worker: its folder, going on where an equal run stopped, and clearing up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from qgis.core import QgsProcessingFeedback
+from qgis.PyQt.QtCore import QLockFile
+
+from ..inference.errors import JobError
+from ..inference.events import Done, WasCanceled
+from ..inference.job import DetectionJob
+from ..inference.jobs import (
+    JOB_FILE,
+    LOG_FILE,
+    create_job_folder,
+    jobs_folder,
+    read_job,
+    remove_job_folder,
+    remove_stale,
+    write_job,
+)
+from ..inference.worker.client import run_worker
+from .feedback import EventListener, pump_events
+from .text import tr
+
+_LOCK_FILE = "in-use.lock"
+
+
+@dataclass
+class JobRun:
+    """A job and the folder that it owns.
+
+    Attributes:
+        job: The job; the id is the one of the run that it goes on with, if there was one.
+        folder: Its folder.
+        is_resumed: Whether the folder holds what an earlier run found.
+    """
+
+    job: DetectionJob
+    folder: Path
+    is_resumed: bool
+    _lock: QLockFile
+
+    @property
+    def log(self) -> Path:
+        """Give the worker's log file."""
+        return self.folder / LOG_FILE
+
+    def execute(self, interpreter: str, listener: EventListener, feedback: QgsProcessingFeedback) -> Done | WasCanceled:
+        """Run the worker.
+
+        A journal that does not fit any more, because the raster or the plugin has changed since, is given up.
+
+        Raises:
+            InferenceError: what went wrong; the folder is kept.
+        """
+        if self.is_resumed:
+            feedback.pushInfo(tr("Going on with the unfinished run {job}.").format(job=self.job.job_id))
+        try:
+            return run_worker(interpreter, self.folder, listener, feedback.isCanceled, idle=pump_events)
+        except JobError:
+            if not self.is_resumed:
+                raise
+        feedback.pushInfo(tr("What that run found does not fit any more; starting anew."))
+        self._start_anew()
+        return run_worker(interpreter, self.folder, listener, feedback.isCanceled, idle=pump_events)
+
+    def _start_anew(self) -> None:
+        self.remove()
+        self.folder, self._lock = _new_folder(self.job)
+        self.is_resumed = False
+
+    def release(self) -> None:
+        """Keep the folder, for a look at the log or for a run that goes on from here."""
+        self._lock.unlock()
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        self._lock.unlock()
+        remove_job_folder(self.folder)
+
+
+def start_run(job: DetectionJob) -> JobRun:
+    """Take the folder of an equal run that did not finish, or make a new one.
+
+    Raises:
+        InferenceError: the cache cannot be written.
+    """
+    remove_stale()
+    for folder, found in _unfinished():
+        lock = _lock_of(folder)
+        if replace(found, job_id=job.job_id) == job and lock.tryLock(0):
+            return JobRun(found, folder, True, lock)
+    folder, lock = _new_folder(job)
+    return JobRun(job, folder, False, lock)
+
+
+def _new_folder(job: DetectionJob) -> tuple[Path, QLockFile]:
+    folder = create_job_folder(job.job_id)
+    lock = _lock_of(folder)
+    lock.tryLock(0)
+    write_job(folder, job)
+    return folder, lock
+
+
+def _lock_of(folder: Path) -> QLockFile:
+    lock = QLockFile(str(folder / _LOCK_FILE))
+    # However long a run takes, its lock does not age; Qt still sees when the process that held it is gone.
+    lock.setStaleLockTime(0)
+    return lock
+
+
+def _unfinished() -> Iterator[tuple[Path, DetectionJob]]:
+    """Give the jobs in the store, newest first."""
+    for path in sorted(jobs_folder().glob(f"*/{JOB_FILE}"), reverse=True):
+        job = _job_in(path.parent)
+        if job is not None:
+            yield path.parent, job
+
+
+def _job_in(folder: Path) -> DetectionJob | None:
+    try:
+        return read_job(folder)
+    except JobError:
+        return None

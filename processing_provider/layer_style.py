@@ -1,0 +1,208 @@
+"""How the layer of detected objects looks and what it tells about its origin, when QGIS loads it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from qgis.core import (
+    Qgis,
+    QgsCategorizedSymbolRenderer,
+    QgsCoordinateReferenceSystem,
+    QgsFillSymbol,
+    QgsPalLayerSettings,
+    QgsProcessingContext,
+    QgsProcessingFeedback,
+    QgsProcessingLayerPostProcessorInterface,
+    QgsRendererCategory,
+    QgsSimpleFillSymbolLayer,
+    QgsTextBufferSettings,
+    QgsTextFormat,
+    QgsUnitTypes,
+    QgsVectorLayer,
+    QgsVectorLayerSimpleLabeling,
+)
+from qgis.PyQt.QtGui import QColor
+
+from ..inference.job import DetectionJob
+from ..inference.models.definition import Color, ModelClass, ModelDefinition
+from .feature_sink import FieldNames
+from .raster_source import SourceRaster
+from .text import to_plain, to_ui, tr
+from .version import plugin_version
+
+_FILL_OPACITY = 30
+"""Of 255: enough to tell an object from its surroundings, little enough to see what it is."""
+_METRES_PER_SCREEN_PIXEL = 0.00028
+"""OGC's standardized rendering pixel size."""
+_COARSEST_LABELS = 4
+"""Labels appear while a screen pixel shows at most this many raster pixels: objects are large enough by then."""
+
+_alive: list[LayerStyle] = []
+"""QGIS does not own post-processors, and calls them long after the algorithm is gone."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What is worth knowing about a run after it is over."""
+
+    job: DetectionJob
+    definition: ModelDefinition
+    raster: SourceRaster
+    fields: FieldNames
+    class_counts: Counter[str]
+
+
+def style_on_load(context: QgsProcessingContext, destination: str, record: RunRecord, default_name: str) -> None:
+    """Have the output layer styled once it is loaded; a layer that is not loaded is left alone.
+
+    Args:
+        context: Knows what is loaded.
+        destination: What parameterAsSink gave.
+        record: The run.
+        default_name: The name that the layer has unless someone chose one.
+    """
+    if not context.willLoadLayerOnCompletion(destination):
+        return
+    details = context.layerToLoadOnCompletionDetails(destination)
+    style = LayerStyle(record, is_renamed=details.name in ("", default_name))
+    _alive.append(style)
+    details.setPostProcessor(style)
+
+
+class LayerStyle(QgsProcessingLayerPostProcessorInterface):
+    """Gives a loaded layer its name, colours, labels and history."""
+
+    def __init__(self, record: RunRecord, is_renamed: bool = True) -> None:
+        """Prepare for one layer."""
+        super().__init__()
+        self._record = record
+        self._is_renamed = is_renamed
+
+    def postProcessLayer(
+        self, layer: QgsVectorLayer, context: QgsProcessingContext, feedback: QgsProcessingFeedback
+    ) -> None:
+        """Style the layer; QGIS calls this in the main thread."""
+        if not isinstance(layer, QgsVectorLayer):
+            return
+        record = self._record
+        if self._is_renamed:
+            layer.setName(layer_name(record))
+        layer.setRenderer(renderer(shown_classes(record), record.fields.class_name))
+        layer.setLabeling(labeling(record))
+        layer.setLabelsEnabled(True)
+        describe(layer, record)
+        layer.triggerRepaint()
+
+
+def layer_name(record: RunRecord) -> str:
+    """Name a layer after its model and raster."""
+    return to_plain(f"{record.definition.name} ({record.raster.name})", 80)
+
+
+def shown_classes(record: RunRecord) -> list[ModelClass]:
+    """Give the classes for the legend: those that were found, or all where nothing was found."""
+    found = [item for item in record.definition.classes if record.class_counts[item.name]]
+    return found or list(record.definition.classes)
+
+
+def renderer(classes: list[ModelClass], class_field: str) -> QgsCategorizedSymbolRenderer:
+    """Draw each class with the model's colour: a strong outline around a translucent fill."""
+    categories = [QgsRendererCategory(item.name, _symbol(item.color), to_plain(item.name, 80)) for item in classes]
+    return QgsCategorizedSymbolRenderer(class_field, categories)
+
+
+def _symbol(color: Color) -> QgsFillSymbol:
+    """Give the symbol of a class; a pale edge around the outline keeps it visible on ground of the same colour."""
+    shade = ",".join(str(value) for value in color)
+    symbol = QgsFillSymbol.createSimple(
+        {
+            "color": f"{shade},{_FILL_OPACITY}",
+            "outline_color": "255,255,255,190",
+            "outline_width": "1.1",
+            "joinstyle": "miter",
+        }
+    )
+    outline = {"style": "no", "outline_color": f"{shade},255", "outline_width": "0.6", "joinstyle": "miter"}
+    symbol.appendSymbolLayer(QgsSimpleFillSymbolLayer.create(outline))
+    return symbol
+
+
+def labeling(record: RunRecord) -> QgsVectorLayerSimpleLabeling:
+    """Label objects as `Class 97%`, from the scale on at which they are large enough to carry a text."""
+    settings = QgsPalLayerSettings()
+    class_field, confidence = quoted(record.fields.class_name), quoted(record.fields.confidence)
+    settings.fieldName = f"{class_field} || ' ' || round({confidence}) || '%'"
+    settings.isExpression = True
+    settings.placement = Qgis.LabelPlacement.Horizontal
+    settings.setFormat(_text_format())
+    settings.scaleVisibility = True
+    settings.minimumScale = coarsest_label_scale(record.raster.cell_size, record.raster.crs)
+    settings.maximumScale = 0
+    return QgsVectorLayerSimpleLabeling(settings)
+
+
+def quoted(field: str) -> str:
+    """Give a field name as an expression quotes it."""
+    return '"' + field.replace('"', '""') + '"'
+
+
+def coarsest_label_scale(cell_size: float, crs: QgsCoordinateReferenceSystem) -> float:
+    """Give the denominator of the coarsest scale that shows labels.
+
+    Units/space: cell_size in units of the coordinate reference system.
+    """
+    metres = cell_size * QgsUnitTypes.fromUnitToUnitFactor(crs.mapUnits(), Qgis.DistanceUnit.Meters)
+    return max(100.0, float(round(_COARSEST_LABELS * metres / _METRES_PER_SCREEN_PIXEL, -2)))
+
+
+def _text_format() -> QgsTextFormat:
+    text_format = QgsTextFormat()
+    text_format.setSize(8)
+    text_format.setColor(QColor(30, 30, 30))
+    buffer = QgsTextBufferSettings()
+    buffer.setEnabled(True)
+    buffer.setSize(0.7)
+    buffer.setColor(QColor(255, 255, 255, 220))
+    text_format.setBuffer(buffer)
+    return text_format
+
+
+def origin(record: RunRecord) -> dict[str, str]:
+    """Tell where the objects come from, as names and texts."""
+    job, definition = record.job, record.definition
+    extent = record.raster.extent.toString(3) if job.extent is None else ", ".join(f"{v:.3f}" for v in job.extent)
+    return {
+        "model": definition.name,
+        "model_version": definition.version,
+        "model_sha256": job.model_sha256,
+        "model_license": definition.license,
+        "arguments": json.dumps(job.arguments, ensure_ascii=False, default=str),
+        "objects_of_interest": "; ".join(job.objects_of_interest),
+        # A remote raster's address may carry a signature behind the question mark.
+        "raster": job.raster.split("?")[0],
+        "crs": record.raster.crs.authid(),
+        "extent": extent,
+        "cell_size": f"{job.cell_size or record.raster.cell_size:g}",
+        "job_id": job.job_id,
+        "kestrel_version": plugin_version(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def describe(layer: QgsVectorLayer, record: RunRecord) -> None:
+    """Write the origin into the layer's metadata, for people, and into its custom properties, for programs."""
+    facts = origin(record)
+    metadata = layer.metadata()
+    metadata.setTitle(to_ui(layer.name()))
+    metadata.setAbstract(
+        tr("Objects that the model {model} found in the raster {raster}.").format(
+            model=to_ui(record.definition.name), raster=to_ui(record.raster.name)
+        )
+    )
+    metadata.setHistory([f"{name}: {to_ui(value, 1000)}" for name, value in facts.items() if value])
+    layer.setMetadata(metadata)
+    for name, value in facts.items():
+        layer.setCustomProperty(f"kestrel/{name}", value)

@@ -1,0 +1,41 @@
+"""The mask polygons -> one MultiPolygon in the raster's coordinate reference system."""
+
+from __future__ import annotations
+
+from qgis.core import (
+    Qgis,
+    QgsCoordinateReferenceSystem,
+    QgsCoordinateTransformContext,
+    QgsFeatureRequest,
+    QgsGeometry,
+    QgsProcessingFeatureSource,
+)
+
+from ..inference.errors import JobError
+
+
+def dissolve(
+    source: QgsProcessingFeatureSource, crs: QgsCoordinateReferenceSystem, transforms: QgsCoordinateTransformContext
+) -> QgsGeometry:
+    """Give the union of a layer's polygons: valid, two-dimensional, in another coordinate reference system.
+
+    Raises:
+        JobError: there is no area in them.
+    """
+    request = QgsFeatureRequest().setNoAttributes().setDestinationCrs(crs, transforms)
+    parts = [_flat(feature.geometry()) for feature in source.getFeatures(request) if feature.hasGeometry()]
+    merged = QgsGeometry.unaryUnion(parts) if parts else QgsGeometry()
+    merged.convertGeometryCollectionToSubclass(Qgis.GeometryType.Polygon)
+    merged.convertToMultiType()
+    if merged.isEmpty() or not merged.area() > 0:
+        raise JobError("The mask holds no polygon.", hint="Choose another layer, or leave the mask empty.")
+    return merged
+
+
+def _flat(geometry: QgsGeometry) -> QgsGeometry:
+    """Give a valid geometry of straight lines without heights or measures."""
+    straight = QgsGeometry(geometry.constGet().segmentize())
+    abstract = straight.get()
+    abstract.dropZValue()
+    abstract.dropMValue()
+    return straight.makeValid()

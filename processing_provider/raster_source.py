@@ -1,0 +1,133 @@
+"""What the job needs to know of a raster layer, taken from QGIS: its GDAL name, place and bands."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from osgeo import gdal
+from qgis.core import QgsCoordinateReferenceSystem, QgsProviderRegistry, QgsRasterLayer, QgsRectangle
+
+from ..inference.errors import ModelIncompatibleError, RasterOpenError
+from ..inference.models.definition import ModelDefinition
+
+_EXPORT = "Save it as a file first: layer menu > Export > Save As, as raw data in GeoTIFF form."
+
+
+@dataclass(frozen=True)
+class SourceRaster:
+    """A raster layer, as plain values that any thread may use."""
+
+    name: str
+    connection: str
+    """GDAL connection string."""
+    crs: QgsCoordinateReferenceSystem
+    extent: QgsRectangle
+    cell_size: float
+    band_names: tuple[str, ...]
+    """Description of each band, or its colour where it has none; bands of transparency are left out."""
+    has_palette: bool
+
+
+def source_raster(layer: QgsRasterLayer) -> SourceRaster:
+    """Describe a layer.
+
+    Raises:
+        RasterOpenError: the worker could not read it, or its objects would have no place on the map.
+    """
+    if layer.providerType() != "gdal":
+        raise RasterOpenError(
+            f"The layer '{layer.name()}' comes from the data provider '{layer.providerType()}'; "
+            "Kestrel reads raster files.",
+            hint=_EXPORT,
+        )
+    connection = connection_string(layer.source())
+    dataset = _open(layer.name(), connection)
+    _check_place(layer, dataset)
+    bands = [dataset.GetRasterBand(number + 1) for number in range(dataset.RasterCount)]
+    colors = [band.GetColorInterpretation() for band in bands]
+    return SourceRaster(
+        name=layer.name(),
+        connection=connection,
+        crs=layer.crs(),
+        extent=layer.extent(),
+        cell_size=layer.rasterUnitsPerPixelX(),
+        band_names=tuple(
+            band.GetDescription() or gdal.GetColorInterpretationName(color)
+            for band, color in zip(bands, colors)
+            if color != gdal.GCI_AlphaBand
+        ),
+        has_palette=colors == [gdal.GCI_PaletteIndex],
+    )
+
+
+def connection_string(source: str) -> str:
+    """Give the GDAL connection string of a layer source of the provider gdal.
+
+    Raises:
+        RasterOpenError: the source holds something that GDAL alone would not understand, or that is secret.
+    """
+    if re.search(r"\b(authcfg|password)=", source):
+        raise RasterOpenError("The raster needs credentials, which are not handed on to other programs.", hint=_EXPORT)
+    parts = QgsProviderRegistry.instance().decodeUri("gdal", source)
+    if parts.get("openOptions") or parts.get("credentialOptions"):
+        raise RasterOpenError(
+            "The raster layer is opened with GDAL options, which cannot be handed on.",
+            hint="Add the layer again without options, or save it as a GeoTIFF first.",
+        )
+    path = (parts.get("vsiPrefix") or "") + (parts.get("path") or "") + (parts.get("vsiSuffix") or "")
+    if parts.get("layerName"):
+        # Of the sources whose layer QGIS tells apart, only GeoPackage is a raster format.
+        return f"GPKG:{path}:{parts['layerName']}"
+    # The worker has a working directory of its own.
+    return str(Path(path).absolute()) if not path.startswith("<") and Path(path).exists() else path
+
+
+def check_bands(raster: SourceRaster, definition: ModelDefinition) -> None:
+    """Compare the model's bands with the raster's.
+
+    Raises:
+        ModelIncompatibleError: the raster lacks one.
+    """
+    if raster.has_palette and len(definition.input.bands) == 3:
+        return
+    names = [name.lower() for name in raster.band_names]
+    for band in definition.input.bands:
+        is_there = band.lower() in names if isinstance(band, str) else band < len(names)
+        if not is_there:
+            wanted = f"the band '{band}'" if isinstance(band, str) else f"band {band + 1}"
+            raise ModelIncompatibleError(
+                f"The model '{definition.name}' reads {wanted}, but the raster '{raster.name}' has "
+                f"{len(names)} band{'s' if len(names) != 1 else ''}: {', '.join(raster.band_names)}.",
+                hint="Choose a raster with the bands that the model was trained on.",
+            )
+
+
+def _open(name: str, connection: str) -> Any:
+    with warnings.catch_warnings():
+        # GDAL 3.7 and later warn that their way of telling errors will change; both ways are handled here.
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            dataset = gdal.Open(connection)
+        except RuntimeError:
+            dataset = None
+    if dataset is None:
+        raise RasterOpenError(f"GDAL cannot open the raster '{name}' as '{connection}'.", hint=_EXPORT)
+    return dataset
+
+
+def _check_place(layer: QgsRasterLayer, dataset: Any) -> None:
+    if dataset.GetGeoTransform(can_return_null=True) is None:
+        reason = "only ground control points" if dataset.GetGCPCount() else "no georeference"
+        raise RasterOpenError(
+            f"The raster '{layer.name()}' has {reason}: its pixels have no place on the map.",
+            hint="Georeference it first with Layer > Georeferencer, or warp it with Raster > Projections > Warp.",
+        )
+    if not layer.crs().isValid() or dataset.GetSpatialRef() is None:
+        raise RasterOpenError(
+            f"The file of the raster '{layer.name()}' has no coordinate reference system.",
+            hint="Write it into the file with Raster > Projections > Assign Projection.",
+        )

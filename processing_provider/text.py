@@ -1,0 +1,39 @@
+"""Texts for people: translation, and the cleaning of strings that come from models, layers and servers."""
+
+from __future__ import annotations
+
+import html
+import unicodedata
+
+from qgis.PyQt.QtCore import QCoreApplication
+
+MAX_LENGTH = 200
+
+
+def tr(text: str) -> str:
+    """Translate a literal."""
+    return QCoreApplication.translate("Kestrel", text)
+
+
+def without_control_characters(text: str) -> str:
+    """Drop control characters and those that turn the direction of writing; line ends and tabs become spaces."""
+    spaced = "".join(" " if character in "\n\r\t" else character for character in text)
+    # Cf holds the bidirectional controls and zero-width characters: a name must not look like another one.
+    return "".join(character for character in spaced if unicodedata.category(character) not in ("Cc", "Cf", "Cs"))
+
+
+def to_ui(value: object, max_length: int = MAX_LENGTH) -> str:
+    """Give a foreign string in a form that is safe where QGIS draws HTML: labels, message bar, metadata, help."""
+    return html.escape(_shortened(without_control_characters(str(value)), max_length))
+
+
+def to_plain(value: object, max_length: int = 2000) -> str:
+    """Give a foreign string in a form that is safe where Qt guesses whether a text is HTML.
+
+    No tag begins without "<": a typographic one takes its place, so that the text stays readable on a terminal too.
+    """
+    return _shortened(without_control_characters(str(value)), max_length).replace("<", "\u2039")
+
+
+def _shortened(text: str, max_length: int) -> str:
+    return text if len(text) <= max_length else text[: max_length - 1] + "\u2026"

@@ -1,0 +1,58 @@
+"""A headless QGIS in the test process, in a profile of its own, with Kestrel's provider registered."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["QT_QPA_PLATFORM"] = "offscreen"
+
+from qgis.core import QgsApplication, QgsProject, QgsSettings
+from qgis.PyQt.QtCore import QCoreApplication, QSettings
+
+
+@pytest.fixture(scope="session", autouse=True)
+def qgis_app(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[QgsApplication]:
+    """QGIS with Processing initialised, started once."""
+    folder = tmp_path_factory.mktemp("qgis")
+    os.environ["QGIS_CUSTOM_CONFIG_PATH"] = str(folder)
+    # As QGIS's own main() does: without the names, settings go to the user's home.
+    QCoreApplication.setOrganizationName(QgsApplication.QGIS_ORGANIZATION_NAME)
+    QCoreApplication.setApplicationName(QgsApplication.QGIS_APPLICATION_NAME)
+    QSettings.setDefaultFormat(QSettings.Format.IniFormat)
+    QSettings.setPath(QSettings.Format.IniFormat, QSettings.Scope.UserScope, str(folder / "profiles" / "default"))
+    app = QgsApplication([], True)
+    app.initQgis()
+    sys.path.append(str(Path(QgsApplication.pkgDataPath()) / "python" / "plugins"))
+    from processing.core.Processing import Processing
+
+    Processing.initialize()
+    interpreter = repository / "build" / "env" / "inference" / "bin" / "python"
+    QgsSettings().setValue("kestrel/interpreter", str(interpreter))
+    yield app
+    QgsProject.instance().clear()
+    app.exitQgis()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def provider(qgis_app: QgsApplication) -> Any:
+    """Kestrel's provider, registered as the plugin does it."""
+    from kestrel.processing_provider.provider import KestrelProvider
+
+    provider = KestrelProvider()
+    assert qgis_app.processingRegistry().addProvider(provider)
+    return provider
+
+
+@pytest.fixture(autouse=True)
+def empty_project() -> Iterator[QgsProject]:
+    """A project without layers for each test."""
+    project = QgsProject.instance()
+    project.clear()
+    yield project
+    project.clear()

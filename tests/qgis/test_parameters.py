@@ -1,0 +1,85 @@
+"""The parameters are the public API: their keys, types and defaults do not change by accident."""
+
+from __future__ import annotations
+
+from qgis.core import Qgis
+
+from kestrel.processing_provider.parameters import output_table, parameter_table
+from kestrel.tests.qgis.examples import algorithm
+
+PARAMETERS = {
+    "INPUT": ("raster", None, "required"),
+    "MODEL": ("string", None, "required"),
+    "ARGUMENTS": ("string", None, "optional"),
+    "OBJECTS_OF_INTEREST": ("string", None, "optional"),
+    "EXTENT": ("extent", None, "optional"),
+    "MASK": ("source", None, "optional"),
+    "CELL_SIZE": ("number", None, "optional advanced"),
+    "RUN_NMS": ("boolean", False, "required"),
+    "MAX_OVERLAP_RATIO": ("number", 0.0, "required"),
+    "CONFIDENCE_SCORE_FIELD": ("string", "Confidence", "required advanced"),
+    "CLASS_VALUE_FIELD": ("string", "Class", "required advanced"),
+    "PROCESSOR_TYPE": ("enum", "Auto", "required advanced"),
+    "GPU_ID": ("number", None, "optional advanced"),
+    "PARALLEL_PROCESSING_FACTOR": ("string", "100%", "optional advanced"),
+    "OUTPUT": ("sink", None, "required"),
+}
+
+
+def test_keys_types_and_defaults_are_what_scripts_rely_on() -> None:
+    flag, owner, found = Qgis.ProcessingParameterFlag, algorithm(), {}
+    for definition in owner.parameterDefinitions():
+        words = ["optional" if definition.flags() & flag.Optional else "required"]
+        words += ["advanced"] if definition.flags() & flag.Advanced else []
+        found[definition.name()] = (definition.type(), definition.defaultValue(), " ".join(words))
+    assert found == PARAMETERS
+
+
+def test_outputs_are_what_scripts_and_models_rely_on() -> None:
+    owner = algorithm()
+    found = {output.name(): output.type() for output in owner.outputDefinitions()}
+    assert found == {
+        "OUTPUT": "outputVector",
+        "OBJECT_COUNT": "outputNumber",
+        "CLASS_COUNTS": "outputString",
+        "TILE_COUNT": "outputNumber",
+        "ELAPSED_SECONDS": "outputNumber",
+        "JOB_ID": "outputString",
+    }
+
+
+def test_every_row_has_a_label_and_a_help_that_is_a_sentence() -> None:
+    rows = [*parameter_table(), *output_table()]
+    assert [row.key for row in rows if not row.label or not row.help.endswith(".")] == []
+
+
+def test_the_help_of_the_algorithm_tells_every_parameter() -> None:
+    text = algorithm().shortHelpString()
+    assert [row.label for row in parameter_table() if f"<h3>{row.label}</h3>" not in text] == []
+
+
+def test_the_processor_is_given_as_a_word() -> None:
+    owner = algorithm()
+    definition = owner.parameterDefinition("PROCESSOR_TYPE")
+    assert (definition.options(), definition.usesStaticStrings()) == (["Auto", "CPU", "GPU"], True)
+
+
+def test_model_and_arguments_are_plain_strings_with_widgets_of_their_own() -> None:
+    owner = algorithm()
+    found = {
+        key: owner.parameterDefinition(key).metadata()["widget_wrapper"]["widget_type"]
+        for key in ("MODEL", "ARGUMENTS")
+    }
+    assert found == {"MODEL": "kestrel:model", "ARGUMENTS": "kestrel:arguments"}
+
+
+def test_the_algorithm_runs_in_a_thread_and_can_be_cancelled() -> None:
+    flags, flag = algorithm().flags(), Qgis.ProcessingAlgorithmFlag
+    assert (bool(flags & flag.NoThreading), bool(flags & flag.CanCancel)) == (False, True)
+
+
+def test_name_icon_and_tags_are_there() -> None:
+    found = algorithm()
+    assert (found.id(), found.displayName()) == ("kestrel:detectobjects", "Detect Objects Using Deep Learning")
+    assert not found.icon().isNull()
+    assert "deep learning" in found.tags()

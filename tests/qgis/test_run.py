@@ -1,0 +1,208 @@
+"""Whole runs through Processing, with a worker that a script plays."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from qgis.core import QgsProcessingAlgRunnerTask, QgsProcessingException, QgsProcessingFeedback, QgsVectorLayer
+from qgis.PyQt.QtCore import QCoreApplication
+
+from kestrel.inference.jobs import jobs_folder
+from kestrel.tests.qgis.examples import Listener, algorithm, context, write_interpreter, write_model, write_raster
+
+FIND_THREE = """
+sys.path.insert(0, "/usr/lib/python3/dist-packages")
+import numpy as np
+from kestrel.inference.object_file import MapObjects
+import struct
+def square(x, y):
+    points = [(x, y), (x + 2, y), (x + 2, y + 2), (x, y + 2), (x, y)]
+    return struct.pack("<BIII", 1, 3, 1, 5) + b"".join(struct.pack("<dd", *point) for point in points)
+say("progress", done=1, total=2, objects=3)
+hand_out(MapObjects(
+    [square(500010, 5599950), square(500020, 5599950), square(500030, 5599950)],
+    np.array([0.9, 0.5, 0.25], np.float32), np.array([0, 0, 1], np.int32), np.array([0, 0, 1]),
+    np.array([False, False, True])))
+say("progress", done=2, total=2, objects=3)
+say("done", summary={"tiles": 2})
+"""
+
+FAIL = """
+say("failed", error={"code": "device-memory", "message": "Too little memory.", "hint": "Smaller tiles.", "context": {}})
+sys.exit(1)
+"""
+
+WAIT = """
+say("progress", done=1, total=100, objects=0)
+sys.stdin.readline()
+say("canceled")
+"""
+
+
+@pytest.fixture
+def good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """Parameters that nothing is wrong with, and a cache of their own."""
+    monkeypatch.setenv("KESTREL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("KESTREL_PYTHON", write_interpreter(tmp_path, FIND_THREE))
+    yield {
+        "INPUT": write_raster(tmp_path / "raster.tif"),
+        "MODEL": write_model(tmp_path),
+        "OUTPUT": str(tmp_path / "out.gpkg"),
+    }
+
+
+def run(parameters: dict[str, Any], feedback: QgsProcessingFeedback | None = None) -> dict[str, Any]:
+    results, is_good = algorithm().run(parameters, context(), feedback or Listener(), catchExceptions=False)
+    assert is_good
+    return results
+
+
+def folders() -> list[Path]:
+    return sorted(jobs_folder().glob("*"))
+
+
+def test_a_run_writes_the_objects_and_tells_what_it_did(good: dict[str, Any]) -> None:
+    results = run(good)
+    layer = QgsVectorLayer(results["OUTPUT"], "out", "ogr")
+    assert (layer.featureCount(), layer.crs().authid()) == (3, "EPSG:32633")
+    assert (results["OBJECT_COUNT"], results["TILE_COUNT"]) == (3, 2)
+    assert json.loads(results["CLASS_COUNTS"]) == {"Palm": 2, "House": 1}
+    assert results["ELAPSED_SECONDS"] > 0
+    assert {feature["JobId"] for feature in layer.getFeatures()} == {results["JOB_ID"]}
+
+
+def test_the_job_folder_is_removed_after_success(good: dict[str, Any]) -> None:
+    run(good)
+    assert folders() == []
+
+
+def test_the_worker_gets_the_job_that_the_parameters_describe(
+    good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = f"(folder / 'job.json').rename({str(tmp_path / 'seen.json')!r})\n" + FIND_THREE
+    monkeypatch.setenv("KESTREL_PYTHON", write_interpreter(tmp_path, body))
+    run({**good, "ARGUMENTS": {"threshold": 0.4}, "PROCESSOR_TYPE": "CPU"})
+    job = json.loads((tmp_path / "seen.json").read_text())
+    assert (job["raster"], job["arguments"], job["processor"]) == (good["INPUT"], {"threshold": 0.4}, "cpu")
+    assert len(job["model_sha256"]) == 64
+
+
+def test_a_failure_is_told_whole_in_one_exception_and_leaves_folder_and_no_output(
+    good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KESTREL_PYTHON", write_interpreter(tmp_path, FAIL))
+    with pytest.raises(QgsProcessingException) as caught:
+        run(good)
+    (folder,) = folders()
+    assert str(caught.value) == f"Too little memory. Smaller tiles. Log: {folder}/worker.log [device-memory]"
+    assert not (tmp_path / "out.gpkg").exists()
+
+
+def test_a_worker_that_dies_is_told_with_its_reason(
+    good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KESTREL_PYTHON", write_interpreter(tmp_path, "import os\nos.kill(os.getpid(), 9)"))
+    with pytest.raises(QgsProcessingException, match=r"memory was used up \(SIGKILL\).*\[worker-crash\]"):
+        run(good)
+
+
+def test_the_same_run_started_again_goes_on_in_the_folder_of_the_failed_one(
+    good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good_interpreter = Path(write_interpreter(tmp_path, FIND_THREE)).read_text()
+    (tmp_path / "bad").mkdir()
+    monkeypatch.setenv("KESTREL_PYTHON", write_interpreter(tmp_path / "bad", FAIL))
+    with pytest.raises(QgsProcessingException):
+        run(good)
+    (folder,) = folders()
+    (tmp_path / "bad" / "interpreter").write_text(good_interpreter)
+    feedback = Listener()
+    results = run(good, feedback)
+    assert results["JOB_ID"] == folder.name
+    assert ("info", f"Going on with the unfinished run {folder.name}.") in feedback.said
+    assert folders() == []
+
+
+def test_a_run_with_other_arguments_does_not_go_on_with_it(
+    good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KESTREL_PYTHON", write_interpreter(tmp_path, FAIL))
+    for threshold in (0.3, 0.4):
+        with pytest.raises(QgsProcessingException):
+            run({**good, "ARGUMENTS": {"threshold": threshold}})
+    assert len(folders()) == 2
+
+
+def test_a_journal_that_does_not_fit_any_more_is_given_up(
+    good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = """
+marker = folder / "journal.sqlite"
+if not marker.exists():
+    marker.write_text("")
+    if not (folder.parent.parent / "again").exists():
+        (folder.parent.parent / "again").write_text("")
+        sys.exit(3)
+else:
+    say("failed", error={"code": "job", "message": "The journal is another job's.", "hint": "", "context": {}})
+    sys.exit(1)
+"""
+    monkeypatch.setenv("KESTREL_PYTHON", write_interpreter(tmp_path, body + FIND_THREE))
+    with pytest.raises(QgsProcessingException):
+        run(good)
+    feedback = Listener()
+    assert run(good, feedback)["OBJECT_COUNT"] == 3
+    assert ("info", "What that run found does not fit any more; starting anew.") in feedback.said
+    assert folders() == []
+
+
+def test_a_cancel_in_the_main_thread_is_an_exception_and_keeps_the_folder(
+    good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KESTREL_PYTHON", write_interpreter(tmp_path, WAIT))
+    feedback = Listener()
+    threading.Timer(1.0, feedback.cancel).start()
+    with pytest.raises(QgsProcessingException, match="Canceled by the user"):
+        run(good, feedback)
+    assert len(folders()) == 1
+    assert not (tmp_path / "out.gpkg").exists()
+
+
+def test_a_cancelled_task_ends_as_cancelled_and_not_as_failed(
+    good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KESTREL_PYTHON", write_interpreter(tmp_path, WAIT))
+    feedback, where, ends = Listener(), context(), []
+    task = QgsProcessingAlgRunnerTask(algorithm(), good, where, feedback)
+    task.executed.connect(lambda is_good, results: ends.append((is_good, dict(results))))
+    thread = threading.Thread(target=task.run)
+    thread.start()
+    threading.Timer(0.7, feedback.cancel).start()
+    while thread.is_alive():
+        QCoreApplication.processEvents()
+    task.finished(False)
+    assert ends == [(False, {})]
+    assert [text for level, text in feedback.said if level == "error"] == []
+
+
+def test_a_temporary_layer_takes_the_objects_too(good: dict[str, Any]) -> None:
+    where = context()
+    results, is_good = algorithm().run({**good, "OUTPUT": "TEMPORARY_OUTPUT"}, where, Listener())
+    assert is_good
+    assert where.takeResultLayer(results["OUTPUT"]).featureCount() == 3
+
+
+def test_messages_of_the_worker_reach_the_log(
+    good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = 'say("message", level="warning", id="x", text="Look out.")\n' + FIND_THREE
+    monkeypatch.setenv("KESTREL_PYTHON", write_interpreter(tmp_path, body))
+    feedback = Listener()
+    run(good, feedback)
+    assert ("warning", "Look out.") in feedback.said
+    assert feedback.said[-1] == ("info", "Found 3 objects. Palm: 2, House: 1.")

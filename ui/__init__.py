@@ -1,0 +1,1 @@
+"""What Kestrel adds to QGIS's window. Never imported by qgis_process."""

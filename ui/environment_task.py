@@ -1,0 +1,82 @@
+"""Making the inference environment in the background, in QGIS's task manager."""
+
+from __future__ import annotations
+
+from qgis.core import QgsTask
+from qgis.PyQt.QtCore import pyqtSignal
+
+from ..inference.errors import InferenceError
+from ..inference.worker.environment import create_environment, default_target, probe
+from ..processing_provider.interpreter import REQUIREMENTS
+from ..processing_provider.text import tr
+
+
+class EnvironmentTask(QgsTask):
+    """Downloads and installs the environment; it goes on when the options are closed.
+
+    Signals:
+        line: the installer said something.
+        ended: is_good, text: it is over.
+
+    Attributes:
+        is_given_up: It was cancelled.
+
+    Args:
+        backend: Which torch, see `create_environment`.
+    """
+
+    line = pyqtSignal(str)
+    ended = pyqtSignal(bool, str)
+
+    def __init__(self, backend: str) -> None:
+        super().__init__(tr("Set up Kestrel's inference environment"), QgsTask.Flag.CanCancel)
+        self.backend = backend
+        self.is_given_up = False
+        self._text = ""
+
+    def run(self) -> bool:
+        """Work, in a thread."""
+        try:
+            made = create_environment(
+                default_target(), REQUIREMENTS, None, self.line.emit, self.isCanceled, torch_backend=self.backend
+            )
+        except InferenceError as error:
+            self._text = str(error)
+            return False
+        self.is_given_up = made is None
+        self._text = tr("Canceled.") if self.is_given_up else tr("The inference environment is ready.")
+        return not self.is_given_up
+
+    def finished(self, result: bool) -> None:
+        """Tell the end, in the main thread."""
+        self.ended.emit(result, self._text)
+
+
+class ProbeTask(QgsTask):
+    """Asks an interpreter what it has.
+
+    Signals:
+        ended: is_good, text: the report.
+    """
+
+    ended = pyqtSignal(bool, str)
+
+    def __init__(self, interpreter: str) -> None:
+        super().__init__(tr("Check the inference interpreter"), QgsTask.Flag.CanCancel)
+        self._interpreter = interpreter
+        self._text = ""
+
+    def run(self) -> bool:
+        """Work, in a thread."""
+        report = probe(self._interpreter)
+        found = [f"Python {report.python}"] if report.python else []
+        found += [f"{name} {version}" for name, version in report.versions.items()]
+        devices = [f"{device.name}: {device.title}" for device in report.devices] or [tr("No graphics processor")]
+        lines = [report.interpreter, ", ".join(found), *devices, *report.problems]
+        self._text = "\n".join(line for line in lines if line)
+        return report.is_usable
+
+    def finished(self, result: bool) -> None:
+        """Tell the end, in the main thread."""
+        verdict = tr("This interpreter can be used.") if result else tr("This interpreter cannot be used.")
+        self.ended.emit(result, f"{verdict}\n{self._text}")

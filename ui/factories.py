@@ -1,0 +1,143 @@
+"""Widget factories: how Processing's windows come by the model chooser and the table of arguments.
+
+In QGIS 3.40 and 3.44 an object that is handed to C++ through a factory gets a second Python wrapper, and the first one
+is then marked as deleted (qgis/QGIS issue 67401). Hence the rules in here:
+
+1. The factory keeps every wrapper that it has made.
+2. A wrapper calls nothing of its C++ side after __init__, not even its own signals.
+3. `createWidget` gives a bare container; the real widget is a child of it, kept in Python.
+4. Signals are connected to lambdas, not to bound methods of the wrapper.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qgis.core import QgsProcessingContext, QgsProcessingParameterDefinition, QgsVariantUtils
+from qgis.gui import (
+    QgsAbstractProcessingParameterWidgetWrapper,
+    QgsProcessingGui,
+    QgsProcessingParameterWidgetFactoryInterface,
+)
+from qgis.PyQt.QtWidgets import QVBoxLayout, QWidget
+
+from ..processing_provider.job_builder import as_json_text, is_json
+from ..processing_provider.parameters import ARGUMENTS_WIDGET, MODEL, MODEL_WIDGET
+from .arguments_widget import ArgumentsTable, CompactArguments, ModelerArguments
+from .model_widget import ModelChooser
+
+
+class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
+    """The model chooser in a Processing window."""
+
+    def __init__(self, parameter: QgsProcessingParameterDefinition, kind: Any) -> None:
+        super().__init__(parameter, kind)
+        self._kind = kind
+        self._chooser: ModelChooser | None = None
+
+    def createWidget(self) -> QWidget:
+        """Make the chooser."""
+        self._chooser = ModelChooser(is_compact=self._kind == QgsProcessingGui.WidgetType.Batch)
+        return _container(self._chooser)
+
+    def setWidgetValue(self, value: Any, context: QgsProcessingContext) -> None:
+        """Show a value."""
+        if self._chooser is not None:
+            self._chooser.set_value(_text(value))
+
+    def widgetValue(self) -> str:
+        """Give the value."""
+        return self._chooser.value() if self._chooser is not None else ""
+
+
+class ArgumentsWrapper(QgsAbstractProcessingParameterWidgetWrapper):
+    """The table of arguments in a Processing window; it follows the model chosen beside it."""
+
+    def __init__(self, parameter: QgsProcessingParameterDefinition, kind: Any) -> None:
+        super().__init__(parameter, kind)
+        self._kind = kind
+        self._editor: ArgumentsTable | CompactArguments | ModelerArguments | None = None
+        self._chooser: ModelChooser | None = None
+
+    def createWidget(self) -> QWidget:
+        """Make the table, or what stands for it where there is less room or no model."""
+        by_kind: dict[Any, type[ArgumentsTable | CompactArguments | ModelerArguments]] = {
+            QgsProcessingGui.WidgetType.Batch: CompactArguments,
+            QgsProcessingGui.WidgetType.Modeler: ModelerArguments,
+        }
+        self._editor = by_kind.get(self._kind, ArgumentsTable)()
+        return _container(self._editor)
+
+    def postInitialize(self, wrappers: list[QgsAbstractProcessingParameterWidgetWrapper]) -> None:
+        """Find the model chooser of the same window, or of the same row of a batch."""
+        for wrapper in wrappers:
+            if wrapper.parameterDefinition().name() == MODEL and wrapper.wrappedWidget() is not None:
+                self._chooser = wrapper.wrappedWidget().findChild(ModelChooser)
+        if self._chooser is not None:
+            self._chooser.changed.connect(lambda: self._model_changed())
+            self._model_changed()
+
+    def _model_changed(self) -> None:
+        if self._editor is not None and self._chooser is not None:
+            self._editor.set_model(self._chooser.definition)
+
+    def setWidgetValue(self, value: Any, context: QgsProcessingContext) -> None:
+        """Show a value."""
+        if self._editor is not None:
+            self._editor.set_value(_text(value))
+
+    def widgetValue(self) -> str:
+        """Give the value."""
+        return self._editor.value() if self._editor is not None else ""
+
+
+def _container(child: QWidget) -> QWidget:
+    container = QWidget()
+    column = QVBoxLayout(container)
+    column.setContentsMargins(0, 0, 0, 0)
+    column.addWidget(child)
+    return container
+
+
+def _text(value: Any) -> str:
+    if QgsVariantUtils.isNull(value):
+        return ""
+    return as_json_text(value) if is_json(value) else str(value)
+
+
+class _Factory(QgsProcessingParameterWidgetFactoryInterface):
+    """Makes wrappers of one class.
+
+    Args:
+        widget_type: What the parameter's metadata calls for.
+        wrapper_class: What it gets.
+    """
+
+    def __init__(self, widget_type: str, wrapper_class: Any) -> None:
+        super().__init__()
+        self._widget_type = widget_type
+        self._wrapper_class = wrapper_class
+        self._wrappers: list[Any] = []
+
+    def parameterType(self) -> str:
+        """Give the widget type that this factory serves."""
+        return self._widget_type
+
+    def createWidgetWrapper(self, parameter: QgsProcessingParameterDefinition, kind: Any) -> Any:
+        """Make a wrapper, and keep it."""
+        wrapper = self._wrapper_class(parameter, kind)
+        self._wrappers.append(wrapper)
+        return wrapper
+
+    def compatibleParameterTypes(self) -> list[str]:
+        """Give the inputs of a model that may feed the parameter."""
+        return ["string", "file"]
+
+    def compatibleOutputTypes(self) -> list[str]:
+        """Give the outputs of a model's steps that may feed the parameter."""
+        return ["outputString", "outputFile"]
+
+
+def widget_factories() -> list[QgsProcessingParameterWidgetFactoryInterface]:
+    """Make the factories; the caller registers them and keeps them."""
+    return [_Factory(MODEL_WIDGET, ModelWrapper), _Factory(ARGUMENTS_WIDGET, ArgumentsWrapper)]

@@ -1,0 +1,198 @@
+"""ModelChooser: a line for the model's path, a list of known models, and what the chosen one is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qgis.core import Qgis, QgsCoordinateReferenceSystem, QgsSettings, QgsUnitTypes
+from qgis.PyQt.QtCore import Qt, QTimer, pyqtSignal
+from qgis.PyQt.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QLineEdit, QMenu, QToolButton, QVBoxLayout, QWidget
+
+from ..inference.errors import InferenceError
+from ..inference.models.definition import CellSizeRange, ModelDefinition
+from ..inference.models.package import open_package
+from ..processing_provider.text import to_plain, tr
+
+SHIPPED = Path(__file__).parent.parent / "resources" / "models"
+RECENT_SETTING = "kestrel/recent_models"
+FOLDER_SETTING = "kestrel/model_folder"
+
+_MOST_RECENT = 8
+_TYPING_PAUSE = 300
+"""Milliseconds without a key before the path is looked at."""
+_SHOWN_CLASSES = 5
+ERROR_COLOR = "#b00020"
+
+
+class ModelChooser(QWidget):
+    """Lets a person choose a model package.
+
+    Signals:
+        changed: the value is another one.
+
+    Args:
+        is_compact: One line without the description below, for table cells.
+    """
+
+    changed = pyqtSignal()
+
+    def __init__(self, parent: QWidget | None = None, is_compact: bool = False) -> None:
+        super().__init__(parent)
+        self._typing = QTimer(self)
+        self._typing.setSingleShot(True)
+        self._typing.setInterval(_TYPING_PAUSE)
+        self._typing.timeout.connect(lambda *_: self._look())
+        self._line = QLineEdit()
+        self._line.setPlaceholderText(tr("A .dlpk package, or an .emd or .json definition"))
+        self._line.textChanged.connect(lambda *_: self._typing.start())
+        self._info = QLabel()
+        self._info.setTextFormat(Qt.TextFormat.PlainText)
+        self._info.setWordWrap(True)
+        self._info.setVisible(not is_compact)
+        self._seen = ""
+        self.definition: ModelDefinition | None = None
+        """What the chosen model is; None where there is no usable one."""
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        known, browse = QToolButton(), QToolButton()
+        known.setText("\u25be")
+        known.setToolTip(tr("Models that come with Kestrel, and those used lately"))
+        known.clicked.connect(lambda *_: self._show_known(known))
+        browse.setText("\u2026")
+        browse.setToolTip(tr("Choose a file"))
+        browse.clicked.connect(lambda *_: self._browse())
+        row = QHBoxLayout()
+        row.setContentsMargins(0, 0, 0, 0)
+        row.setSpacing(2)
+        row.addWidget(self._line, 1)
+        row.addWidget(known)
+        row.addWidget(browse)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(2)
+        column.addLayout(row)
+        column.addWidget(self._info)
+        self.setFocusProxy(self._line)
+
+    def value(self) -> str:
+        """Give the path, or the definition's text."""
+        return self._line.text().strip()
+
+    def set_value(self, value: str) -> None:
+        """Show a path or a definition's text."""
+        self._line.setText(value)
+        self._typing.stop()
+        self._look()
+
+    def info(self) -> str:
+        """Give the text that describes the model, or says why it cannot be used."""
+        return self._info.text()
+
+    def _look(self) -> None:
+        value = self.value()
+        if value == self._seen:
+            return
+        self._seen = value
+        self.definition, text, is_error = _looked_at(value)
+        self._info.setText(text)
+        self._info.setStyleSheet(f"color: {ERROR_COLOR}" if is_error else "")
+        self._line.setStyleSheet(f"color: {ERROR_COLOR}" if is_error else "")
+        self._line.setToolTip(text)
+        if self.definition is not None and not value.startswith("{"):
+            remember(value)
+        self.changed.emit()
+
+    def _show_known(self, button: QToolButton) -> None:
+        menu = QMenu(self)
+        menu.setToolTipsVisible(True)
+        for title, paths in ((tr("Comes with Kestrel"), shipped_models()), (tr("Used lately"), recent_models())):
+            menu.addSection(title)
+            for path in paths:
+                action = menu.addAction(_menu_text(path))
+                action.setToolTip(to_plain(path))
+                action.triggered.connect(lambda _=False, path=path: self.set_value(path))
+        menu.exec(button.mapToGlobal(button.rect().bottomLeft()))
+
+    def _browse(self) -> None:
+        path = browse_for_model(self)
+        if path:
+            self.set_value(path)
+
+
+def browse_for_model(parent: QWidget) -> str:
+    """Let a person choose a model file; empty when they do not."""
+    settings = QgsSettings()
+    path, _ = QFileDialog.getOpenFileName(
+        parent,
+        tr("Choose a model"),
+        str(settings.value(FOLDER_SETTING, "") or SHIPPED),
+        tr("Models (*.dlpk *.zip *.emd *.json);;All files (*)"),
+    )
+    if path:
+        settings.setValue(FOLDER_SETTING, str(Path(path).parent))
+    return path
+
+
+def shipped_models() -> list[str]:
+    """Give the packages that come with the plugin."""
+    return sorted(str(path) for path in SHIPPED.glob("*.dlpk"))
+
+
+def recent_models() -> list[str]:
+    """Give the packages that were chosen lately and are still there, the latest first."""
+    stored = QgsSettings().value(RECENT_SETTING, []) or []
+    paths = [stored] if isinstance(stored, str) else list(stored)
+    return [path for path in paths if Path(path).is_file()]
+
+
+def remember(path: str) -> None:
+    """Put a package at the head of those chosen lately."""
+    path = str(Path(path).expanduser().absolute())
+    if path in shipped_models():
+        return
+    others = [recent for recent in recent_models() if recent != path]
+    QgsSettings().setValue(RECENT_SETTING, [path, *others][:_MOST_RECENT])
+
+
+def _menu_text(path: str) -> str:
+    # In a menu, an ampersand marks the key to press.
+    return to_plain(Path(path).name).replace("&", "&&")
+
+
+def _looked_at(value: str) -> tuple[ModelDefinition | None, str, bool]:
+    """Open a model; give its definition, the text about it, and whether that text is an error."""
+    if not value:
+        return None, "", False
+    try:
+        definition = open_package(value).definition
+    except InferenceError as error:
+        return None, to_plain(error), True
+    return definition, describe(definition), False
+
+
+def describe(definition: ModelDefinition) -> str:
+    """Say in one line what a model is: name, version, classes, tile, cell size."""
+    names = [item.name for item in definition.classes]
+    shown = ", ".join(names[:_SHOWN_CLASSES]) + (", \u2026" if len(names) > _SHOWN_CLASSES else "")
+    label = tr("class {names}") if len(names) == 1 else tr("{count} classes ({names})")
+    parts = [
+        f"{definition.name} {definition.version}".strip(),
+        label.format(count=len(names), names=shown),
+        tr("tiles of {size} pixels").format(size=definition.tile.size),
+    ]
+    if definition.cell_size is not None:
+        parts.append(_cell_size_text(definition.cell_size))
+    return to_plain(" \u00b7 ".join(parts))
+
+
+def _cell_size_text(cell_size: CellSizeRange) -> str:
+    low, high = f"{cell_size.minimum:g}", f"{cell_size.maximum:g}"
+    size = low if low == high else f"{low} \u2013 {high}"
+    return tr("cell size {size} {unit}").format(size=size, unit=_unit(cell_size.wkid))
+
+
+def _unit(wkid: int | None) -> str:
+    crs = QgsCoordinateReferenceSystem() if wkid is None else QgsCoordinateReferenceSystem.fromEpsgId(wkid)
+    unit = crs.mapUnits() if crs.isValid() else Qgis.DistanceUnit.Meters
+    return QgsUnitTypes.toAbbreviatedString(unit)
