@@ -4,6 +4,7 @@
 
 QGIS_PYTHON ?= /usr/bin/python3
 TORCH_BACKEND ?=
+DATA ?= ../shared/data/trees_neon
 SETUP = $(QGIS_PYTHON) -u tools/setup.py --qgis-python $(QGIS_PYTHON) $(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND))
 DEV = build/env/qgis/bin/python
 INFERENCE = build/env/inference/bin/python
@@ -49,8 +50,8 @@ types: setup ## Check types: strictly in inference/, with QGIS's own stubs elsew
 bench: setup-inference ## Measure the speed of detection on this machine
 	@$(INFERENCE) benchmarks/bench.py
 
-train: setup-inference ## Train the demo model again
-	@$(INFERENCE) training/train.py
+train: setup-inference ## Train the demo model again (DATA=folder with the NEON plots; about 50 minutes)
+	@OMP_WAIT_POLICY=PASSIVE $(INFERENCE) training/train.py --data $(DATA) --out build/training
 
 package: setup-dev ## Make the plugin's zip from the last commit
 	@$(DEV) tools/package.py
