@@ -205,7 +205,7 @@ def _print_machine() -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--side", type=int, default=5, help="copies of the demo image along each side")
+    parser.add_argument("--side", type=int, default=6, help="copies of the demo image along each side")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     figures: dict[str, Any] = {}
@@ -214,7 +214,7 @@ def main() -> None:
         folder = Path(name)
         rasters = {scale: tiled_copies(folder, options.side * scale) for scale in (1, 2, 4)}
         print("## Time: end to end over the forward pass alone\n")
-        figures["overhead"] = [overhead(rasters[2], threads) for threads in sorted({1, usable_cores()})]
+        figures["overhead"] = [overhead(rasters[1], threads) for threads in sorted({1, usable_cores()})]
         _table(list(figures["overhead"][0]), [list(row.values()) for row in figures["overhead"]])
         print("## Peak memory of the worker\n")
         memory = {scale: _in_child(memory_of_run, path) for scale, path in rasters.items()}

@@ -25,6 +25,8 @@ from .jobs import jobs_folder
 _BLOCK = 8
 _SIZES = (512, 1024)
 _MAX_STRIDE = 256
+_COMMON_STRIDE = 32
+"""The coarsest step inside most networks."""
 _TOLERANCE = 1e-3
 
 logger = logging.getLogger(__name__)
@@ -62,9 +64,7 @@ def calibrated_traits(traits: Traits, respond: Respond, n_bands: int, sha256: st
     if calibration is None:
         calibration = measure(respond, n_bands, size)
         _remember(store, calibration)
-    return replace(
-        traits, stride=calibration.stride, receptive_field_radius=calibration.receptive_field_radius
-    )
+    return replace(traits, stride=calibration.stride, receptive_field_radius=calibration.receptive_field_radius)
 
 
 def _recall(store: Path) -> Calibration | None:
@@ -96,7 +96,9 @@ def measure(respond: Respond, n_bands: int, size: int | None = None) -> Calibrat
         radius = _radius(respond, n_bands, side)
         if radius is not None:
             return Calibration(_stride(respond, n_bands, side, radius), radius)
-    return Calibration(respond(_noise(n_bands, size or _SIZES[0], seed=0)).stride, None)
+    # Inside the network steps may be coarser than the output's; which ones cannot be seen here.
+    stride = math.lcm(respond(_noise(n_bands, size or _SIZES[0], seed=0)).stride, _COMMON_STRIDE)
+    return Calibration(stride, None)
 
 
 def _noise(n_bands: int, size: int, seed: int) -> NDArray[np.uint8]:

@@ -125,7 +125,7 @@ def _prepare(job: DetectionJob, unpacked: Path, report: Report) -> Run:
 
 
 def _cache_bytes(job: DetectionJob) -> int:
-    """Give GDAL's cache a quarter of the memory, within limits: rows of tiles share blocks, decoded once."""
+    """Give GDAL's cache a sixteenth of the memory, within limits: rows of tiles share blocks, decoded once."""
     low, high = _CACHE_LIMITS
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -137,7 +137,7 @@ def _cache_bytes(job: DetectionJob) -> int:
 def _fingerprint(job: DetectionJob, run: Run) -> str:
     """Hash all that decides the result; device, threads and batch size do not."""
     try:
-        stat = os.stat(job.raster)
+        stat = Path(job.raster).stat()
         identity: list[float] = [stat.st_size, stat.st_mtime]
     except OSError:
         identity = []
@@ -165,17 +165,18 @@ def _find(run: Run, journal: Journal, report: Report, is_cancelled: Callable[[],
     todo = (tile for tile in plan.grid if tile.number not in finished or tile.number in failed_before)
     clock = _Clock(len(plan.grid), len(finished) - len(failed_before))
     report(clock.progress(clock.done, journal.n_objects()))
-    n_invalid = 0
+    n_invalid, n_valid_boxes = 0, journal.n_objects()
     for outcomes in pipeline.run(todo, run.region.touches, is_cancelled):
         valid = [_valid(outcome) for outcome in outcomes]
         n_invalid += sum(before is not after for before, after in zip(outcomes, valid))
+        n_valid_boxes += sum(len(outcome.detections or ()) for outcome in valid)
         journal.commit([_owned(run, outcome) for outcome in valid])
         clock.count(outcomes)
         if clock.is_due():
             report(clock.progress(clock.done, journal.n_objects()))
     if n_invalid:
         report(Message("warning", "invalid-output", f"The model gave invalid boxes on {n_invalid} tiles; dropped."))
-        if n_invalid == journal.counts()[TileState.done]:
+        if n_valid_boxes == 0 and n_invalid == journal.counts()[TileState.done]:
             raise ModelError("The model gives no valid boxes: its output is not finite.")
 
 
@@ -236,7 +237,8 @@ def _is_cut_by_tile(grid: TileGrid, tile: Tile, found: Detections) -> np.ndarray
     top = (y0 <= outer.y + _EDGE) & (outer.y > 0)
     right = (x1 >= outer.right - _EDGE) & (outer.right < grid.width)
     bottom = (y1 >= outer.bottom - _EDGE) & (outer.bottom < grid.height)
-    return left | top | right | bottom
+    is_cut: np.ndarray[Any, np.dtype[np.bool_]] = left | top | right | bottom
+    return is_cut
 
 
 def _tell_quarantined(run: Run, journal: Journal, report: Report) -> None:
@@ -270,11 +272,9 @@ def _hand_out(
     """Merge what the journal holds, and write finished objects for QGIS; give the number of objects of each class."""
     classes = run.package.definition.classes
     counts = dict.fromkeys((item.name for item in classes), 0)
-    number = 0
-    for found in _in_portions(_merged(run, journal)):
+    for number, found in enumerate(_in_portions(_merged(run, journal)), 1):
         if is_cancelled():
             raise Canceled
-        number += 1
         path = objects_path(folder, number)
         _write(path, _to_map(run, found))
         report(Objects(str(path), len(found)))
@@ -292,8 +292,7 @@ def _merged(run: Run, journal: Journal) -> Iterator[Found]:
     if run.job.run_nms:
         bands = suppress(_all_open(bands), Rule(run.job.max_overlap_ratio))
     for band in bands:
-        found = band.found.take(run.region.contains(band.found.detections.anchors))
-        yield found.take(strongest_first(found))
+        yield band.found.take(strongest_first(band.found))
 
 
 def _bands(run: Run, journal: Journal) -> Iterator[Band]:
@@ -319,7 +318,8 @@ def _wanted_labels(run: Run) -> np.ndarray[Any, np.dtype[np.intp]]:
 
 def _as_found(run: Run, number: int, detections: Detections, wanted: np.ndarray[Any, Any]) -> Found:
     grid, tile = run.plan.grid, run.plan.grid[number]
-    chosen = detections.take(np.isin(detections.labels, wanted))
+    # Before anything is suppressed: which tiles happened to be run around the polygons must not matter.
+    chosen = detections.take(np.isin(detections.labels, wanted) & run.region.contains(detections.anchors))
     n = len(chosen)
     if run.detector.traits.is_dense:
         rank, is_open = np.zeros(n, np.int8), np.ones(n, np.bool_)

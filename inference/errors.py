@@ -185,4 +185,7 @@ def error_from_dict(data: dict[str, Any]) -> InferenceError:
     """Rebuild an error from `InferenceError.to_dict`; an unknown code becomes the plain root class."""
     by_code = {cls.code: cls for cls in _subclasses(InferenceError)}
     cls = by_code.get(str(data.get("code")), InferenceError)
-    return cls(str(data.get("message", "")), hint=str(data.get("hint", "")), **dict(data.get("context") or {}))
+    error = cls(str(data.get("message", "")), hint=str(data.get("hint", "")))
+    context = data.get("context")
+    error.context = dict(context) if isinstance(context, dict) else {}  # any name may stand in it, "hint" too
+    return error

@@ -24,7 +24,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Message:
-    """Something the user should read. `level`: info, warning or error; `id` is stable, for programs and translations."""
+    """Something the user should read. `level`: info, warning, error; `id` is stable, for programs and translations."""
 
     type: ClassVar[str] = "message"
     level: str
@@ -96,7 +96,7 @@ def event_from_dict(data: Any) -> WorkerEvent:
     Raises:
         ProtocolError: not an event.
     """
-    cls = _BY_TYPE.get(data.get("type", "")) if isinstance(data, dict) else None
+    cls = _BY_TYPE.get(str(data.get("type"))) if isinstance(data, dict) else None
     if cls is None:
         raise ProtocolError(f"The worker sent an unknown message: {str(data)[:200]}")
     names = {item.name for item in fields(cls)}

@@ -23,8 +23,8 @@ def fit_warnings(definition: ModelDefinition, info: RasterInfo) -> list[str]:
         return []
     unit = actual / info.cell_size[0]
     return [
-        f"The pixels are {actual:.3g} m wide, and the model was trained on {low:.3g} to {high:.3g} m: it will find little. "
-        f"Set CELL_SIZE to {(low * high) ** 0.5 / unit:.2g}."
+        f"The pixels are {actual:.3g} m wide, and the model was trained on {low:.3g} to {high:.3g} m: "
+        f"it will find little. Set CELL_SIZE to {(low * high) ** 0.5 / unit:.2g}."
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -69,9 +70,9 @@ class DetectionJob:
 
 def _check_extent(extent: tuple[float, float, float, float]) -> None:
     xmin, ymin, xmax, ymax = extent
-    if not (xmin < xmax and ymin < ymax):
+    if not (xmin < xmax and ymin < ymax and all(math.isfinite(value) for value in extent)):
         raise JobError(
-            f"The extent {xmin:g}, {ymin:g}, {xmax:g}, {ymax:g} is empty or inverted.",
+            f"The extent {xmin:g}, {ymin:g}, {xmax:g}, {ymax:g} is empty, inverted or endless.",
             hint="Give xmin, ymin, xmax, ymax with xmin < xmax and ymin < ymax.",
         )
 
@@ -101,7 +102,7 @@ def job_from_json(text: str) -> DetectionJob:
             data["extent"] = tuple(data["extent"])
         data["objects_of_interest"] = tuple(data.get("objects_of_interest", ()))
         return DetectionJob(**data)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise JobError(f"The job is incomplete, or a member has the wrong type: {error}.") from error
 
 

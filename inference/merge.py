@@ -204,7 +204,8 @@ def overlap_ratio(boxes: FloatArray, others: FloatArray) -> FloatArray:
     common = np.clip(high - low, 0, None).prod(axis=1)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (others[:, 2:] - others[:, :2]).prod(axis=1)
     union = areas - common
-    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    ratio: FloatArray = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    return ratio
 
 
 def suppress_once(detections: Detections, max_overlap: float) -> Detections:

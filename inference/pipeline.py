@@ -98,19 +98,22 @@ class Pipeline:
         readers = ThreadPoolExecutor(self.n_readers, thread_name_prefix="reader")
         callers = ThreadPoolExecutor(self.n_callers, thread_name_prefix="caller")
         try:
-            loads = _ahead(tiles, lambda tile: readers.submit(self._load, tile, is_wanted), self._depth, is_cancelled)
+            # is_wanted is asked in this thread only: GEOS's prepared polygons do not bear several at a time.
+            loads = _ahead(
+                tiles, lambda tile: readers.submit(self._load, tile, is_wanted(tile)), self._depth, is_cancelled
+            )
             groups = _in_groups(loads, self.batch_size)
             yield from _ahead(groups, lambda group: callers.submit(self._predict, group), self.n_callers, is_cancelled)
         finally:
-            readers.shutdown(wait=False, cancel_futures=True)
             callers.shutdown(wait=False, cancel_futures=True)
+            readers.shutdown(wait=True, cancel_futures=True)  # the raster is closed next, and nobody may be reading it
 
     @property
     def _depth(self) -> int:
         return self.n_readers + self.batch_size.value * (self.n_callers + 1)
 
-    def _load(self, tile: Tile, is_wanted: Callable[[Tile], bool]) -> _Loaded:
-        if not is_wanted(tile):
+    def _load(self, tile: Tile, is_wanted: bool) -> _Loaded:
+        if not is_wanted:
             return _Loaded(tile, None, TileState.outside)
         try:
             pixels, valid = self._read(tile)
@@ -129,9 +132,7 @@ class Pipeline:
     def _predict(self, group: list[_Loaded]) -> list[Outcome]:
         images = [(item.tile, item.pixels) for item in group if item.pixels is not None]
         found = dict(zip((tile.number for tile, _ in images), self._run(images)))
-        return [
-            Outcome(item.tile, item.state, found.get(item.tile.number), item.error) for item in group
-        ]
+        return [Outcome(item.tile, item.state, found.get(item.tile.number), item.error) for item in group]
 
     def _run(self, images: list[tuple[Tile, NDArray[Any]]]) -> list[Detections]:
         results: list[Detections] = []

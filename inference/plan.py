@@ -46,16 +46,15 @@ def make_plan(
         region: What is searched.
         device: Where the network runs.
     """
-    stride = traits.stride
-    chooser = _SizeChooser(definition, arguments, "tile_size" in given, traits, region.info)
+    chooser = _SizeChooser(definition, arguments, given.get("tile_size") not in (None, ""), traits, region.info)
     tile_size, padding = chooser.tile_size(), chooser.padding()
     resized = traits.network_size is not None and traits.network_size != tile_size
     is_single = tile_size >= max(region.info.width, region.info.height)
     radius = traits.receptive_field_radius
-    is_exact = traits.is_exact and not resized and (is_single or (radius is not None and padding >= radius))
-    grid = TileGrid(
-        region.info.width, region.info.height, region.window, tile_size, padding, 1 if resized else stride
-    )
+    unit = 1 if resized else chooser.unit()
+    is_seamless = radius is not None and padding >= radius and unit == traits.stride
+    is_exact = traits.is_exact and not resized and (is_single or is_seamless)
+    grid = TileGrid(region.info.width, region.info.height, region.window, tile_size, padding, unit)
     return Plan(
         grid,
         traits.network_size or tile_size,
@@ -80,7 +79,16 @@ class _SizeChooser:
             stated = self.definition.tile.padding
         if stated is None and self.traits.is_dense:
             stated = self.traits.receptive_field_radius
-        return None if stated is None else align_up(int(stated), self.traits.stride)
+        return None if stated is None else int(stated)
+
+    def unit(self) -> int:
+        """Give what origins and paddings are multiples of: the stride, unless that leaves no room for any padding.
+
+        Where seams cannot be exact anyway, seeing beyond them matters more than the stride.
+        """
+        size, stride = self.tile_size(), self.traits.stride
+        has_room = size % stride == 0 and (self.traits.is_dense or size // 4 >= stride)
+        return stride if has_room else 1
 
     def tile_size(self) -> int:
         """Give the tiles' side: a multiple of the stride, and not much larger than a small raster."""
@@ -91,18 +99,19 @@ class _SizeChooser:
         if network is not None:
             return size
         if not self.is_size_given:
-            roomy = align_up(_TILE_OVER_PADDING * (self.wanted_padding() or 0), stride)
+            padding = align_up(self.wanted_padding() or 0, stride)
+            roomy = align_up(_TILE_OVER_PADDING * padding, stride)
             size = max(size, min(roomy, _LARGEST_AUTOMATIC_TILE))
         return min(size, align_up(max(self.info.width, self.info.height), stride))
 
     def padding(self) -> int:
         """Give the padding: what is wanted, at most what leaves the inner window half of the tile."""
-        size, wanted = self.tile_size(), self.wanted_padding()
-        most = size // 4 // self.traits.stride * self.traits.stride
+        size, wanted, unit = self.tile_size(), self.wanted_padding(), self.unit()
+        most = size // 4 // unit * unit
         if wanted is None:
             return most
         given = self.arguments["padding"] is not None
-        return min(wanted, (size - 1) // 2 // self.traits.stride * self.traits.stride if given else most)
+        return min(align_up(wanted, unit), (size - 1) // 2 // unit * unit if given else most)
 
 
 def _batch_size(stated: int | None, traits: Traits, device: str) -> int:

@@ -84,5 +84,5 @@ def _resize(pixels: NDArray[Any], size: int) -> NDArray[Any]:
     low = np.floor(centre).astype(np.intp)
     high, share = np.minimum(low + 1, n - 1), (centre - low).astype(np.float32)
     rows = pixels[:, low] * (1 - share)[:, None] + pixels[:, high] * share[:, None]
-    resized = rows[:, :, low] * (1 - share) + rows[:, :, high] * share
+    resized: NDArray[Any] = rows[:, :, low] * (1 - share) + rows[:, :, high] * share
     return np.rint(resized).astype(np.uint8) if pixels.dtype == np.uint8 else resized.astype(np.float32)

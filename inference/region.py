@@ -46,9 +46,7 @@ class Region:
     def is_cut(self, boxes: FloatArray) -> NDArray[np.bool_]:
         """Tell which boxes (N, 4), raster pixels, reach the edge of the searched window."""
         w = self.window
-        return (
-            (boxes[:, 0] <= w.x) | (boxes[:, 1] <= w.y) | (boxes[:, 2] >= w.right) | (boxes[:, 3] >= w.bottom)
-        )
+        return (boxes[:, 0] <= w.x) | (boxes[:, 1] <= w.y) | (boxes[:, 2] >= w.right) | (boxes[:, 3] >= w.bottom)
 
 
 def make_region(job: DetectionJob, info: RasterInfo) -> Region:
@@ -68,12 +66,12 @@ def make_region(job: DetectionJob, info: RasterInfo) -> Region:
         mask = _mask(job.mask_wkb)
         window = window.intersect(_extent_window(mask.bounds, info))
         shapes.append(mask)
-    if window.width == 0 or window.height == 0:
+    shape = shapely.intersection_all(shapes) if shapes else None
+    if window.width == 0 or window.height == 0 or (shape is not None and shape.is_empty):
         raise JobError(
             "The extent or mask lies outside the raster: there is nothing to search.",
             hint="Check that it overlaps the raster, and that its coordinate reference system is right.",
         )
-    shape = shapely.intersection_all(shapes) if shapes else None
     if shape is not None:
         shapely.prepare(shape)
     return Region(info, window, shape)

@@ -65,11 +65,18 @@ class AugmentedDetector:
     def predict(self, batch: NDArray[Any]) -> list[Detections]:
         """Find objects, see `Detector.predict`."""
         size = batch.shape[-1]
-        views = [[self._one_view(found, view, size) for found in self._detector.predict(view.apply(batch))]
-                 for view in self._orientations]  # fmt: skip
-        return [
-            fuse([view[i] for view in views], self._max_overlap, self._threshold) for i in range(len(batch))
+        views = [self._detector.predict(view.apply(batch)) for view in self._orientations]
+        return [self._fused([view[i] for view in views], size) for i in range(len(batch))]
+
+    def _fused(self, found: list[Detections], size: int) -> Detections:
+        is_finite = [np.isfinite(part.boxes).all(axis=1) & np.isfinite(part.scores) for part in found]
+        views = [
+            self._one_view(part.take(mask), view, size)
+            for part, mask, view in zip(found, is_finite, self._orientations)
         ]
+        # What is no number passes through, for the run to count and drop.
+        broken = [part.take(~mask) for part, mask in zip(found, is_finite)]
+        return concatenate([fuse(views, self._max_overlap, self._threshold), *broken])
 
     def _one_view(self, found: Detections, view: Orientation, size: int) -> Detections:
         single = suppress_once(found, self._max_overlap) if self._detector.traits.is_dense else found

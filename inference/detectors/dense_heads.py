@@ -99,7 +99,7 @@ class DenseHead:
             scores = scores * rows[4]
         labels = scores.argmax(axis=0)
         best = np.take_along_axis(scores, labels[None], axis=0)[0]
-        index = np.flatnonzero(best > threshold)
+        index = np.flatnonzero(~(best <= threshold))  # what is no number stays, for the run to count and drop
         cx, cy, w, h = rows[:4, index].astype(np.float64)
         boxes = np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=1)
         return make_detections(boxes, best[index], labels[index], grid.anchors[index])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
+from onnxruntime.capi import onnxruntime_pybind11_state
 
 from ..calibrate import Response, calibrated_traits
 from ..detections import Detections, make_detections
@@ -32,6 +33,10 @@ from .protocol import DetectorSettings, Traits
 _NUMPY_TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
 _STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 _DEFAULT_PADDING_STRIDE = 32
+_RUNTIME_ERRORS = tuple(
+    item for item in vars(onnxruntime_pybind11_state).values() if isinstance(item, type) and issubclass(item, Exception)
+)
+"""onnxruntime's exceptions: they share no base."""
 
 
 def load(
@@ -70,21 +75,33 @@ def _unpack(package: ModelPackage, folder: Path) -> Path:
             hint="Export it with standard ONNX operators.",
         )
     for location in sorted(_external_locations(graph)):
-        if not is_safe_name(location) or "/" in location:
+        # Our copy of the graph stands in the same folder: no weights may take its name, in any case of letters.
+        if not is_safe_name(location) or "/" in location or location.lower() == path.name:
             raise ModelPackageError(f"The model keeps weights in '{location}', which lies outside the package.")
         package.extract(package.find(location), folder / location)
     return path
 
 
 def _external_locations(graph: onnx.ModelProto) -> set[str]:
-    tensors = onnx.external_data_helper._get_all_tensors(graph)
     return {
         entry.value
-        for tensor in tensors
+        for tensor in _tensors(graph)
         if tensor.data_location == onnx.TensorProto.EXTERNAL
         for entry in tensor.external_data
         if entry.key == "location"
     }
+
+
+def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+    """Give all tensors below a message, wherever they stand: attributes, subgraphs, functions, sparse ones, ..."""
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for item in value if isinstance(value, Sequence) else (value,):
+            if isinstance(item, onnx.TensorProto):
+                yield item
+            else:
+                yield from _tensors(item)
 
 
 def _session(path: Path, settings: DetectorSettings) -> onnxruntime.InferenceSession:
@@ -96,9 +113,7 @@ def _session(path: Path, settings: DetectorSettings) -> onnxruntime.InferenceSes
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=_providers(settings.device))
-    except Exception as error:  # onnxruntime's exceptions share no public base
-        if not type(error).__module__.startswith("onnxruntime"):
-            raise
+    except _RUNTIME_ERRORS as error:
         raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
 
 
@@ -170,7 +185,7 @@ def _check_normalisation(dtype: Any, normalisation: Normalisation) -> None:
 def _translated(n: int) -> Iterator[None]:
     try:
         yield
-    except RuntimeException as error:
+    except _RUNTIME_ERRORS as error:
         text = str(error).lower()
         if "memory" in text or "alloc" in text:
             raise DeviceMemoryError(f"The memory does not hold a batch of {n} tiles.", batch_size=n) from error
@@ -223,7 +238,13 @@ class DenseOnnxDetector:
         """Measure stride and receptive field where the package does not state them."""
         if self._tile.stride is None or self._tile.receptive_field_radius is None:
             size = self._runner.network_size
-            self._traits = calibrated_traits(self._traits, self._respond, self._n_bands, sha256, size)
+            measured = calibrated_traits(self._traits, self._respond, self._n_bands, sha256, size)
+            stated = self._tile.receptive_field_radius
+            self._traits = replace(
+                measured,
+                stride=self._tile.stride or measured.stride,
+                receptive_field_radius=measured.receptive_field_radius if stated is None else stated,
+            )
         return self
 
     def _respond(self, image: NDArray[Any]) -> Response:
@@ -249,9 +270,7 @@ class DenseOnnxDetector:
 class BoxesOnnxDetector:
     """A graph with suppression inside: boxes (x0 y0 x1 y1 in network pixels), scores, and labels."""
 
-    def __init__(
-        self, runner: OnnxRunner, definition: ModelDefinition, threshold: float, n_threads: int
-    ) -> None:
+    def __init__(self, runner: OnnxRunner, definition: ModelDefinition, threshold: float, n_threads: int) -> None:
         """Find which output is which.
 
         Raises:
@@ -287,14 +306,12 @@ class BoxesOnnxDetector:
         if boxes.ndim == 2:  # torchvision's export: one image, no batch axis
             boxes, scores = boxes[None], scores[None]
             labels = labels[None] if labels is not None else None
-        return [
-            self._read(boxes[i], scores[i], labels[i] if labels is not None else None) for i in range(len(batch))
-        ]
+        return [self._read(boxes[i], scores[i], labels[i] if labels is not None else None) for i in range(len(batch))]
 
     def _read(self, boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any] | None) -> Detections:
         if scores.ndim == 2:
             labels = scores.argmax(axis=1) if labels is None else labels
             scores = scores.max(axis=1)
         classes = np.zeros(len(scores), np.int64) if labels is None else labels.astype(np.int64) - self._label_offset
-        keep = (scores > self._threshold) & (classes >= 0) & (classes < self._n_classes)
+        keep = ~(scores <= self._threshold) & (classes >= 0) & (classes < self._n_classes)  # NaN stays, to be counted
         return make_detections(boxes[keep], scores[keep], classes[keep])

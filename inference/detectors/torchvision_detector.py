@@ -36,7 +36,12 @@ _RCNN = ("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mo
          "fasterrcnn_mobilenet_v3_large_320_fpn")  # fmt: skip
 _ONE_STAGE = ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn", "ssd300_vgg16",
               "ssdlite320_mobilenet_v3_large")  # fmt: skip
+_LOADING_ERRORS = (
+    UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, IndexError, TypeError,
+)  # fmt: skip
+"""What torch.load was seen to raise on damaged and on foreign files."""
 _FIXED_SIZE = {"ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 320}
+_N_BANDS = 3
 _STRIDE = 128  # of the coarsest pyramid level that one of these networks uses
 
 
@@ -47,6 +52,10 @@ def load(
     definition = package.definition
     architecture = str(definition.options.get("architecture", ""))
     label_offset = int(definition.options.get("label_offset", 1))
+    if len(definition.input.bands) != _N_BANDS:
+        raise ModelIncompatibleError(
+            f"torchvision's detectors take {_N_BANDS} bands, and the definition names {len(definition.input.bands)}."
+        )
     fixed = _FIXED_SIZE.get(architecture)
     network = _build(architecture, len(definition.classes) + label_offset, arguments, fixed)
     state = _read_state(package.extract(package.weights_member(), folder / "weights"), package.weights_member())
@@ -83,13 +92,13 @@ def _build(architecture: str, n_classes: int, arguments: Mapping[str, Any], fixe
         f"{prefix}nms_thresh": float(arguments["nms_overlap"]),
         per_image: MAX_DETECTIONS,
     }
-    size = {} if fixed else {"min_size": int(arguments["tile_size"]), "max_size": int(arguments["tile_size"])}
+    # torchvision's own tests use this switch. A tile's side need not be the argument's: small rasters have small tiles.
+    size = {} if fixed else {"_skip_resize": True}
     builder: Callable[..., torch.nn.Module] = getattr(detection, architecture)
-    network = builder(
+    return builder(
         weights=None, weights_backbone=None, num_classes=n_classes,
-        image_mean=[0.0] * 3, image_std=[1.0] * 3, **limits, **size,
+        image_mean=[0.0] * _N_BANDS, image_std=[1.0] * _N_BANDS, **limits, **size,
     )  # fmt: skip
-    return network
 
 
 def _read_state(path: Path, name: str) -> dict[str, torch.Tensor]:
@@ -105,7 +114,7 @@ def _read_state(path: Path, name: str) -> dict[str, torch.Tensor]:
         )
     try:
         state = torch.load(str(path), map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, IndexError, TypeError) as error:
+    except _LOADING_ERRORS as error:
         raise ModelPackageError(
             f"The weights '{name}' cannot be read as plain tensors.",
             hint="The file holds more than weights, or is damaged. Save the state dict alone, best as safetensors.",
@@ -195,6 +204,4 @@ class TorchvisionDetector:
     def _read(self, found: dict[str, torch.Tensor]) -> Detections:
         labels = found["labels"].cpu().numpy() - self._label_offset
         keep = labels >= 0
-        return make_detections(
-            found["boxes"].cpu().numpy()[keep], found["scores"].cpu().numpy()[keep], labels[keep]
-        )
+        return make_detections(found["boxes"].cpu().numpy()[keep], found["scores"].cpu().numpy()[keep], labels[keep])

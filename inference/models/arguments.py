@@ -93,7 +93,7 @@ def parse_arguments(value: Any) -> dict[str, Any]:
         return _parse_pairs(text)
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise JobError(
             f"The model arguments are not valid JSON: {error}.",
             hint='Write for example {"threshold": 0.4}, or threshold 0.4;padding 64.',
@@ -153,7 +153,7 @@ def convert(spec: ArgumentSpec, value: Any) -> Any:
     Raises:
         JobError: not a value of that type, or outside its range; names argument, value and range.
     """
-    converted = _CONVERTERS[spec.kind](value)
+    converted: Any = _CONVERTERS[spec.kind](value)
     too_low = spec.minimum is not None and converted is not None and converted < spec.minimum
     too_high = spec.maximum is not None and converted is not None and converted > spec.maximum
     if converted is None or too_low or too_high:
@@ -166,7 +166,7 @@ def _number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if number - number == 0 else None  # not NaN, not infinite
 

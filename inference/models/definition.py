@@ -17,6 +17,8 @@ SCHEMA_KEY = "kestrel_definition"
 
 DETECTOR_KINDS = ("onnx", "torchvision")
 
+MAX_STRIDE = 1024
+
 Color = tuple[int, int, int]
 
 _PALETTE: tuple[Color, ...] = (
@@ -125,13 +127,14 @@ class Reader:
             raise self.refuse(key, "a text")
         return value
 
-    def integer(self, key: str, default: int | None, minimum: int = 0) -> int | None:
-        """Give a whole number of at least `minimum`; null and absence give the default."""
+    def integer(self, key: str, default: int | None, minimum: int = 0, maximum: int = 2**31 - 1) -> int | None:
+        """Give a whole number from `minimum` to `maximum`; null and absence give the default."""
         value = self.data.get(key)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < minimum:
-            raise self.refuse(key, f"a whole number of at least {minimum}")
+        is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        if isinstance(value, bool) or not is_whole or not minimum <= value <= maximum:
+            raise self.refuse(key, f"a whole number from {minimum} to {maximum}")
         return int(value)
 
     def numbers(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
@@ -141,6 +144,34 @@ class Reader:
         if not values or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
             raise self.refuse(key, "a number or a list of numbers")
         return tuple(float(v) for v in values)
+
+    def bands(self, key: str) -> tuple[Union[int, str], ...]:
+        """Give a list of bands; the first three where it is absent."""
+        value = self.data.get(key, [0, 1, 2])
+        is_list = isinstance(value, list) and len(value) > 0
+        if not is_list or not all(isinstance(band, (int, str)) and not isinstance(band, bool) for band in value):
+            raise self.refuse(key, "a list of 0-based band numbers or band names")
+        if any(isinstance(band, int) and band < 0 for band in value):
+            raise self.refuse(key, "a list of 0-based band numbers or band names")
+        return tuple(value)
+
+    def data_range(self, key: str) -> tuple[float, float] | None:
+        """Give lowest and highest value, or None where there is nothing."""
+        if not self.data.get(key):
+            return None
+        values = self.numbers(key, ())
+        if len(values) != 2 or values[0] >= values[1]:
+            raise self.refuse(key, "[lowest, highest]")
+        return values[0], values[1]
+
+    def factors(self, key: str, default: float, n_bands: int) -> tuple[float, ...]:
+        """Give one number for all bands, or one for each."""
+        values = self.numbers(key, (default,))
+        if len(values) not in (1, n_bands):
+            raise self.refuse(key, f"one number, or one for each of the {n_bands} bands")
+        if key == "std" and 0.0 in values:
+            raise self.refuse(key, "numbers other than zero")
+        return values
 
     def child(self, key: str) -> Reader:
         """Give the object below a member; an absent one is empty."""
@@ -179,6 +210,7 @@ def definition_from_json(data: Mapping[str, Any]) -> ModelDefinition:
         "detector", "input", "tile", "cell_size", "classes", "arguments",
     )  # fmt: skip
     detector = reader.child("detector")
+    detector.integer("label_offset", None)
     options = {key: value for key, value in detector.data.items() if key not in ("kind", "weights")}
     return ModelDefinition(
         name=reader.text("name"),
@@ -207,26 +239,14 @@ def _kind(detector: Reader) -> str:
 
 def _input(reader: Reader) -> InputSpec:
     reader.only("bands", "scale", "mean", "std", "data_range")
-    bands = reader.data.get("bands", [0, 1, 2])
-    is_band = [isinstance(b, str) or (isinstance(b, int) and not isinstance(b, bool) and b >= 0) for b in bands or [{}]]
-    if not isinstance(bands, list) or not all(is_band):
-        raise reader.refuse("bands", "a list of 0-based band numbers or band names")
-    data_range = reader.numbers("data_range", ()) if reader.data.get("data_range") is not None else None
-    if data_range is not None and (len(data_range) != 2 or data_range[0] >= data_range[1]):
-        raise reader.refuse("data_range", "[lowest, highest]")
-    spec = InputSpec(
-        bands=tuple(bands),
-        scale=reader.numbers("scale", (1.0,)),
-        mean=reader.numbers("mean", (0.0,)),
-        std=reader.numbers("std", (1.0,)),
-        data_range=(data_range[0], data_range[1]) if data_range else None,
+    bands = reader.bands("bands")
+    return InputSpec(
+        bands=bands,
+        scale=reader.factors("scale", 1.0, len(bands)),
+        mean=reader.factors("mean", 0.0, len(bands)),
+        std=reader.factors("std", 1.0, len(bands)),
+        data_range=reader.data_range("data_range"),
     )
-    for key, values in (("scale", spec.scale), ("mean", spec.mean), ("std", spec.std)):
-        if len(values) not in (1, len(bands)):
-            raise reader.refuse(key, f"one number, or one for each of the {len(bands)} bands")
-    if 0.0 in spec.std:
-        raise reader.refuse("std", "numbers other than zero")
-    return spec
 
 
 def _tile(reader: Reader) -> TileSpec:
@@ -235,7 +255,7 @@ def _tile(reader: Reader) -> TileSpec:
         size=reader.integer("size", 512, minimum=8) or 512,
         is_variable=bool(reader.data.get("variable", True)),
         padding=reader.integer("padding", None),
-        stride=reader.integer("stride", None, minimum=1),
+        stride=reader.integer("stride", None, minimum=1, maximum=MAX_STRIDE),
         receptive_field_radius=reader.integer("receptive_field_radius", None),
     )
 

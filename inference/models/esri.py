@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import ModelPackageError, ModelUnsupportedError, UntrustedCodeError
-from .definition import CellSizeRange, InputSpec, ModelDefinition, Reader, TileSpec, classes_from_json
+from ..errors import ModelError, ModelPackageError, ModelUnsupportedError, UntrustedCodeError
+from .definition import MAX_STRIDE, CellSizeRange, InputSpec, ModelDefinition, Reader, TileSpec, classes_from_json
 
 _KIND_OF_FRAMEWORK = {"onnx": "onnx", "torchvision": "torchvision"}
 _HEAD_OF_CONFIGURATION = {"yolov8": "yolov8", "yolov5": "yolov5", "boxes": "boxes"}
@@ -31,7 +31,9 @@ def definition_from_emd(data: Mapping[str, Any], members: Sequence[str]) -> Mode
     reader = Reader(data)
     kind = _detector_kind(reader, members)
     extra = reader.child("Kestrel")
-    extra.only("schema", "head", "architecture", "label_offset", "input", "stride", "receptive_field_radius", "arguments")
+    extra.only(
+        "schema", "head", "architecture", "label_offset", "input", "stride", "receptive_field_radius", "arguments"
+    )
     return ModelDefinition(
         name=str(data.get("ModelName") or data.get("Name") or "Model"),
         version=str(data.get("ModelVersion") or data.get("Version") or ""),
@@ -57,14 +59,14 @@ def _detector_kind(reader: Reader, members: Sequence[str]) -> str:
         )
     kind = _KIND_OF_FRAMEWORK.get(framework.lower())
     if kind is None:
-        raise _unsupported(reader, framework, members)
+        raise _unsupported(reader, framework)
     model_type = str(reader.data.get("ModelType", "ObjectDetection"))
     if model_type not in ("ObjectDetection", "ObjectionDetection"):
         raise ModelUnsupportedError(f"This is a model of type '{model_type}'; Kestrel runs object detection models.")
     return kind
 
 
-def _unsupported(reader: Reader, framework: str, members: Sequence[str]) -> ModelPackageError | ModelUnsupportedError | UntrustedCodeError:
+def _unsupported(reader: Reader, framework: str) -> ModelError:
     function = str(reader.data.get("InferenceFunction", ""))
     family = str(reader.data.get("ModelName") or reader.data.get("ModelConfiguration") or "")
     if framework.startswith("arcgis.learn"):
@@ -90,6 +92,7 @@ def _unsupported(reader: Reader, framework: str, members: Sequence[str]) -> Mode
 
 def _options(reader: Reader, extra: Reader) -> dict[str, Any]:
     configuration = str(reader.data.get("ModelConfiguration", ""))
+    extra.integer("label_offset", None)
     options = {key: extra.data[key] for key in ("head", "architecture", "label_offset") if key in extra.data}
     if configuration.lower() in _HEAD_OF_CONFIGURATION:
         options.setdefault("head", _HEAD_OF_CONFIGURATION[configuration.lower()])
@@ -99,20 +102,16 @@ def _options(reader: Reader, extra: Reader) -> dict[str, Any]:
 
 
 def _input(reader: Reader, extra: Reader) -> InputSpec:
-    extra.only("dtype", "scale", "offset", "mean", "std", "order")
-    bands = reader.data.get("ExtractBands", [0, 1, 2])
-    is_band = [isinstance(b, str) or (isinstance(b, int) and not isinstance(b, bool) and b >= 0) for b in bands or [{}]]
-    if not isinstance(bands, list) or not all(is_band):
-        raise reader.refuse("ExtractBands", "a list of 0-based band numbers or band names")
+    extra.only("scale", "mean", "std", "order")
+    bands = reader.bands("ExtractBands")
     if str(extra.data.get("order", "RGB")).upper() == "BGR":
         bands = bands[::-1]
-    data_range = reader.numbers("DataRange", ()) if reader.data.get("DataRange") else None
     return InputSpec(
-        bands=tuple(bands),
-        scale=extra.numbers("scale", (1.0,)),
-        mean=extra.numbers("mean", (0.0,)),
-        std=extra.numbers("std", (1.0,)),
-        data_range=(data_range[0], data_range[1]) if data_range else None,
+        bands=bands,
+        scale=extra.factors("scale", 1.0, len(bands)),
+        mean=extra.factors("mean", 0.0, len(bands)),
+        std=extra.factors("std", 1.0, len(bands)),
+        data_range=reader.data_range("DataRange"),
     )
 
 
@@ -124,7 +123,7 @@ def _tile(reader: Reader, extra: Reader) -> TileSpec:
         size=height or 512,
         is_variable=bool(reader.data.get("SupportsVariableTileSize", False)),
         padding=None,
-        stride=extra.integer("stride", None, minimum=1),
+        stride=extra.integer("stride", None, minimum=1, maximum=MAX_STRIDE),
         receptive_field_radius=extra.integer("receptive_field_radius", None),
     )
 
@@ -133,7 +132,7 @@ def _cell_size(reader: Reader) -> CellSizeRange | None:
     low, high = reader.data.get("MinCellSize"), reader.data.get("MaxCellSize")
     if not isinstance(low, Mapping) or not isinstance(high, Mapping):
         return None
-    values = [low.get("x"), high.get("x")]
+    values: list[Any] = [low.get("x"), high.get("x")]
     if not all(isinstance(v, (int, float)) and v > 0 for v in values):
         return None
     reference = low.get("spatialReference")

@@ -27,6 +27,8 @@ MAX_JSON_BYTES = 4 * 2**20
 MAX_TOTAL_BYTES = 8 * 2**30
 MAX_RATIO = 1100  # deflate reaches 1032 : 1 at most; more is a lie in the directory
 MAX_JSON_DEPTH = 64
+_MAX_DIGITS = 20
+_LOCAL_HEADER_BYTES = 30  # the fixed part
 _BLOCK = 2**20
 _ARCHIVE_ERRORS = (
     zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, EOFError,
@@ -68,8 +70,9 @@ class FolderMembers:
     folder: Path
 
     def names(self) -> list[str]:
-        """Give the files' names relative to the folder."""
-        return sorted(p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file())
+        """Give the files' names relative to the folder, down to one folder below: it may be a home with millions."""
+        files = [*self.folder.glob("*"), *self.folder.glob("*/*")]
+        return sorted(p.relative_to(self.folder).as_posix() for p in files if p.is_file())
 
     def open(self, name: str) -> IO[bytes]:
         """Open one file."""
@@ -147,10 +150,19 @@ class ModelPackage:
         n_bytes = 0
         with _as_package_error(name), self.members.open(name) as stream:
             while block := stream.read(_BLOCK):
+                if n_bytes == 0:
+                    _refuse_pointer(block, name)
                 n_bytes += len(block)
                 if n_bytes > MAX_TOTAL_BYTES:
                     raise ModelPackageError(f"The package's member '{name}' is larger than 8 GB.")
                 yield block
+
+
+def _refuse_pointer(start: bytes, name: str) -> None:
+    if start.startswith(b"version https://git-lfs"):
+        raise ModelPackageError(
+            f"The model file '{name}' is a Git LFS pointer, not the model itself.", hint="Fetch it with 'git lfs pull'."
+        )
 
 
 def _absolute_file(name: str) -> str:
@@ -185,29 +197,27 @@ def open_package(reference: str) -> ModelPackage:
     if not reference:
         raise ModelPackageError("No model was given.", hint="Choose a .dlpk, .emd or .json file.")
     if reference.startswith("{"):
-        return _open_definition(reference.encode("utf-8"), "the text given as model", NoMembers(), "")
-    path = Path(reference).expanduser()
+        data = reference.encode("utf-8", "surrogatepass")
+        return _open_definition(data, "the text given as model", NoMembers(), "")
+    try:
+        return _open_file(Path(reference).expanduser())
+    except (OSError, RuntimeError) as error:  # RuntimeError: a home that expanduser does not find
+        reason = getattr(error, "strerror", None) or error
+        raise ModelPackageError(f"The model file '{reference[:200]}' cannot be read: {reason}.") from error
+
+
+def _open_file(path: Path) -> ModelPackage:
     if path.is_dir():
         raise ModelPackageError(f"The model '{path}' is a folder.", hint="Choose the .dlpk, .emd or .json file in it.")
     if not path.is_file():
         raise ModelPackageError(
             f"The model file '{path}' does not exist.", hint="Check the path; a network drive may be disconnected."
         )
-    try:
-        return _open_file(path)
-    except OSError as error:
-        raise ModelPackageError(f"The model file '{path}' cannot be read: {error.strerror or error}.") from error
-
-
-def _open_file(path: Path) -> ModelPackage:
     with path.open("rb") as stream:
         start = stream.read(64)
     if start.startswith(b"PK\x03\x04") and path.suffix.lower() not in (".pth", ".pt"):
         return _open_archive(path)
-    if start.startswith(b"version https://git-lfs"):
-        raise ModelPackageError(
-            f"The model file '{path}' is a Git LFS pointer, not the model itself.", hint="Fetch it with 'git lfs pull'."
-        )
+    _refuse_pointer(start, str(path))
     if path.suffix.lower() in (".emd", ".json"):
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ModelPackageError(f"The model definition '{path.name}' is larger than 4 MB; that is no definition.")
@@ -240,6 +250,8 @@ def _as_package_error(name: str) -> Iterator[None]:
         raise ModelPackageError(
             f"The package '{name}' is damaged: {error}.", hint="Copy or download it again."
         ) from error
+    except OSError as error:
+        raise ModelPackageError(f"The model file '{name}' cannot be read: {error.strerror or error}.") from error
 
 
 def _checked_entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -257,7 +269,17 @@ def _checked_entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
         entries[name] = info
     if sum(info.file_size for info in entries.values()) > MAX_TOTAL_BYTES:
         raise ModelPackageError("The package unpacks to more than 8 GB and is not opened.")
+    _check_overlap(infos)
     return entries
+
+
+def _check_overlap(infos: list[zipfile.ZipInfo]) -> None:
+    """Refuse members that share bytes of the archive: a bomb that no honest packer makes (CVE-2024-0450)."""
+    end = 0
+    for info in sorted(infos, key=lambda info: info.header_offset):
+        if info.header_offset < end:
+            raise ModelPackageError(f"The package's member '{info.filename}' overlaps another one.")
+        end = info.header_offset + _LOCAL_HEADER_BYTES + info.compress_size
 
 
 def _check_entry(info: zipfile.ZipInfo, name: str) -> None:
@@ -284,9 +306,7 @@ def _definition_member(names: list[str], package: str) -> str:
         if found:
             return found[0]
     holds = ", ".join(sorted(names)[:8]) or "nothing"
-    raise ModelPackageError(
-        f"The package '{package}' holds no model definition (.emd).", hint=f"It holds: {holds}."
-    )
+    raise ModelPackageError(f"The package '{package}' holds no model definition (.emd).", hint=f"It holds: {holds}.")
 
 
 def _open_definition(data: bytes, where: str, members: Members, root: str) -> ModelPackage:
@@ -310,7 +330,11 @@ def read_json(data: bytes, where: str) -> dict[str, Any]:
     """
     try:
         content = json.loads(
-            data.decode("utf-8-sig"), object_pairs_hook=_unique_members, parse_constant=_refuse_constant
+            data.decode("utf-8-sig"),
+            object_pairs_hook=_unique_members,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_bounded,
         )
     except UnicodeDecodeError as error:
         raise ModelPackageError(f"The model definition {where} is not UTF-8 text.") from error
@@ -335,6 +359,19 @@ def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the member '{twice}' stands in it twice")
     return content
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number - number != 0:
+        raise ValueError(f"it holds the number {text}")
+    return number
+
+
+def _bounded(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"it holds a number of {len(text)} digits")
+    return int(text)
 
 
 def _refuse_constant(name: str) -> float:

@@ -24,6 +24,8 @@ from .source import RasterInfo
 _SQUARE_TOLERANCE = 0.01
 """Share by which a pixel's sides may differ and still count as equal."""
 
+_PALETTE_BANDS: dict[int | str, int] = {0: 0, 1: 1, 2: 2, "red": 0, "green": 1, "blue": 2}
+
 _SETTINGS = {
     "GDAL_VRT_ENABLE_PYTHON": "NO",
     "GDAL_HTTP_CONNECTTIMEOUT": "15",
@@ -68,11 +70,16 @@ class GdalRaster:
             dataset.width,
             dataset.height,
             len(spec.bands),
-            "uint8" if self._palette is not None else str(np.result_type(*[dataset.dtypes[b - 1] for b in self._bands])),
+            self._dtype(dataset),
             dataset.transform,
             dataset.crs.to_wkt(),
             dataset.block_shapes[0][0],
         )
+
+    def _dtype(self, dataset: Any) -> str:
+        if self._palette is not None:
+            return "uint8"
+        return str(np.result_type(*[dataset.dtypes[band - 1] for band in self._bands]))
 
     @property
     def info(self) -> RasterInfo:
@@ -138,14 +145,16 @@ def _open(name: str) -> Any:
         dataset = rasterio.open(name)
     except (RasterioError, ValueError) as error:
         raise RasterOpenError(f"The raster '{name}' cannot be opened: {error}.") from error
+    if dataset.transform == Affine.identity():
+        kind = "only ground control points or RPCs" if dataset.gcps[0] or dataset.rpcs else "no georeference"
+        raise RasterOpenError(
+            f"The raster '{name}' has {kind}.", hint="Georeference it first (Georeferencer, gdalwarp)."
+        )
     if dataset.crs is None:
         raise RasterOpenError(
             f"The raster '{name}' has no coordinate reference system.",
             hint="Assign one first, for example with 'Assign projection' of the raster menu.",
         )
-    if dataset.transform == Affine.identity():
-        kind = "only ground control points or RPCs" if dataset.gcps[0] or dataset.rpcs else "no georeference"
-        raise RasterOpenError(f"The raster '{name}' has {kind}.", hint="Georeference it first (Georeferencer, gdalwarp).")
     if dataset.transform.determinant == 0:
         raise RasterOpenError(f"The raster '{name}' has pixels without area: its georeference is damaged.")
     return dataset
@@ -172,10 +181,16 @@ def _resampled(dataset: Any, cell_size: float | None) -> Any:
         transform=t * Affine.scale(scale_x, scale_y),
         width=width,
         height=height,
-        resampling=Resampling.average if max(scale_x, scale_y) > 1.5 else Resampling.bilinear,
+        resampling=_resampling(dataset, max(scale_x, scale_y)),
         tolerance=1e-6,  # the same pixel must come out whatever window it is read with
         add_alpha=dataset.nodata is None and not _has_alpha(dataset),
     )
+
+
+def _resampling(dataset: Any, scale: float) -> Resampling:
+    if ColorInterp.palette in dataset.colorinterp:
+        return Resampling.nearest  # the mean of two entries of a colour table is a third colour
+    return Resampling.average if scale > 1.5 else Resampling.bilinear
 
 
 def _has_alpha(dataset: Any) -> bool:
@@ -188,6 +203,13 @@ def resolve_bands(dataset: Any, bands: tuple[int | str, ...]) -> tuple[int, ...]
     Raises:
         ModelIncompatibleError: the raster has no such band, or one of a type that no model takes.
     """
+    n_needed = max((band + 1 for band in bands if isinstance(band, int)), default=0)
+    n_colors = sum(color != ColorInterp.alpha for color in dataset.colorinterp)
+    if n_needed > n_colors:
+        raise ModelIncompatibleError(
+            f"The model needs at least {n_needed} bands, and the raster has {n_colors}.",
+            hint="Choose a raster with the bands that the model was trained on.",
+        )
     numbers = tuple(_band_number(dataset, band) for band in bands)
     for number in numbers:
         if dataset.dtypes[number - 1].startswith("complex"):
@@ -205,25 +227,23 @@ def _band_number(dataset: Any, band: int | str) -> int:
                 f"The model needs a band named '{band}', and the raster's bands are: {', '.join(names)}."
             )
         return names.index(band.lower()) + 1
-    n_colors = sum(color != ColorInterp.alpha for color in colors)
-    if band >= n_colors:
-        raise ModelIncompatibleError(
-            f"The model needs at least {band + 1} bands, and the raster has {n_colors}.",
-            hint="Choose a raster with the bands that the model was trained on.",
-        )
     return [index for index, color in enumerate(colors, 1) if color != ColorInterp.alpha][band]
 
 
 def _palette(dataset: Any, spec: InputSpec) -> NDArray[np.uint8] | None:
     """Give the colour table as (C, entries) where one paletted band stands for the three that the model wants."""
-    if dataset.count != 1 or len(spec.bands) != 3 or ColorInterp.palette not in dataset.colorinterp:
+    n_colors = sum(color != ColorInterp.alpha for color in dataset.colorinterp)
+    if n_colors != 1 or len(spec.bands) != 3 or dataset.colorinterp[0] != ColorInterp.palette:
         return None
     table = dataset.colormap(1)
     colors = np.zeros((3, max(table) + 1), np.uint8)
     for index, color in table.items():
         colors[:, index] = color[:3]
-    order = [band if isinstance(band, int) else ("red", "green", "blue").index(band.lower()) for band in spec.bands]
-    return np.ascontiguousarray(colors[order])
+    bands = [band.lower() if isinstance(band, str) else band for band in spec.bands]
+    if not set(bands) <= set(_PALETTE_BANDS):
+        wanted = ", ".join(str(band) for band in spec.bands)
+        raise ModelIncompatibleError(f"The model needs the bands {wanted}, and the raster's colour table has RGB only.")
+    return np.ascontiguousarray(colors[[_PALETTE_BANDS[band] for band in bands]])
 
 
 def _fills_invalid(dataset: Any, spec: InputSpec) -> bool:

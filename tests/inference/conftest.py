@@ -7,9 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before any library that brings OpenMP: waiting threads sleep instead of spinning.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+settings.register_profile("core", max_examples=40, deadline=None)
+settings.load_profile("core")
 
 
 @pytest.fixture(scope="session", autouse=True)

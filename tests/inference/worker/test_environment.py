@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from kestrel.inference.errors import WorkerStartError
 from kestrel.inference.worker import environment
 from kestrel.inference.worker.environment import (

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from kestrel.inference.detections import Detections, make_detections, no_detections
+from kestrel.inference.detectors.augmented import (
+    MAP_ORIENTATIONS,
+    PICTURE_ORIENTATIONS,
+    AugmentedDetector,
+    Orientation,
+    fuse,
+)
+from kestrel.inference.detectors.protocol import Traits
+
+SIZE = 32
+rectangles = st.tuples(st.integers(0, 24), st.integers(0, 24), st.integers(1, 8), st.integers(1, 8))
+
+
+@dataclass
+class BrightRectangle:
+    """Finds the bounding box of what is bright; scores it by its width, so that a turned one scores otherwise."""
+
+    is_dense: bool = False
+    score: float = 0.8
+
+    @property
+    def traits(self) -> Traits:
+        """Describe it."""
+        return Traits(8, 40, self.is_dense)
+
+    def predict(self, batch: NDArray[Any]) -> list[Detections]:
+        """Find the rectangles."""
+        found = []
+        for image in batch:
+            rows, columns = np.nonzero(image[0])
+            box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            copies = 3 if self.is_dense else 1
+            found.append(make_detections(np.array([box] * copies), np.full(copies, self.score), np.zeros(copies)))
+        return found
+
+
+def picture(rectangle: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    x, y, width, height = rectangle
+    batch = np.zeros((1, 1, SIZE, SIZE), np.uint8)
+    batch[0, 0, y : y + height, x : x + width] = 255
+    return batch
+
+
+@pytest.mark.parametrize("orientation", MAP_ORIENTATIONS)
+@given(rectangle=rectangles)
+def test_a_box_found_in_a_turned_picture_comes_back_to_its_place(
+    orientation: Orientation, rectangle: tuple[int, int, int, int]
+) -> None:
+    x, y, width, height = rectangle
+    (found,) = BrightRectangle().predict(orientation.apply(picture(rectangle)))
+    assert [[x, y, x + width, y + height]] == orientation.undo(found.boxes, SIZE).tolist()
+
+
+def test_the_orientations_of_a_map_are_all_different() -> None:
+    batch = np.arange(9).reshape(1, 1, 3, 3)
+    assert 8 == len({tuple(view.apply(batch).ravel().tolist()) for view in MAP_ORIENTATIONS})
+
+
+@pytest.mark.parametrize("is_dense", [True, False])
+@given(rectangle=rectangles)
+def test_what_all_views_agree_on_is_given_once_with_its_score(
+    is_dense: bool, rectangle: tuple[int, int, int, int]
+) -> None:
+    x, y, width, height = rectangle
+    detector = AugmentedDetector(BrightRectangle(is_dense), MAP_ORIENTATIONS, 0.5, 0.5)
+    (found,) = detector.predict(picture(rectangle))
+    assert found.boxes.tolist() == [pytest.approx([x, y, x + width, y + height])]
+    assert [0.8] == pytest.approx(found.scores.tolist())
+
+
+def test_an_augmented_network_is_neither_dense_nor_exact() -> None:
+    traits = AugmentedDetector(BrightRectangle(is_dense=True), PICTURE_ORIENTATIONS, 0.5, 0.5).traits
+    assert (False, False, 8) == (traits.is_dense, traits.is_exact, traits.stride)
+
+
+def test_what_is_no_number_passes_through_for_the_run_to_count() -> None:
+    detector = AugmentedDetector(BrightRectangle(score=float("nan")), PICTURE_ORIENTATIONS, 0.5, 0.5)
+    (found,) = detector.predict(picture((4, 4, 5, 5)))
+    assert 2 == len(found)
+    assert np.isnan(found.scores).all()
+
+
+def one(box: list[float], score: float, label: int = 0) -> Detections:
+    return make_detections(np.array([box]), np.array([score]), np.array([label]))
+
+
+def test_a_fused_box_is_the_mean_weighted_by_the_scores() -> None:
+    fused = fuse([one([0, 0, 10, 10], 0.9), one([2, 0, 12, 10], 0.3)], 0.5, 0.1)
+    assert fused.boxes.tolist() == [pytest.approx([0.5, 0, 10.5, 10])]
+    assert [0.6] == pytest.approx(fused.scores.tolist())
+
+
+def test_what_one_view_of_two_saw_has_half_its_score() -> None:
+    views = [one([0, 0, 10, 10], 0.9), no_detections()]
+    assert [0.45] == pytest.approx(fuse(views, 0.5, 0.4).scores.tolist())
+    assert 0 == len(fuse(views, 0.5, 0.46))
+
+
+def test_boxes_of_different_classes_and_boxes_apart_are_not_fused() -> None:
+    assert 2 == len(fuse([one([0, 0, 10, 10], 0.9, 0), one([0, 0, 10, 10], 0.8, 1)], 0.5, 0.1))
+    assert 2 == len(fuse([one([0, 0, 10, 10], 0.9), one([8, 0, 18, 10], 0.8)], 0.5, 0.1))
+
+
+def test_nothing_fuses_to_nothing() -> None:
+    assert 0 == len(fuse([no_detections(), no_detections()], 0.5, 0.1))
+
+
+@given(st.permutations(range(4)))
+def test_the_order_of_the_views_does_not_matter(order: list[int]) -> None:
+    views = [one([0, 0, 10, 10], 0.9), one([1, 0, 11, 10], 0.8), one([3, 1, 13, 11], 0.7), one([20, 0, 30, 10], 0.6)]
+    expected, actual = fuse(views, 0.4, 0.1), fuse([views[i] for i in order], 0.4, 0.1)
+    assert expected.boxes.tolist() == actual.boxes.tolist()
+    assert expected.scores.tolist() == actual.scores.tolist()

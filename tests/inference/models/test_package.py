@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import json
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kestrel.inference.errors import (
+    InferenceError,
+    ModelPackageError,
+    ModelUnsupportedError,
+    UntrustedCodeError,
+)
+from kestrel.inference.models.package import is_safe_name, open_package, read_json
+from kestrel.tests.fixtures.packages import (
+    definition,
+    emd,
+    entry_of_kind,
+    good_entries,
+    patch_directory,
+    write_zip,
+)
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+
+
+# -- Packages that open ------------------------------------------------------------------------------------------------
+
+
+def test_a_package_opens_and_hands_out_its_weights(tmp_path: Path) -> None:
+    package = open_package(str(write_zip(tmp_path / "p.dlpk", good_entries())))
+    assert ("Cells", ["Tree", "Shrub"]) == (package.definition.name, [c.name for c in package.definition.classes])
+    target = package.extract(package.weights_member(), tmp_path / "out")
+    assert b"weights" == target.read_bytes()
+
+
+@pytest.mark.parametrize("form", ["emd", "json", "zip", "nested zip", "text", "loose json in a folder of weights"])
+def test_all_forms_of_a_package_hold_the_same_weights(tmp_path: Path, form: str) -> None:
+    (tmp_path / "sub").mkdir()
+    weights = {"text": str(tmp_path / "model.onnx"), "loose json in a folder of weights": "sub/model.onnx"}
+    name = weights.get(form, "model.onnx")
+    (tmp_path / "model.onnx").write_bytes(b"weights")
+    (tmp_path / "sub" / "model.onnx").write_bytes(b"weights")
+    text = json.dumps(definition(detector={"kind": "onnx", "weights": name}))
+    references = {
+        "emd": lambda: _write(tmp_path / "m.emd", json.dumps(emd())),
+        "json": lambda: _write(tmp_path / "m.json", text),
+        "zip": lambda: write_zip(tmp_path / "p.zip", [("a.kestrel.json", text), ("model.onnx", b"weights")]),
+        "nested zip": lambda: write_zip(
+            tmp_path / "p.zip", [("f/a.emd", json.dumps(emd())), ("f/model.onnx", b"weights")]
+        ),
+        "text": lambda: text,
+    }
+    references["loose json in a folder of weights"] = references["json"]
+    package = open_package(str(references[form]()))
+    assert b"weights" == package.extract(package.weights_member(), tmp_path / "out").read_bytes()
+
+
+def _write(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
+    path = _write(tmp_path / "m.emd", b"\xef\xbb\xbf" + json.dumps(emd()).encode())
+    assert "Cells" == open_package(str(path)).definition.name
+
+
+@pytest.mark.parametrize("name", [".\\model.onnx", "./model.onnx", "././model.onnx", "model.onnx"])
+def test_spellings_of_windows_and_unix_name_the_same_member(tmp_path: Path, name: str) -> None:
+    package = open_package(str(write_zip(tmp_path / "p.dlpk", good_entries(ModelFile=name))))
+    assert "model.onnx" == package.weights_member()
+
+
+def test_folders_made_with_backslashes_are_folders(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "p.dlpk", [("f\\Cells.emd", json.dumps(emd())), ("f\\model.onnx", b"weights")])
+    assert "f/model.onnx" == open_package(str(path)).weights_member()
+
+
+def test_the_hash_changes_with_the_weights_and_with_the_definition_and_with_nothing_else(tmp_path: Path) -> None:
+    def digest(name: str, entries: list[Any]) -> str:
+        return open_package(str(write_zip(tmp_path / name, entries))).sha256()
+
+    first = digest("a.dlpk", good_entries())
+    assert first == digest("b.zip", [*good_entries(), ("readme.txt", "x")])
+    assert first != digest("c.dlpk", good_entries(ImageHeight=256, ImageWidth=256))
+    assert first != digest("d.dlpk", [good_entries()[0], ("model.onnx", b"other")])
+
+
+def test_a_home_folder_full_of_files_is_not_searched_through(tmp_path: Path) -> None:
+    deep = tmp_path / "a" / "b" / "c"
+    deep.mkdir(parents=True)
+    (deep / "model.onnx").write_bytes(b"weights")
+    _write(tmp_path / "m.emd", json.dumps(emd(ModelFile="a/b/c/model.onnx")))
+    with pytest.raises(ModelPackageError, match="does not hold it"):
+        open_package(str(tmp_path / "m.emd")).weights_member()
+
+
+# -- Packages that are refused -----------------------------------------------------------------------------------------
+
+
+def evil(*entries: Any) -> Callable[[Path], Path]:
+    return lambda path: write_zip(path, [*good_entries(), *entries])
+
+
+def encrypted(path: Path) -> Path:
+    return patch_directory(write_zip(path, good_entries()), "model.onnx", flag_bits=1)
+
+
+def too_large(path: Path) -> Path:
+    return patch_directory(write_zip(path, good_entries()), "model.onnx", size=2**31)
+
+
+def overlapping(path: Path) -> Path:
+    # The second member's entry points to the first one's data.
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in good_entries():
+            archive.writestr(name, content)
+        archive.writestr("twin.bin", b"weights")
+        archive.filelist[-1].header_offset = archive.filelist[-2].header_offset
+    return path
+
+
+def deep_json(path: Path) -> Path:
+    text = json.dumps(emd())[:-1] + ', "x": ' + "[" * 100 + "]" * 100 + "}"
+    return write_zip(path, [("Cells.emd", text), ("model.onnx", b"")])
+
+
+def emd_text(text: str) -> Callable[[Path], Path]:
+    return lambda path: write_zip(path, [("Cells.emd", text), ("model.onnx", b"")])
+
+
+LINK, FOLDER_LINK, FIFO, DEVICE = (kind | 0o777 for kind in (stat.S_IFLNK, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR))
+
+EVIL: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "zip slip": (evil(("../x.txt", "x")), "unsafe name"),
+    "zip slip in the middle": (evil(("a/../../x.txt", "x")), "unsafe name"),
+    "zip slip with backslashes": (evil(("..\\..\\x.txt", "x")), "unsafe name"),
+    "absolute": (evil(("/etc/passwd", "x")), "unsafe name"),
+    "drive": (evil(("C:/x.txt", "x")), "unsafe name"),
+    "drive with backslash": (evil(("C:\\x.txt", "x")), "unsafe name"),
+    "network share": (evil(("\\\\host\\share\\x", "x")), "unsafe name"),
+    "other stream": (evil(("model.onnx:hidden", "x")), "unsafe name"),
+    "control character": (evil(("a\nb.txt", "x")), "unsafe name"),
+    "wildcard": (evil(("a*.txt", "x")), "unsafe name"),
+    "dot": (evil(("./x.txt", "x")), "unsafe name"),
+    "link to a file": (evil((entry_of_kind("link", LINK), "/etc/passwd")), "link or device"),
+    "link to a folder": (evil((entry_of_kind("sub", FOLDER_LINK), "/etc")), "link or device"),
+    "pipe": (evil((entry_of_kind("pipe", FIFO), "")), "link or device"),
+    "device": (evil((entry_of_kind("null", DEVICE), "")), "link or device"),
+    "case collision": (evil(("MODEL.onnx", "x")), "twice"),
+    "encrypted": (encrypted, "encrypted"),
+    "lying size": (too_large, "impossible size"),
+    "overlap": (overlapping, "overlaps"),
+    "many members": (evil(*[(f"{i}.txt", "") for i in range(999)]), "1001 members"),
+    "huge json": (emd_text(json.dumps(emd(Description="x" * (4 * 2**20)))), "larger than 4 MB"),
+    "deep json": (deep_json, "nested too deeply"),
+    "very deep json": (emd_text("[" * 200_000), "nested too deeply"),
+    "member twice": (emd_text('{"Framework": "ONNX", "Framework": "Python"}'), "twice"),
+    "not a number": (emd_text('{"ImageHeight": NaN}'), "NaN"),
+    "infinite": (emd_text('{"ImageHeight": -Infinity}'), "Infinity"),
+    "too large for a float": (emd_text('{"ImageHeight": 1e999}'), "1e999"),
+    "5,000 digits": (emd_text('{"ImageHeight": ' + "9" * 5000 + "}"), "5000 digits"),
+    "400 digits": (emd_text('{"ImageHeight": ' + "9" * 400 + "}"), "400 digits"),
+    "broken json": (emd_text('{\n"Framework": }'), "line 2, column 14"),
+    "a list": (emd_text("[1, 2]"), "JSON object"),
+    "two definitions": (evil(("Other.emd", json.dumps(emd()))), "several definitions: Cells.emd, Other.emd"),
+    "no definition": (lambda path: write_zip(path, [("model.onnx", b"")]), "no model definition.*model.onnx"),
+    "a definition too deep": (lambda path: write_zip(path, [("a/b/c.emd", "{}")]), "no model definition"),
+    "nothing in it": (lambda path: write_zip(path, [("a/", b"")]), "no model definition.*nothing"),
+    "a pointer": (lambda path: _write(path, POINTER), "Git LFS pointer.*git lfs pull"),
+    "no zip": (lambda path: _write(path, b"hello"), "not a model package"),
+    "nothing": (lambda path: _write(path, b""), "not a model package"),
+    "cut off": (lambda path: _write(path, write_zip(path, good_entries()).read_bytes()[:-40]), "damaged"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_an_odd_package_is_refused_with_the_reason(tmp_path: Path, name: str) -> None:
+    build, reason = EVIL[name]
+    with pytest.raises(ModelPackageError, match=f"(?s){reason}"):
+        open_package(str(build(tmp_path / "p.dlpk")))
+    assert {"p.dlpk"} == {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelPackageError, match="twice"):
+        open_package(str(write_zip(tmp_path / "p.dlpk", [*good_entries(), ("model.onnx", b"other")])))
+
+
+def test_a_member_that_is_longer_than_the_directory_says_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    entries = [good_entries()[0], ("model.onnx", b"weights" * 1000)]
+    path = patch_directory(write_zip(tmp_path / "p.dlpk", entries), "model.onnx", size=10)
+    package = open_package(str(path))
+    with pytest.raises(ModelPackageError, match="damaged"):
+        package.extract(package.weights_member(), tmp_path / "out")
+
+
+def test_damaged_weights_are_refused_when_they_are_read(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "p.dlpk", [good_entries()[0], ("model.onnx", bytes(range(256)) * 50)])
+    data = bytearray(path.read_bytes())
+    at = data.find(b"model.onnx") + 30
+    data[at : at + 20] = b"\xff" * 20
+    path.write_bytes(data)
+    with pytest.raises(ModelPackageError, match="damaged"):
+        open_package(str(path)).sha256()
+
+
+@pytest.mark.parametrize("weights", [
+    "../model.onnx", "/etc/passwd", "C:\\model.onnx", "\\\\host\\share\\m.onnx", "/vsicurl/http://h/m", "a:b",
+    "https://host/model.onnx", "sub/../../model.onnx", "", ".", "NUL\x00", "model.onnx/", "other.onnx", "Model.onnx",
+])  # fmt: skip
+def test_weights_must_be_a_member_of_the_package(tmp_path: Path, weights: str) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "model.onnx").write_bytes(b"secret")
+    _write(tmp_path / "inner" / "m.emd", json.dumps(emd(ModelFile=weights)))
+    for reference in (write_zip(tmp_path / "p.dlpk", good_entries(ModelFile=weights)), tmp_path / "inner" / "m.emd"):
+        with pytest.raises(ModelPackageError, match=r"lies outside the package|does not hold it"):
+            open_package(str(reference)).weights_member()
+
+
+def test_missing_weights_are_told_with_what_is_there(tmp_path: Path) -> None:
+    package = open_package(str(write_zip(tmp_path / "p.dlpk", good_entries(ModelFile="best.onnx"))))
+    with pytest.raises(ModelPackageError, match=r"'best\.onnx'.*It holds: Cells\.emd, model\.onnx"):
+        package.sha256()
+
+
+def test_weights_that_are_a_pointer_are_told_as_one(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(POINTER)
+    path = _write(tmp_path / "m.emd", json.dumps(emd()))
+    with pytest.raises(ModelPackageError, match="Git LFS pointer"):
+        open_package(str(path)).sha256()
+
+
+@pytest.mark.parametrize("weights", ["model.onnx", "/nowhere/model.onnx"])
+def test_a_definition_given_as_text_names_its_weights_by_an_absolute_path(weights: str) -> None:
+    package = open_package(json.dumps(definition(detector={"kind": "onnx", "weights": weights})))
+    with pytest.raises(ModelPackageError, match="absolute path"):
+        package.sha256()
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["", "  ", "/nowhere/m.dlpk", "~nobody-of-that-name/m.dlpk", "x" * 5000, "[" * 5000, "a\x00b", "{", "{}",
+     '{"a": 1}', '{"kestrel_definition": 1}', '{"x": "\ud800"}', "https://host/m.dlpk", "/vsizip/m.zip"],
+)  # fmt: skip
+def test_a_reference_to_nothing_is_refused(reference: str) -> None:
+    with pytest.raises(InferenceError) as caught:
+        open_package(reference)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_folder_is_refused_with_what_to_choose_instead(tmp_path: Path) -> None:
+    with pytest.raises(ModelPackageError, match=r"is a folder.*Choose the \.dlpk"):
+        open_package(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pth", "model.pt", "model.safetensors", "photo.tif"])
+def test_bare_weights_are_refused_with_the_way_out(tmp_path: Path, name: str) -> None:
+    content = write_zip(tmp_path / "z", [("archive/data.pkl", b"")]).read_bytes() if ".pt" in name else b"\x08\x07"
+    with pytest.raises(ModelPackageError, match=r"docs/definition\.md"):
+        open_package(str(_write(tmp_path / name, content)))
+
+
+def test_a_loose_definition_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    with pytest.raises(ModelPackageError, match="larger than 4 MB"):
+        open_package(str(_write(tmp_path / "m.emd", b" " * (4 * 2**20 + 1))))
+
+
+def test_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelPackageError, match="UTF-8"):
+        open_package(str(_write(tmp_path / "m.emd", json.dumps(emd()).encode("utf-16"))))
+
+
+@pytest.mark.parametrize(
+    ("members", "expected", "reason"),
+    [
+        ({"InferenceFunction": "Detector.py", "Framework": "Python"}, UntrustedCodeError, "Python program"),
+        ({"Framework": "arcgis.learn.models._inferencing"}, ModelUnsupportedError, "arcgis.learn"),
+        ({"Framework": "TensorFlow"}, ModelUnsupportedError, "TensorFlow"),
+    ],
+)
+def test_packages_of_other_kinds_are_refused_by_name(
+    tmp_path: Path, members: dict[str, Any], expected: type[InferenceError], reason: str
+) -> None:
+    with pytest.raises(expected, match=reason):
+        open_package(str(write_zip(tmp_path / "p.dlpk", good_entries(**members))))
+
+
+# -- Fuzzing -----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_flipped_bytes_never_cause_anything_but_a_refusal(tmp_path: Path, data: st.DataObject) -> None:
+    path = write_zip(tmp_path / "p.dlpk", good_entries())
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 6))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    try:
+        open_package(str(path)).sha256()
+    except InferenceError as error:
+        assert error.message  # both outcomes are right
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+def test_any_bytes_are_read_as_json_or_refused(data: bytes) -> None:
+    try:
+        assert isinstance(read_json(data, "'x'"), dict)
+    except ModelPackageError as error:
+        assert "'x'" in error.message
+
+
+@given(st.lists(st.sampled_from(["a", "..", ".", "", "c:", "b*", "d\x01", "e\\f"]), min_size=1, max_size=4))
+def test_a_safe_name_stays_inside(parts: list[str]) -> None:
+    assert all(part == "a" for part in parts) == is_safe_name("/".join(parts))
