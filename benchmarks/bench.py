@@ -28,6 +28,7 @@ import numpy as np  # noqa: E402
 import onnxruntime  # noqa: E402
 import rasterio  # noqa: E402
 import shapely  # noqa: E402
+
 from kestrel.inference.detect import detect  # noqa: E402
 from kestrel.inference.detectors import load_detector  # noqa: E402
 from kestrel.inference.detectors.protocol import DetectorSettings  # noqa: E402

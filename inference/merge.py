@@ -101,15 +101,13 @@ def suppress(bands: Iterable[Band], rule: Rule) -> Iterator[Band]:
         Bands of settled detections, with the frontier of what is still to come. Their union equals greedy suppression
         over everything at once.
     """
-    live, kept = join([]), join([])
+    live = join([])
     for band in bands:
         passed = band.found.take(~band.found.is_open)
         live = join([live, band.found.take(band.found.is_open)])
-        is_kept, is_settled = _settle(live, kept, band.frontier, rule)
+        is_kept, is_settled = _settle(live, band.frontier, rule)
         settled = live.take(is_kept & is_settled)
         live = live.take(~is_settled)
-        kept = join([kept, settled])
-        kept = kept.take(kept.detections.boxes[:, 3] > _lowest_top(live, band.frontier))
         yield Band(join([passed, settled]), _lowest_top(live, band.frontier))
 
 
@@ -118,8 +116,10 @@ def _lowest_top(live: Found, frontier: float) -> float:
     return min(frontier, float(tops.min())) if len(tops) else frontier
 
 
-def _settle(live: Found, kept: Found, frontier: float, rule: Rule) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _settle(live: Found, frontier: float, rule: Rule) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Decide what can be decided.
+
+    A kept detection ends above the frontier, so no later one overlaps it: it need not be remembered.
 
     Returns:
         (N,) is_kept and (N,) is_settled for the live detections. A detection that a later row could still overlap is
@@ -131,9 +131,7 @@ def _settle(live: Found, kept: Found, frontier: float, rule: Rule) -> tuple[NDAr
     order = np.empty(n, np.intp)
     order[strongest_first(live)] = np.arange(n)
     weaker, stronger = _rivals(live, order, rule)
-    suppressed = np.zeros(n, np.bool_)
-    suppressed[_suppressed_by_kept(live, kept, rule)] = True
-    state = np.where(suppressed, _DROPPED, _UNKNOWN).astype(np.int8)
+    state = np.full(n, _UNKNOWN)
     may_grow = live.detections.boxes[:, 3] > frontier
     _propagate(state, weaker, stronger, may_grow)
     return state == _KEPT, state != _UNKNOWN
@@ -160,37 +158,25 @@ def _propagate(state: NDArray[np.int8], weaker: Indices, stronger: Indices, may_
 
 def _rivals(live: Found, order: Indices, rule: Rule) -> tuple[Indices, Indices]:
     """Give all pairs (weaker, stronger) of live detections that the rule calls duplicates."""
-    a, b = _touching(live.detections.boxes, live.detections.boxes)
+    a, b = _touching(live.detections.boxes)
     first = order[a] < order[b]
     weaker, stronger = b[first], a[first]
-    is_rival = _is_duplicate(live, weaker, live, stronger, rule)
+    is_rival = _is_duplicate(live, weaker, stronger, rule)
     return weaker[is_rival], stronger[is_rival]
 
 
-def _suppressed_by_kept(live: Found, kept: Found, rule: Rule) -> Indices:
-    """Give the live detections that a kept one, stronger by the total order, overlaps."""
-    if len(kept) == 0:
-        return np.empty(0, np.intp)
-    a, b = _touching(live.detections.boxes, kept.detections.boxes)
-    a, b = a[duplicate := _is_duplicate(live, a, kept, b, rule)], b[duplicate]
-    both = join([live, kept])
-    order = np.empty(len(both), np.intp)
-    order[strongest_first(both)] = np.arange(len(both))
-    return np.unique(a[order[a] > order[len(live) + b]])
-
-
-def _touching(boxes: FloatArray, others: FloatArray) -> tuple[Indices, Indices]:
-    """Give all pairs of indices whose boxes have points in common."""
-    tree = shapely.STRtree(shapely.box(*others.T))
-    pairs = tree.query(shapely.box(*boxes.T), predicate=None)
+def _touching(boxes: FloatArray) -> tuple[Indices, Indices]:
+    """Give all pairs of indices whose boxes have points in common, in both orders."""
+    rectangles = shapely.box(*boxes.T)
+    pairs = shapely.STRtree(rectangles).query(rectangles, predicate=None)
     return pairs[0], pairs[1]
 
 
-def _is_duplicate(a: Found, i: Indices, b: Found, j: Indices, rule: Rule) -> NDArray[np.bool_]:
-    same_class = a.detections.labels[i] == b.detections.labels[j]
-    overlap = overlap_ratio(a.detections.boxes[i], b.detections.boxes[j])
-    result: NDArray[np.bool_] = same_class & (overlap > rule.max_overlap)
-    return result & (a.tiles[i] != b.tiles[j]) if rule.across_tiles_only else result
+def _is_duplicate(found: Found, i: Indices, j: Indices, rule: Rule) -> NDArray[np.bool_]:
+    detections = found.detections
+    overlap = overlap_ratio(detections.boxes[i], detections.boxes[j])
+    result: NDArray[np.bool_] = (detections.labels[i] == detections.labels[j]) & (overlap > rule.max_overlap)
+    return result & (found.tiles[i] != found.tiles[j]) if rule.across_tiles_only else result
 
 
 def overlap_ratio(boxes: FloatArray, others: FloatArray) -> FloatArray:

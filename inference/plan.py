@@ -54,7 +54,8 @@ def make_plan(
     unit = 1 if resized else chooser.unit()
     is_seamless = radius is not None and padding >= radius and unit == traits.stride
     is_exact = traits.is_exact and not resized and (is_single or is_seamless)
-    grid = TileGrid(region.info.width, region.info.height, region.window, tile_size, padding, unit)
+    is_cropped = traits.is_exact and traits.network_size is None
+    grid = TileGrid(region.info.width, region.info.height, region.window, tile_size, padding, unit, is_cropped)
     return Plan(
         grid,
         traits.network_size or tile_size,
@@ -96,7 +97,7 @@ class _SizeChooser:
         if network is not None and not self.is_size_given:
             return network
         size = align_up(int(self.arguments["tile_size"]), stride)
-        if network is not None:
+        if network is not None or not self.definition.tile.is_variable:
             return size
         if not self.is_size_given:
             padding = align_up(self.wanted_padding() or 0, stride)

@@ -131,6 +131,8 @@ class TileGrid:
         tile_size: Side of the outer windows.
         padding: Pixels that a tile shares with each neighbour.
         stride: The model's stride; tile_size and padding are multiples of it.
+        is_cropped: Along an axis on which the raster is shorter than a tile, outer windows end with the raster, rounded
+            up to the stride, as one pass over the whole raster would.
     """
 
     width: int
@@ -139,16 +141,20 @@ class TileGrid:
     tile_size: int
     padding: int
     stride: int
+    is_cropped: bool = False
 
     @property
     def columns(self) -> Axis:
         """Give the grid's horizontal axis."""
-        return Axis(self.width, self.area.x, self.area.right, self.tile_size, self.padding, self.stride)
+        return Axis(self.width, self.area.x, self.area.right, self._side(self.width), self.padding, self.stride)
 
     @property
     def rows(self) -> Axis:
         """Give the grid's vertical axis."""
-        return Axis(self.height, self.area.y, self.area.bottom, self.tile_size, self.padding, self.stride)
+        return Axis(self.height, self.area.y, self.area.bottom, self._side(self.height), self.padding, self.stride)
+
+    def _side(self, limit: int) -> int:
+        return min(self.tile_size, align_up(limit, self.stride)) if self.is_cropped else self.tile_size
 
     def __len__(self) -> int:
         """Give the number of tiles."""
@@ -160,7 +166,7 @@ class TileGrid:
         if not 0 <= row < len(self.rows):
             raise IndexError(number)
         (x0, x1), (y0, y1) = self.columns.inner(column), self.rows.inner(row)
-        outer = Window(self.columns.origin(column), self.rows.origin(row), self.tile_size, self.tile_size)
+        outer = Window(self.columns.origin(column), self.rows.origin(row), self.columns.size, self.rows.size)
         return Tile(number, Window(x0, y0, x1 - x0, y1 - y0), outer)
 
     def __iter__(self) -> Iterator[Tile]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from qgis.core import QgsSettings
 
 from ..inference.errors import WorkerStartError
-from ..inference.worker.environment import default_target, ready_interpreter
+from ..inference.worker.managed import default_target, ready_interpreter
 
 SETTING = "kestrel/interpreter"
 BACKEND_SETTING = "kestrel/torch_backend"

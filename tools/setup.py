@@ -90,14 +90,14 @@ def find_uv() -> str:
 def make_inference_environment(torch_backend: str) -> None:
     """Make the inference environment just as the plugin does for its users, and add what tests and training need."""
     sys.path.insert(0, str(BUILD / "plugins"))
-    from kestrel.inference.worker import environment
+    from kestrel.inference.worker.managed import create_environment, ready_interpreter
 
     locked = REQUIREMENTS / "inference.txt"
     backend = torch_backend or recorded_backend()
-    interpreter = environment.ready_interpreter(INFERENCE, locked, backend)
+    interpreter = ready_interpreter(INFERENCE, locked, backend)
     if interpreter is None:
         tell("Making the inference environment (torch with CUDA: about 3 GB to download, once)")
-        interpreter = environment.create_environment(
+        interpreter = create_environment(
             INFERENCE, locked, None, print, lambda: False, uv=find_uv(), torch_backend=backend
         )
         (BUILD / "env" / "torch-backend").write_text(backend)

@@ -6,7 +6,8 @@ from qgis.core import QgsTask
 from qgis.PyQt.QtCore import pyqtSignal
 
 from ..inference.errors import InferenceError
-from ..inference.worker.environment import create_environment, default_target, probe
+from ..inference.worker.managed import create_environment, default_target
+from ..inference.worker.probe import probe
 from ..processing_provider.interpreter import REQUIREMENTS
 from ..processing_provider.text import tr
 

@@ -22,7 +22,7 @@ from qgis.PyQt.QtWidgets import (
 )
 
 from ..inference.errors import InferenceError
-from ..inference.worker.environment import default_target
+from ..inference.worker.managed import default_target
 from ..processing_provider.interpreter import BACKEND_SETTING, SETTING, VARIABLE, find_interpreter, managed_interpreter
 from ..processing_provider.provider import ICON_PATH
 from ..processing_provider.text import to_plain, tr

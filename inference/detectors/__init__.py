@@ -9,9 +9,11 @@ from typing import Any
 
 from ..errors import BackendMissingError
 from ..models.package import ModelPackage
+from ..versions import SETUP_HINT, TORCH_PAIR, check_floors, installed_versions
 from .protocol import Detector, DetectorSettings
 
 _MODULES = {"onnx": ".onnx_detector", "torchvision": ".torchvision_detector"}
+_LIBRARIES = {"onnx": ("onnx", "onnxruntime"), "torchvision": TORCH_PAIR}
 
 
 def load_detector(
@@ -26,15 +28,17 @@ def load_detector(
         folder: A private folder for files that must be unpacked.
 
     Raises:
+        BackendMissingError: a library that this kind of model needs is missing or too old.
         ModelError: the weights cannot be loaded, or do not fit the definition.
         DeviceError: the device cannot be used.
     """
+    kind = package.definition.kind
+    check_floors(_LIBRARIES[kind], installed_versions())
     try:
-        module = import_module(_MODULES[package.definition.kind], __package__)
+        module = import_module(_MODULES[kind], __package__)
     except ImportError as error:
         raise BackendMissingError(
-            f"The inference environment cannot run {package.definition.kind} models: {error}.",
-            hint="Set up the inference environment anew: Settings > Options > Kestrel.",
+            f"The inference environment cannot run {kind} models: {error}.", hint=SETUP_HINT
         ) from error
     detector: Detector = module.load(package, arguments, settings, folder)
     return detector

@@ -92,6 +92,8 @@ class ModelDefinition:
     cell_size: CellSizeRange | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """The package's own defaults of the model arguments."""
+    is_map_space: bool = True
+    """Trained on images seen from straight above, in which no direction is special."""
     version: str = ""
     description: str = ""
     license: str = ""

@@ -47,6 +47,7 @@ def definition_from_emd(data: Mapping[str, Any], members: Sequence[str]) -> Mode
         cell_size=_cell_size(reader),
         classes=classes_from_json(data.get("Classes")),
         arguments=dict(extra.child("arguments").data),
+        is_map_space=str(data.get("ImageSpaceUsed", "MAP_SPACE")).upper() == "MAP_SPACE",
     )
 
 

@@ -26,6 +26,8 @@ _SQUARE_TOLERANCE = 0.01
 
 _PALETTE_BANDS: dict[int | str, int] = {0: 0, 1: 1, 2: 2, "red": 0, "green": 1, "blue": 2}
 
+_CACHED_ROWS = 2048
+_CACHE_LIMITS = (64 * 2**20, 1024 * 2**20)
 _SETTINGS = {
     "GDAL_VRT_ENABLE_PYTHON": "NO",
     "GDAL_HTTP_CONNECTTIMEOUT": "15",
@@ -44,24 +46,24 @@ class GdalRaster:
         name: GDAL connection string.
         spec: The model's input: which bands, in which order, and which values are ordinary.
         cell_size: Side of the square pixels to read, in map units; None: the raster's own pixels.
-        cache_bytes: Size of GDAL's block cache.
 
     Raises:
         RasterOpenError: it cannot be opened, or has no usable georeference.
         ModelIncompatibleError: it lacks bands that the model needs, or its type cannot be used.
     """
 
-    def __init__(self, name: str, spec: InputSpec, cell_size: float | None, cache_bytes: int = 256 * 2**20) -> None:
+    def __init__(self, name: str, spec: InputSpec, cell_size: float | None) -> None:
         """Open the raster once to look at it; each reading thread opens it again."""
         if name.lstrip().startswith("<"):
             raise RasterOpenError("A raster given as XML text is not opened.", hint="Save it as a .vrt file first.")
         self._name = name
         self._cell_size = cell_size
-        self._settings = {**_SETTINGS, "GDAL_CACHEMAX": cache_bytes}
+        self._settings: dict[str, Any] = dict(_SETTINGS)
         self._threads = threading.local()
         self._handles: list[Any] = []
         self._lock = threading.Lock()
         dataset = self._dataset()
+        self._settings["GDAL_CACHEMAX"] = _cache_bytes(dataset)
         self._palette = _palette(dataset, spec)
         self._bands = (1,) if self._palette is not None else resolve_bands(dataset, spec.bands)
         self._fill = _fills_invalid(dataset, spec)
@@ -107,17 +109,19 @@ class GdalRaster:
         with rasterio.Env(**self._settings):
             pixels = dataset.read(self._bands, window=area)
             if self._ignores_mask:
-                valid = np.ones(pixels.shape[1:], np.bool_)
+                present = np.ones(pixels.shape, np.bool_)
             else:
-                valid = np.any(dataset.read_masks(self._bands, window=area) > 0, axis=0)
+                present = dataset.read_masks(self._bands, window=area) > 0
         if self._palette is not None:
             pixels = self._palette[:, np.clip(pixels[0], 0, self._palette.shape[1] - 1)]
+            present = np.repeat(present, len(pixels), axis=0)
         if np.issubdtype(pixels.dtype, np.floating):
             finite = np.isfinite(pixels)
-            valid &= finite.any(axis=0)
+            present &= finite
             pixels[~finite] = 0
         if self._fill:
-            pixels[:, ~valid] = 0
+            pixels[~present] = 0
+        valid: NDArray[np.bool_] = np.any(present, axis=0)
         return pixels, valid
 
     def _dataset(self) -> Any:
@@ -138,6 +142,16 @@ class GdalRaster:
                 handle.close()
             self._handles.clear()
         self._threads = threading.local()
+
+
+def _cache_bytes(dataset: Any) -> int:
+    """Give the size of GDAL's block cache: what the rows of tiles that overlap share is to be decoded once.
+
+    More would fill up with blocks that nobody asks for again, until the whole raster is in memory.
+    """
+    row = dataset.width * sum(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
+    low, high = _CACHE_LIMITS
+    return int(min(max(row * _CACHED_ROWS, low), high))
 
 
 def _open(name: str) -> Any:

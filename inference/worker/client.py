@@ -26,6 +26,7 @@ from typing import Callable, Union
 from ..errors import InferenceError, ProtocolError, WorkerCrashError, WorkerError, WorkerStartError, error_from_dict
 from ..events import Done, Failed, Objects, WasCanceled, WorkerEvent
 from ..jobs import LOG_FILE, OBJECTS_PATTERN
+from ..versions import SETUP_HINT
 from .environment import child_environment
 from .protocol import CANCEL, MAX_LINE, read_event
 
@@ -42,7 +43,6 @@ END_LIMIT = 2.0
 
 _QUEUE_LENGTH = 1000
 _TAIL_BYTES, _TAIL_LINES = 8192, 20
-_OPTIONS_HINT = "Set up the inference environment in Settings > Options > Kestrel."
 _NOT_A_WORKER = "{interpreter} does not run as the Python of an inference environment: {reason}."
 
 _SIGNALS = {
@@ -265,7 +265,7 @@ class _Worker:
     def not_started(self, reason: str) -> WorkerStartError:
         """Give the error for a worker that never came up."""
         message = _NOT_A_WORKER.format(interpreter=self._interpreter or "(no interpreter)", reason=reason)
-        return WorkerStartError(message, hint=_OPTIONS_HINT, interpreter=self._interpreter, stderr_tail=self._tail())
+        return WorkerStartError(message, hint=SETUP_HINT, interpreter=self._interpreter, stderr_tail=self._tail())
 
     def _log_hint(self) -> str:
         return f"The last lines that it wrote are in {self._log}."

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
-import importlib.metadata
 import os
 import platform
 import re
@@ -31,7 +30,7 @@ from ..errors import BackendMissingError, DeviceMemoryError, DiskFullError, Infe
 from ..events import Canceled, Done, Failed, Report, Started, WasCanceled, WorkerEvent
 from ..job import DetectionJob
 from ..jobs import LOG_FILE, WORK_PREFIX, read_job
-from .environment import LIBRARY_FLOORS
+from ..versions import SETUP_HINT, check_floors, installed_versions
 from .protocol import CANCEL, encode_event, write_event
 
 Detect = Callable[[DetectionJob, Path, Report, Callable[[], bool]], "dict[str, Any]"]
@@ -42,11 +41,6 @@ ORPHAN_GRACE = 1.25
 ALWAYS_NEEDED = ("numpy", "rasterio", "shapely")
 """Libraries that no run does without; which others a model needs, its detector knows."""
 
-# The same module comes under several names, by the hardware that it is built for.
-_DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"),
-}
-_OPTIONS_HINT = "Set up the inference environment in Settings > Options > Kestrel."
 # Source: texts of torch (CUDA and CPU allocator), onnxruntime (BFCArena), the C++ library, and cuBLAS.
 _OUT_OF_MEMORY = re.compile(r"out ?of ?memory|not enough memory|allocate memory|bad.?alloc|ALLOC_FAILED", re.IGNORECASE)
 _ON_GPU = re.compile(r"cuda|hip|mps|gpu|cublas", re.IGNORECASE)
@@ -199,37 +193,16 @@ def _read_control(control: int) -> bytes:
 # -- Versions ----------------------------------------------------------------------------------------------------------
 
 
-def installed_versions() -> dict[str, str]:
-    """Give the installed versions of the libraries that the worker may use, without importing any."""
-    found = {}
-    for library in LIBRARY_FLOORS:
-        for distribution in _DISTRIBUTIONS.get(library, (library,)):
-            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                found[library] = importlib.metadata.version(distribution)
-                break
-    return found
-
-
 def check_versions(versions: Mapping[str, str]) -> None:
-    """Check what is installed against the oldest safe versions.
+    """Check what every run needs; what a kind of model needs besides, `load_detector` checks.
 
     Raises:
-        BackendMissingError: something that every run needs is missing, or something is too old.
+        BackendMissingError: something is missing or too old.
     """
     missing = [name for name in ALWAYS_NEEDED if name not in versions]
     if missing:
-        raise BackendMissingError(f"The inference environment lacks {', '.join(missing)}.", hint=_OPTIONS_HINT)
-    for library, version in versions.items():
-        if _numbers(version) < _numbers(LIBRARY_FLOORS[library]):
-            raise BackendMissingError(
-                f"{library} {version} of the inference environment is too old: {LIBRARY_FLOORS[library]} is needed.",
-                hint=_OPTIONS_HINT,
-            )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    leading = re.match(r"\d+(\.\d+)*", version)
-    return tuple(map(int, leading.group().split("."))) if leading else ()
+        raise BackendMissingError(f"The inference environment lacks {', '.join(missing)}.", hint=SETUP_HINT)
+    check_floors(ALWAYS_NEEDED, versions)
 
 
 # -- Failures ----------------------------------------------------------------------------------------------------------
@@ -249,7 +222,7 @@ def _explain(error: Exception, folder: Path) -> InferenceError:
         return DiskFullError("The disk is full.", hint="Make room, then run the job again: it goes on where it ended.")
     if isinstance(error, ImportError):
         return BackendMissingError(
-            f"A library of the inference environment cannot be loaded: {error.name or error}.", hint=_OPTIONS_HINT
+            f"A library of the inference environment cannot be loaded: {error.name or error}.", hint=SETUP_HINT
         )
     return InferenceError(
         f"The detection ended because of an unexpected error ({type(error).__name__}).",

@@ -13,7 +13,7 @@ import rasterio
 import shapely
 from affine import Affine
 
-from kestrel.inference import detect as story
+from kestrel.inference import run as preparation
 from kestrel.inference.detections import Detections, make_detections
 from kestrel.inference.detectors.onnx_detector import DenseOnnxDetector
 from kestrel.inference.detectors.protocol import Traits
@@ -29,6 +29,7 @@ from kestrel.inference.events import Canceled
 from kestrel.inference.job import DetectionJob
 from kestrel.inference.journal import Journal, TileResult, TileState
 from kestrel.inference.models.package import open_package
+from kestrel.inference.results import bands_of
 from kestrel.tests.fixtures.onnx_graphs import CELL, cell_network, random_network
 from kestrel.tests.fixtures.rasters import NORTH_UP, cells, noise, write_raster
 from kestrel.tests.fixtures.runs import Result, never, run, write_definition
@@ -433,8 +434,8 @@ def test_a_memory_that_is_too_small_halves_the_batch_and_changes_nothing(
                 raise DeviceMemoryError("too large", batch_size=len(batch))
             return self._detector.predict(batch)
 
-    load = story.load_detector
-    monkeypatch.setattr(story, "load_detector", lambda *arguments: Narrow(load(*arguments)))
+    load = preparation.load_detector
+    monkeypatch.setattr(preparation, "load_detector", lambda *arguments: Narrow(load(*arguments)))
     result = detect(tmp_path / "narrow", raster, model, arguments={**SMALL, "batch_size": 8})
     assert expected == result.content()
     assert (8, True) == (max(sizes), sizes.count(2) > 3)
@@ -462,8 +463,8 @@ def test_an_object_on_a_seam_of_which_two_tiles_disagree_is_given_once(
     # Seams at 36, 60, 84, ... pixels: the middles of the cells 4, 7, 10, ...
     lit = [(0, row, column) for row in (1, 4, 7, 10) for column in (1, 4, 7, 10)]
     raster = write_raster(tmp_path / "r.tif", cells(3, 16, 16, lit))
-    load = story.load_detector
-    monkeypatch.setattr(story, "load_detector", lambda *arguments: Pushing(load(*arguments)))
+    load = preparation.load_detector
+    monkeypatch.setattr(preparation, "load_detector", lambda *arguments: Pushing(load(*arguments)))
     result = detect(tmp_path, raster, model, arguments={"tile_size": 48, "padding": 12})
     assert 25 == result.summary["tiles"]
     assert len(lit) == len(result)
@@ -472,17 +473,38 @@ def test_an_object_on_a_seam_of_which_two_tiles_disagree_is_given_once(
     assert expected == {(int(x // CELL), int(y // CELL)) for x, y in centres}
 
 
+def test_tiles_on_which_the_network_gives_all_it_can_are_told(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Limited:
+        """Gives one object a tile at most."""
+
+        traits = Traits(stride=8, receptive_field_radius=None, is_dense=False, max_detections=1)
+
+        def __init__(self, detector: DenseOnnxDetector) -> None:
+            self._detector = detector
+
+        def predict(self, batch: np.ndarray) -> list[Detections]:
+            return [found.take(np.arange(min(1, len(found)))) for found in self._detector.predict(batch)]
+
+    raster = write_raster(tmp_path / "r.tif", cells(3, 12, 12, [(0, 1, 1), (1, 9, 9)]))
+    load = preparation.load_detector
+    monkeypatch.setattr(preparation, "load_detector", lambda *arguments: Limited(load(*arguments)))
+    (message,) = detect(tmp_path, raster, model, arguments={"tile_size": 48, "padding": 0}).messages("warning")
+    assert message.text.startswith("On 2 tiles the network gave 1 objects, as many as it can")
+
+
 def test_rows_far_below_that_reach_up_are_waited_for(model: Path, tmp_path: Path) -> None:
     raster = write_raster(tmp_path / "r.tif", cells(3, 16, 16, []))
     job = DetectionJob("a", str(raster), model.read_text(encoding="utf-8"), processor="cpu",
                        arguments={"tile_size": 32, "padding": 0})  # fmt: skip
-    prepared = story._prepare(job, tmp_path, lambda event: None)
+    prepared = preparation.prepare(job, tmp_path, lambda event: None)
     tops = {0: 3.0, 5: 40.0, 15: 20.0}  # tile number, and how far up it reaches
     with Journal.open(tmp_path, "fingerprint", len(prepared.plan.grid)) as journal:
         for number, top in tops.items():
             box = np.array([[0.0, top, 5.0, 120.0]])
             journal.commit([TileResult(number, TileState.done, make_detections(box, np.ones(1), np.zeros(1)))])
-        bands = list(story._bands(prepared, journal))
+        bands = list(bands_of(prepared, journal))
     prepared.source.close()
     assert [1, 1, 0, 1] == [len(band.found) for band in bands]
     assert [20.0, 20.0, 20.0, np.inf] == [band.frontier for band in bands]

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import shapely
 
-from kestrel.inference.detect import _find, _fingerprint, _merged, _prepare
 from kestrel.inference.events import Canceled, Progress
 from kestrel.inference.job import DetectionJob
 from kestrel.inference.journal import Journal
 from kestrel.inference.merge import join
+from kestrel.inference.results import merged
+from kestrel.inference.run import fingerprint, prepare
+from kestrel.inference.search import search
 from kestrel.inference.tiling import Tile
 from kestrel.tests.fixtures.onnx_graphs import boxes_network, cell_network, random_network
 from kestrel.tests.fixtures.rasters import noise, write_raster
@@ -105,6 +107,21 @@ def test_without_padding_the_result_differs_and_says_so(whole: Result, detect_wi
     assert any("may differ" in message.text for message in result.messages("info"))
 
 
+@pytest.mark.parametrize(("width", "height"), [(300, 90), (90, 300), (60, 50)])
+def test_a_raster_shorter_than_a_tile_equals_one_pass_too(
+    folder: Path, tmp_path: Path, width: int, height: int
+) -> None:
+    raster = write_raster(tmp_path / "strip.tif", noise(3, height, width, seed=2))
+    one, many = (
+        run(tmp_path / name, raster, folder / "model.json", arguments=arguments)
+        for name, arguments in (("one", {"tile_size": 304}), ("many", {"tile_size": 128, "padding": 32}))
+    )
+    assert (1, True, True) == (one.summary["tiles"], one.summary["is_exact"], many.summary["is_exact"])
+    assert (max(width, height) > 128) == (many.summary["tiles"] > 1)
+    assert len(one) > 10
+    assert (0, 0, 0) == differences(one, many, 0.005)
+
+
 def test_an_extent_gives_the_objects_of_the_whole_raster_whose_candidates_lie_in_it(detect_with: Any) -> None:
     # 61 to 237 pixels from the left, 43 to 203 from the top
     extent = (500030.5, 5399898.5, 500118.5, 5399978.5)
@@ -153,11 +170,11 @@ def test_the_order_of_tiles_does_not_change_a_bit(folder: Path, tmp_path: Path, 
             return (self._grid[number] for number in reversed(range(len(self._grid))))
 
     job = DetectionJob("test", str(folder / "raster.tif"), str(folder / "model.json"), arguments=TILED, processor="cpu")
-    prepared = _prepare(job, tmp_path, lambda event: None)
+    prepared = prepare(job, tmp_path, lambda event: None)
     backwards = replace(prepared, plan=replace(prepared.plan, grid=Reversed(prepared.plan.grid)))
-    with Journal.open(tmp_path, _fingerprint(job, prepared), len(prepared.plan.grid)) as journal:
-        _find(backwards, journal, lambda event: None, never)
-        found = join(list(_merged(prepared, journal)))
+    with Journal.open(tmp_path, fingerprint(prepared), len(prepared.plan.grid)) as journal:
+        search(backwards, journal, lambda event: None, never)
+        found = join(list(merged(prepared, journal)))
     prepared.source.close()
     assert tiled.scores.tolist() == found.detections.scores.tolist()
     assert tiled.labels == found.detections.labels.tolist()

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from kestrel.inference import jobs
 from kestrel.inference.errors import DiskFullError, JobError, OutputError
 from kestrel.inference.job import DetectionJob

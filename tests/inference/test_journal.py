@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kestrel.inference.detections import Detections, make_detections, no_detections, to_bytes
 from kestrel.inference.errors import DiskFullError, JobError
 from kestrel.inference.journal import JobState, Journal, TileNumbers, TileResult, TileState

@@ -52,7 +52,9 @@ wait_until(lambda: ended, 10)
 answer({
     "description": description, "can_cancel": can_cancel, "has_progress": task_progress > 10,
     "seconds_to_cancel": time.monotonic() - asked, "ended": ended[0][0],
-    "vector_layers": [l.name() for l in QgsProject.instance().mapLayers().values() if l.type() == Qgis.LayerType.Vector],
+    "vector_layers": [
+        l.name() for l in QgsProject.instance().mapLayers().values() if l.type() == Qgis.LayerType.Vector
+    ],
 })
 """
 )

@@ -44,9 +44,7 @@ def mosaic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Run:
     """A qgis_process that detects trees, while it runs."""
 
-    def __init__(
-        self, raster: Path, output: Path, cache: Path, arguments: str = "tile_size 512;padding 128"
-    ) -> None:
+    def __init__(self, raster: Path, output: Path, cache: Path, arguments: str = "tile_size 512;padding 128") -> None:
         self.output = output
         self.log = cache.parent / f"{output.stem}.log"
         command = [

@@ -66,6 +66,22 @@ def test_nodata_is_invalid_where_all_bands_have_it(tmp_path: Path) -> None:
     assert pixels.tolist() == result.tolist()
 
 
+def test_nodata_in_one_band_alone_is_filled_there_and_leaves_the_pixel_valid(tmp_path: Path) -> None:
+    pixels = noise(3, 8, 8).astype(np.float32)
+    pixels[1, 2, 3] = -9999
+    result, valid = read(write_raster(tmp_path / "r.tif", pixels, nodata=-9999))
+    assert ([float(pixels[0, 2, 3]), 0.0, float(pixels[2, 2, 3])], True) == (result[:, 2, 3].tolist(), valid.all())
+
+
+def test_the_block_cache_follows_the_width_of_the_raster_and_not_its_area(tmp_path: Path) -> None:
+    sizes = []
+    for width, height in ((20_000, 1), (20_000, 50), (40_000, 1)):
+        source = GdalRaster(str(write_raster(tmp_path / "r.tif", np.zeros((3, height, width), np.uint8))), RGB, None)
+        sizes.append(source._settings["GDAL_CACHEMAX"])
+        source.close()
+    assert (sizes[0], 2 * sizes[0]) == (sizes[1], sizes[2])
+
+
 def test_an_odd_nodata_value_is_not_fed_to_the_network(tmp_path: Path) -> None:
     pixels = np.full((1, 4, 4), 0.5, np.float32)
     pixels[0, 1] = -9999

@@ -6,6 +6,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kestrel.inference.errors import ProtocolError, RasterReadError
 from kestrel.inference.events import (
     Done,

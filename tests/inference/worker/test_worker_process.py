@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
 from kestrel.inference import jobs
 from kestrel.inference.errors import (
     BackendMissingError,
@@ -27,6 +28,7 @@ from kestrel.inference.errors import (
 )
 from kestrel.inference.events import Done, Message, Objects, Progress, Started, WasCanceled, WorkerEvent
 from kestrel.inference.job import DetectionJob
+from kestrel.inference.versions import installed_versions
 from kestrel.inference.worker import client, main
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
@@ -285,14 +287,11 @@ def test_common_causes_are_said_plainly(folder: Path, behaviour: str, kind: type
     assert caught.value.hint
 
 
-def test_old_and_missing_libraries_are_refused_by_name() -> None:
-    good = main.installed_versions()
-    main.check_versions(good)
+def test_a_missing_library_is_refused_by_name() -> None:
+    good = installed_versions()
     main.check_versions({name: version for name, version in good.items() if name in main.ALWAYS_NEEDED})
     with pytest.raises(BackendMissingError, match=r"lacks rasterio"):
         main.check_versions({name: version for name, version in good.items() if name != "rasterio"})
-    with pytest.raises(BackendMissingError, match=r"torch 2\.9\.1\+cpu .* 2\.10 is needed"):
-        main.check_versions({**good, "torch": "2.9.1+cpu"})
 
 
 # -- Crashes -----------------------------------------------------------------------------------------------------------
@@ -414,7 +413,7 @@ def test_a_program_that_says_nothing_is_given_up(folder: Path, tmp_path: Path, m
 def test_the_real_start_file_finds_the_package_and_reads_the_job(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "START_FILE", Path(client.__file__).with_name("__main__.py"))
     (folder / "job.json").write_text("{}")
-    with pytest.raises(JobError, match="incomplete"):
+    with pytest.raises(JobError, match="does not say which schema"):
         client.run_worker(sys.executable, folder, lambda event: None, never)
 
 

@@ -1,0 +1,124 @@
+"""The results: what the journal holds, merged, on the map, and handed out in files."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .detections import Detections
+from .errors import DiskFullError, OutputError
+from .events import Canceled, Objects, Report
+from .georeference import boxes_to_map, rings_to_wkb
+from .jobs import objects_path
+from .journal import Journal
+from .merge import Band, Found, Rule, join, strongest_first, suppress
+from .object_file import MapObjects, write_objects
+from .run import SEAM_TOLERANCE, Run
+
+_MOST_SEAM_OVERLAP = 0.5
+_OBJECTS_PER_FILE = 5000
+
+
+def hand_out(
+    run: Run, journal: Journal, folder: Path, report: Report, is_cancelled: Callable[[], bool]
+) -> dict[str, int]:
+    """Merge what the journal holds, and write finished objects for QGIS; give the number of objects of each class."""
+    classes = run.package.definition.classes
+    counts = dict.fromkeys((item.name for item in classes), 0)
+    for number, found in enumerate(_in_portions(merged(run, journal)), 1):
+        if is_cancelled():
+            raise Canceled
+        path = objects_path(folder, number)
+        _write(path, _to_map(run, found))
+        report(Objects(str(path), len(found)))
+        for label, count in zip(*np.unique(found.detections.labels, return_counts=True)):
+            counts[classes[label].name] += int(count)
+    return counts
+
+
+def merged(run: Run, journal: Journal) -> Iterator[Found]:
+    """Give finished objects, each once, in an order that depends on nothing but the objects."""
+    overlap = float(run.arguments["nms_overlap"])
+    is_dense = run.detector.traits.is_dense
+    rule = Rule(overlap) if is_dense else Rule(min(overlap, _MOST_SEAM_OVERLAP), across_tiles_only=True)
+    bands: Iterator[Band] = suppress(bands_of(run, journal), rule)
+    if run.job.run_nms:
+        bands = suppress(_all_open(bands), Rule(run.job.max_overlap_ratio))
+    for band in bands:
+        yield band.found.take(strongest_first(band.found))
+
+
+def bands_of(run: Run, journal: Journal) -> Iterator[Band]:
+    """Give the journal's detections row by row of tiles."""
+    grid, n_columns = run.plan.grid, len(run.plan.grid.columns)
+    tops = np.full(len(grid.rows) + 1, np.inf)
+    for number, y_min, _ in journal.y_extents():
+        row = number // n_columns
+        tops[row] = min(tops[row], y_min)
+    frontiers = np.minimum.accumulate(tops[::-1])[::-1]
+    wanted = _wanted_labels(run)
+    for row in range(len(grid.rows)):
+        parts = journal.read_range(row * n_columns, (row + 1) * n_columns - 1)
+        found = join([_as_found(run, number, detections, wanted) for number, detections in parts])
+        yield Band(found, float(frontiers[row + 1]))
+
+
+def _wanted_labels(run: Run) -> np.ndarray[Any, np.dtype[np.intp]]:
+    wanted = run.job.objects_of_interest
+    classes = run.package.definition.classes
+    return np.array([i for i, item in enumerate(classes) if not wanted or item.name in wanted], np.intp)
+
+
+def _as_found(run: Run, number: int, detections: Detections, wanted: np.ndarray[Any, Any]) -> Found:
+    grid, tile = run.plan.grid, run.plan.grid[number]
+    # Before anything is suppressed: which tiles happened to be run around the polygons must not matter.
+    chosen = detections.take(np.isin(detections.labels, wanted) & run.region.contains(detections.anchors))
+    n = len(chosen)
+    if run.detector.traits.is_dense:
+        rank, is_open = np.zeros(n, np.int8), np.ones(n, np.bool_)
+    else:
+        rank = (~grid.owns(tile, chosen.anchors)).astype(np.int8)
+        is_open = grid.seam_distance(tile, chosen.anchors) <= 2 * SEAM_TOLERANCE
+    return Found(chosen, np.full(n, number, np.int64), rank, is_open)
+
+
+def _all_open(bands: Iterator[Band]) -> Iterator[Band]:
+    for band in bands:
+        found = band.found
+        ones = np.ones(len(found), np.bool_)
+        yield Band(Found(found.detections, found.tiles, np.zeros_like(found.rank), ones), band.frontier)
+
+
+def _in_portions(stream: Iterator[Found]) -> Iterator[Found]:
+    """Collect small rows and cut large ones, so that each file holds a handy number of objects."""
+    waiting: list[Found] = []
+    for found in stream:
+        waiting.append(found)
+        if sum(len(part) for part in waiting) >= _OBJECTS_PER_FILE:
+            yield from _cut(join(waiting))
+            waiting = []
+    yield from _cut(join(waiting))
+
+
+def _cut(found: Found) -> Iterator[Found]:
+    for start in range(0, len(found), _OBJECTS_PER_FILE):
+        yield found.take(np.arange(start, min(start + _OBJECTS_PER_FILE, len(found))))
+
+
+def _to_map(run: Run, found: Found) -> MapObjects:
+    d = found.detections
+    rings = boxes_to_map(d.boxes, run.source.info.transform)
+    return MapObjects(rings_to_wkb(rings), d.scores, d.labels, found.tiles, run.region.is_cut(d.boxes))
+
+
+def _write(path: Path, objects: MapObjects) -> None:
+    try:
+        write_objects(path, objects)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise DiskFullError(f"The disk of {path.parent} is full.", hint="Make room, then start again.") from error
+        raise OutputError(f"The file {path} cannot be written: {error.strerror or error}.") from error

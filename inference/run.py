@@ -1,0 +1,100 @@
+"""A run: everything that a job's words stand for, opened, loaded and planned."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .detectors import load_detector
+from .detectors.augmented import MAP_ORIENTATIONS, PICTURE_ORIENTATIONS, AugmentedDetector
+from .detectors.protocol import Detector, DetectorSettings
+from .device import choose_device
+from .errors import ModelHashError
+from .events import Message, Report
+from .fit import fit_warnings
+from .job import DetectionJob, parse_parallel_factor
+from .models.arguments import resolve_arguments
+from .models.definition import ModelDefinition
+from .models.package import ModelPackage, open_package
+from .plan import Plan, make_plan, usable_cores
+from .rasters.gdal_raster import GdalRaster
+from .region import Region, make_region
+
+SEAM_TOLERANCE = 8.0
+"""Pixels by which two tiles may disagree about the place of the same object, for networks that are not exact."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a job's words stand for."""
+
+    job: DetectionJob
+    package: ModelPackage
+    sha256: str
+    arguments: Mapping[str, Any]
+    source: GdalRaster
+    region: Region
+    detector: Detector
+    plan: Plan
+    device: str
+    n_threads: int
+
+
+def prepare(job: DetectionJob, unpacked: Path, report: Report) -> Run:
+    """Open, load and plan what a job names.
+
+    Args:
+        job: The job.
+        unpacked: An empty private folder for the model's files.
+        report: Told about the plan, and what does not fit together well.
+
+    Raises:
+        InferenceError: something cannot be opened, or model and raster do not fit together.
+    """
+    package = open_package(job.model)
+    sha256 = package.sha256()
+    if job.model_sha256 not in ("", sha256):
+        raise ModelHashError("The model package has changed since the job was made.", hint="Start the job anew.")
+    definition = package.definition
+    resolved = resolve_arguments(definition, job.arguments)
+    source = GdalRaster(job.raster, definition.input, job.cell_size)
+    region = make_region(job, source.info)
+    device = choose_device(job.processor, job.gpu_id, definition.kind)
+    n_threads = parse_parallel_factor(job.parallel_processing_factor, usable_cores())
+    detector = load_detector(package, resolved.values, DetectorSettings(device, n_threads), unpacked)
+    if resolved.values["test_time_augmentation"]:
+        detector = _augmented(detector, definition, resolved.values)
+    plan = make_plan(definition, resolved.values, job.arguments, detector.traits, region, device)
+    for text in resolved.warnings:
+        report(Message("warning", "argument", text))
+    for text in fit_warnings(definition, source.info):
+        report(Message("warning", "fit", text))
+    for text in (f"Model: {definition.name} {definition.version}".strip() + f", on {device}.", *plan.notes):
+        report(Message("info", "plan", text))
+    return Run(job, package, sha256, resolved.values, source, region, detector, plan, device, n_threads)
+
+
+def _augmented(detector: Detector, definition: ModelDefinition, arguments: Mapping[str, Any]) -> Detector:
+    orientations = MAP_ORIENTATIONS if definition.is_map_space else PICTURE_ORIENTATIONS
+    return AugmentedDetector(detector, orientations, arguments["threshold"], arguments["nms_overlap"])
+
+
+def fingerprint(run: Run) -> str:
+    """Hash all that decides the result; device, threads and batch size do not."""
+    job = run.job
+    try:
+        stat = Path(job.raster).stat()
+        identity: list[float] = [stat.st_size, stat.st_mtime]
+    except OSError:
+        identity = []
+    grid, info = run.plan.grid, run.source.info
+    facts = [
+        1, run.sha256, job.raster, identity, info.width, info.height, list(info.transform), info.crs_wkt,
+        job.extent, job.cell_size, job.mask_wkb, grid.tile_size, grid.padding, grid.stride, run.plan.network_size,
+        {name: run.arguments[name] for name in sorted(run.arguments) if name != "batch_size"},
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,145 @@
+"""The search: tiles through the network, and what each may claim into the journal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .detections import Detections
+from .errors import ModelError, RasterReadError
+from .events import Message, Progress, Report
+from .journal import Journal, TileResult, TileState
+from .pipeline import BatchSize, Outcome, Pipeline
+from .preprocess import Preprocess
+from .run import SEAM_TOLERANCE, Run
+from .tiling import Tile, TileGrid
+
+_EDGE = 2.0
+_TOLD_QUARANTINES = 5
+_PROGRESS_SECONDS = 0.2
+
+
+def search(run: Run, journal: Journal, report: Report, is_cancelled: Callable[[], bool]) -> None:
+    """Run the tiles that the journal does not have yet, and commit what they hold, batch by batch."""
+    plan, finished = run.plan, journal.finished()
+    failed_before = {number for number, _ in journal.quarantined()}
+    pipeline = Pipeline(
+        run.source,
+        Preprocess(plan.grid.tile_size, plan.network_size),
+        run.detector,
+        BatchSize(plan.batch_size),
+        n_readers=max(1, run.n_threads // 2),
+        n_callers=run.detector.traits.n_callers,
+    )
+    todo = (tile for tile in plan.grid if tile.number not in finished or tile.number in failed_before)
+    clock = _Clock(len(plan.grid), len(finished) - len(failed_before))
+    report(clock.progress(clock.done, journal.n_objects()))
+    n_invalid, n_full, n_valid_boxes = 0, 0, journal.n_objects()
+    for outcomes in pipeline.run(todo, run.region.touches, is_cancelled):
+        valid = [_valid(outcome) for outcome in outcomes]
+        n_invalid += sum(before is not after for before, after in zip(outcomes, valid))
+        n_valid_boxes += sum(len(outcome.detections or ()) for outcome in valid)
+        n_full += sum(len(outcome.detections or ()) == run.detector.traits.max_detections for outcome in valid)
+        journal.commit([_owned(run, outcome) for outcome in valid])
+        clock.count(outcomes)
+        if clock.is_due():
+            report(clock.progress(clock.done, journal.n_objects()))
+    if n_full:
+        text = (
+            f"On {n_full} tiles the network gave {run.detector.traits.max_detections} objects, as many as it can: "
+            "there may be more. Set the argument tile_size to a smaller value."
+        )
+        report(Message("warning", "full-tiles", text))
+    if n_invalid:
+        report(Message("warning", "invalid-output", f"The model gave invalid boxes on {n_invalid} tiles; dropped."))
+        if n_valid_boxes == 0 and n_invalid == journal.counts()[TileState.done]:
+            raise ModelError("The model gives no valid boxes: its output is not finite.")
+
+
+class _Clock:
+    """Rate and time left, from the tiles that were really run."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.done = total, done
+        self._first = done
+        self._start = time.monotonic()
+        self._told = 0.0
+
+    def count(self, outcomes: list[Outcome]) -> None:
+        self.done += len(outcomes)
+
+    def is_due(self) -> bool:
+        """Tell whether it is time for the next word: a run of a million tiles must not send a million."""
+        now = time.monotonic()
+        if now - self._told < _PROGRESS_SECONDS and self.done < self.total:
+            return False
+        self._told = now
+        return True
+
+    def progress(self, done: int, n_objects: int) -> Progress:
+        elapsed, n_new = time.monotonic() - self._start, done - self._first
+        rate = n_new / elapsed if n_new and elapsed > 0 else None
+        return Progress(done, self.total, n_objects, rate, (self.total - done) / rate if rate else None)
+
+
+def _valid(outcome: Outcome) -> Outcome:
+    """Drop boxes that are not finite or have no extent."""
+    found = outcome.detections
+    if found is None:
+        return outcome
+    is_valid = np.isfinite(found.boxes).all(axis=1) & np.isfinite(found.scores)
+    is_valid &= (found.boxes[:, 2:] >= found.boxes[:, :2]).all(axis=1)
+    return outcome if is_valid.all() else Outcome(outcome.tile, outcome.state, found.take(is_valid))
+
+
+def _owned(run: Run, outcome: Outcome) -> TileResult:
+    """Keep what the tile may claim."""
+    tile, found = outcome.tile, outcome.detections
+    error = outcome.error.code if outcome.error else ""
+    if found is None:
+        return TileResult(tile.number, outcome.state, None, error)
+    is_dense = run.detector.traits.is_dense
+    keep = run.plan.grid.owns(tile, found.anchors, 0.0 if is_dense else SEAM_TOLERANCE)
+    if run.arguments["exclude_pad_detections"] and not is_dense:
+        keep &= ~_is_cut_by_tile(run.plan.grid, tile, found)
+    return TileResult(tile.number, outcome.state, found.take(keep))
+
+
+def _is_cut_by_tile(grid: TileGrid, tile: Tile, found: Detections) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Tell which boxes reach an edge of what the tile sees, where the raster goes on."""
+    x0, y0, x1, y1 = found.boxes.T
+    outer = tile.outer
+    left = (x0 <= outer.x + _EDGE) & (outer.x > 0)
+    top = (y0 <= outer.y + _EDGE) & (outer.y > 0)
+    right = (x1 >= outer.right - _EDGE) & (outer.right < grid.width)
+    bottom = (y1 >= outer.bottom - _EDGE) & (outer.bottom < grid.height)
+    is_cut: np.ndarray[Any, np.dtype[np.bool_]] = left | top | right | bottom
+    return is_cut
+
+
+def tell_quarantined(run: Run, journal: Journal, report: Report) -> None:
+    """Say which places are missing from the result.
+
+    Raises:
+        RasterReadError: no tile could be read at all.
+    """
+    n_quarantined, n_done = journal.counts()[TileState.quarantined], journal.counts()[TileState.done]
+    if n_quarantined == 0:
+        return
+    windows = [run.plan.grid[number].inner for number, _ in journal.quarantined()]
+    places = "; ".join(f"columns {w.x} to {w.right}, rows {w.y} to {w.bottom}" for w in windows[:_TOLD_QUARANTINES]) + (
+        f"; and {len(windows) - _TOLD_QUARANTINES} more" if len(windows) > _TOLD_QUARANTINES else ""
+    )
+    if n_done == 0:
+        raise RasterReadError(
+            f"The raster '{run.job.raster}' cannot be read ({places}).",
+            hint="The file is damaged or incomplete: copy it again from its source.",
+        )
+    text = (
+        f"{n_quarantined} of {len(run.plan.grid)} tiles could not be read and are missing from the result: {places}. "
+        "The raster is damaged there: copy it again from its source, and run the detection for that extent."
+    )
+    report(Message("warning", "quarantined", text))
