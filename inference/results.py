@@ -110,8 +110,10 @@ def _cut(found: Found) -> Iterator[Found]:
 
 
 def _to_map(run: Run, found: Found) -> MapObjects:
-    d = found.detections
-    rings = boxes_to_map(d.boxes, run.source.info.transform)
+    d, info = found.detections, run.source.info
+    # A crown at the edge may lean out of the image; what is drawn ends with it.
+    boxes = np.clip(d.boxes, 0, np.array([info.width, info.height] * 2))
+    rings = boxes_to_map(boxes, info.transform)
     return MapObjects(rings_to_wkb(rings), d.scores, d.labels, found.tiles, run.region.is_cut(d.boxes))
 
 

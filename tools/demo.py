@@ -84,7 +84,7 @@ def main() -> int:
     for name, count in sorted(counts.items()):
         print(f"{name}: {count} found")
     print(f"Compared with {truth.featureCount()} trees drawn by hand: {summary}")
-    print(f"Time: {elapsed:.1f} s, most of it to start QGIS and PyTorch")
+    print(f"Time: {elapsed:.1f} s, most of it to start QGIS and the worker")
     print(f"Objects: {TREES}\nPicture: {PICTURE}")
     return 0
 
