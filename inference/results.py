@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .detections import Detections
 from .errors import DiskFullError, OutputError
@@ -17,6 +19,7 @@ from .jobs import objects_path
 from .journal import Journal
 from .merge import Band, Found, Rule, join, strongest_first, suppress
 from .object_file import MapObjects, write_objects
+from .rasters.source import RasterInfo
 from .run import SEAM_TOLERANCE, Run
 
 _MOST_SEAM_OVERLAP = 0.5
@@ -45,7 +48,7 @@ def merged(run: Run, journal: Journal) -> Iterator[Found]:
     overlap = float(run.arguments["nms_overlap"])
     is_dense = run.detector.traits.is_dense
     rule = Rule(overlap) if is_dense else Rule(min(overlap, _MOST_SEAM_OVERLAP), across_tiles_only=True)
-    bands: Iterator[Band] = suppress(bands_of(run, journal), rule)
+    bands = _inside(suppress(bands_of(run, journal), rule), run.source.info)
     if run.job.run_nms:
         bands = suppress(_all_open(bands), Rule(run.job.max_overlap_ratio))
     for band in bands:
@@ -86,6 +89,17 @@ def _as_found(run: Run, number: int, detections: Detections, wanted: np.ndarray[
     return Found(chosen, np.full(n, number, np.int64), rank, is_open)
 
 
+def _inside(bands: Iterator[Band], info: RasterInfo) -> Iterator[Band]:
+    """Cut boxes at the edge of the raster: a crown may lean out of the image, what is drawn ends with it."""
+    limits = np.array([info.width, info.height] * 2)
+    for band in bands:
+        found = band.found
+        boxes = np.clip(found.detections.boxes, 0, limits)
+        cut = replace(found, detections=replace(found.detections, boxes=boxes))
+        has_area: NDArray[np.bool_] = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+        yield Band(cut.take(has_area), band.frontier)
+
+
 def _all_open(bands: Iterator[Band]) -> Iterator[Band]:
     for band in bands:
         found = band.found
@@ -110,10 +124,8 @@ def _cut(found: Found) -> Iterator[Found]:
 
 
 def _to_map(run: Run, found: Found) -> MapObjects:
-    d, info = found.detections, run.source.info
-    # A crown at the edge may lean out of the image; what is drawn ends with it.
-    boxes = np.clip(d.boxes, 0, np.array([info.width, info.height] * 2))
-    rings = boxes_to_map(boxes, info.transform)
+    d = found.detections
+    rings = boxes_to_map(d.boxes, run.source.info.transform)
     return MapObjects(rings_to_wkb(rings), d.scores, d.labels, found.tiles, run.region.is_cut(d.boxes))
 
 
