@@ -19,9 +19,10 @@ def choose_device(processor: str, gpu_id: int | None, kind: str) -> str:
     if processor == "cpu":
         return "cpu"
     devices = _onnx_devices() if kind == "onnx" else _torch_devices()
-    if gpu_id is not None and devices and f"cuda:{gpu_id}" not in devices:
+    if gpu_id is not None and f"cuda:{gpu_id}" not in devices:
         raise DeviceUnavailableError(
-            f"There is no GPU with the number {gpu_id}.", hint=f"Usable devices: {', '.join(devices)}."
+            f"There is no GPU with the number {gpu_id} for {kind} models in this inference environment.",
+            hint=f"Usable: {', '.join(devices) or 'the CPU only'}. Leave the GPU ID empty to let Kestrel choose.",
         )
     if devices:
         return f"cuda:{gpu_id}" if gpu_id is not None else devices[0]

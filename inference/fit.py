@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
+from rasterio.warp import transform
 
+from .georeference import to_map
 from .models.definition import CellSizeRange, ModelDefinition
 from .rasters.source import RasterInfo
 
 _TOLERANCE = 1.25
 """Factor beyond the training range that a network bears without much loss."""
+_METRES_A_DEGREE = 111_195.0
+"""On a sphere of the Earth's mean radius; the ellipsoid differs by less than one per cent."""
 
 
 def fit_warnings(definition: ModelDefinition, info: RasterInfo) -> list[str]:
     """Give what the user should know before waiting for the result."""
     expected = _in_metres(definition.cell_size)
-    actual = _cell_in_metres(info)
+    actual = _ground_cell(info)
     if expected is None or actual is None:
         return []
     low, high = expected
     if low / _TOLERANCE <= actual <= high * _TOLERANCE:
         return []
-    unit = actual / info.cell_size[0]
+    fitting = (low * high) ** 0.5 / actual * info.cell_size[0]
     return [
-        f"The pixels are {actual:.3g} m wide, and the model was trained on {low:.3g} to {high:.3g} m: "
-        f"it will find little. Set CELL_SIZE to {(low * high) ** 0.5 / unit:.2g}."
+        f"The pixels are {actual:.2g} m wide on the ground, and the model was trained on {low:.2g} to {high:.2g} m: "
+        f"it will find little. Set CELL_SIZE to {fitting:.2g}."
     ]
 
 
@@ -34,17 +41,27 @@ def _in_metres(cell_size: CellSizeRange | None) -> tuple[float, float] | None:
     factor = 1.0
     if cell_size.wkid is not None:
         try:
-            factor = _metres_of_unit(CRS.from_epsg(cell_size.wkid)) or 0.0
+            crs = CRS.from_epsg(cell_size.wkid)
         except CRSError:
             return None
-    return (cell_size.minimum * factor, cell_size.maximum * factor) if factor else None
+        if not crs.is_projected:
+            return None  # the length of a degree depends on where the training images lay
+        factor = float(crs.linear_units_factor[1])
+    return cell_size.minimum * factor, cell_size.maximum * factor
 
 
-def _cell_in_metres(info: RasterInfo) -> float | None:
-    factor = _metres_of_unit(CRS.from_wkt(info.crs_wkt))
-    return info.cell_size[0] * factor if factor else None
+def _ground_cell(info: RasterInfo) -> float | None:
+    """Give a pixel's side on the ground in metres, at the raster's centre; None where its place is not known.
 
-
-def _metres_of_unit(crs: CRS) -> float | None:
-    """Give the length of a projected system's unit; None for degrees, whose length changes over the map."""
-    return float(crs.linear_units_factor[1]) if crs.is_projected else None
+    Measured on the globe, since map units are no measure: a metre of Web Mercator is half a metre at 60 degrees.
+    """
+    x, y = info.width / 2, info.height / 2
+    points = to_map(np.array([[x, y], [x + 1, y], [x, y + 1]]), info.transform)
+    try:
+        lon, lat = transform(CRS.from_wkt(info.crs_wkt), CRS.from_epsg(4326), *points.T.tolist())
+    except CRSError:
+        return None
+    shrink = math.cos(math.radians(lat[0]))
+    sides = [math.hypot((lon[i] - lon[0]) * shrink, lat[i] - lat[0]) * _METRES_A_DEGREE for i in (1, 2)]
+    size = math.sqrt(sides[0] * sides[1])
+    return size if 0 < size < math.inf else None

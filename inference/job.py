@@ -12,6 +12,7 @@ from .errors import JobError
 SCHEMA = 1
 
 PROCESSORS = ("auto", "cpu", "gpu")
+_MOST_THREADS_A_CORE = 4
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def parse_parallel_factor(text: str, n_cores: int) -> int:
     """Give the number of threads that a parallel processing factor means.
 
     Args:
-        text: "4", "75%", or "" for all cores. 0 or "0%" means one.
+        text: "4", "75%", or "" for all cores. 0 or "0%" means one; more than four threads a core are not started.
         n_cores: Cores that the process may use.
 
     Raises:
@@ -130,4 +131,4 @@ def parse_parallel_factor(text: str, n_cores: int) -> int:
             hint="Write for example 4, or 75%.",
         )
     count = n_cores * number / 100 if is_share else number
-    return max(1, int(count))
+    return min(max(1, int(count)), _MOST_THREADS_A_CORE * n_cores)

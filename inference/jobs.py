@@ -133,31 +133,6 @@ def _last_written(folder: Path) -> float:
         return time.time()
 
 
-def require_free_space(folder: Path, n_bytes: int) -> None:
-    """Check that the disk of a folder has room.
-
-    Raises:
-        DiskFullError: there are less than n_bytes left.
-    """
-    with _told(folder):
-        free = shutil.disk_usage(folder).free
-    if free < n_bytes:
-        raise DiskFullError(
-            f"The disk of {folder} has {_readable(free)} left, but {_readable(n_bytes)} are needed.",
-            hint=f"Make room, or set the environment variable {CACHE_VARIABLE} to a folder on a larger disk.",
-            free=free,
-            needed=n_bytes,
-        )
-
-
-def _readable(n_bytes: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.3g} TB"
-
-
 @contextmanager
 def _told(folder: Path) -> Iterator[None]:
     """Translate the system's errors for the folder."""

@@ -21,7 +21,7 @@ class MapObjects:
     Shape:
         wkb: list of N bytes objects; scores (N,) float32 in 0..1; labels (N,) int32, indices into the model
         definition's classes; tiles (N,) int64, number of the tile that found the object; is_cut (N,) bool, the
-        object's box reaches the edge of the searched area.
+        object reaches the edge of the raster, or of what its tile saw, and may go on there.
 
     Units/space:
         Geometries in map coordinates of the raster's coordinate reference system.

@@ -43,11 +43,6 @@ class Region:
         points = to_map(anchors, self.info.transform)
         return np.asarray(shapely.intersects_xy(self.shape, points[:, 0], points[:, 1]), np.bool_)
 
-    def is_cut(self, boxes: FloatArray) -> NDArray[np.bool_]:
-        """Tell which boxes (N, 4), raster pixels, reach the edge of the searched window."""
-        w = self.window
-        return (boxes[:, 0] <= w.x) | (boxes[:, 1] <= w.y) | (boxes[:, 2] >= w.right) | (boxes[:, 3] >= w.bottom)
-
 
 def make_region(job: DetectionJob, info: RasterInfo) -> Region:
     """Settle which part of the raster a job searches.

@@ -126,7 +126,20 @@ def _cut(found: Found) -> Iterator[Found]:
 def _to_map(run: Run, found: Found) -> MapObjects:
     d = found.detections
     rings = boxes_to_map(d.boxes, run.source.info.transform)
-    return MapObjects(rings_to_wkb(rings), d.scores, d.labels, found.tiles, run.region.is_cut(d.boxes))
+    return MapObjects(rings_to_wkb(rings), d.scores, d.labels, found.tiles, _is_cut(run, found))
+
+
+def _is_cut(run: Run, found: Found) -> NDArray[np.bool_]:
+    """Tell which objects may go on where nobody could see them: at the raster's edge, or behind their tile's view."""
+    boxes, info, grid = found.detections.boxes, run.source.info, run.plan.grid
+    limits = np.array([info.width, info.height])
+    is_cut: NDArray[np.bool_] = np.any((boxes[:, :2] <= 0) | (boxes[:, 2:] >= limits), axis=1)
+    if run.detector.traits.is_dense:
+        return is_cut  # its boxes do not end with the tile
+    for number in np.unique(found.tiles):
+        of_tile = found.tiles == number
+        is_cut[of_tile] |= grid.reaches_end_of_view(grid[int(number)], boxes[of_tile])
+    return is_cut
 
 
 def _write(path: Path, objects: MapObjects) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from .models.package import ModelPackage, open_package
 from .plan import Plan, make_plan, usable_cores
 from .rasters.gdal_raster import GdalRaster
 from .region import Region, make_region
+from .versions import installed_versions
 
 SEAM_TOLERANCE = 8.0
 """Pixels by which two tiles may disagree about the place of the same object, for networks that are not exact."""
@@ -84,17 +86,33 @@ def _augmented(detector: Detector, definition: ModelDefinition, arguments: Mappi
 
 
 def fingerprint(run: Run) -> str:
-    """Hash all that decides the result; device, threads and batch size do not."""
-    job = run.job
-    try:
-        stat = Path(job.raster).stat()
-        identity: list[float] = [stat.st_size, stat.st_mtime]
-    except OSError:
-        identity = []
-    grid, info = run.plan.grid, run.source.info
+    """Hash all that decides the result; device, threads and batch size do not.
+
+    Runs of equal fingerprints may go on from each other's journal. So a raster that cannot be told from a changed one
+    (it lies on a server or in an archive) has a new fingerprint each time.
+    """
+    job, grid, info = run.job, run.plan.grid, run.source.info
     facts = [
-        1, run.sha256, job.raster, identity, info.width, info.height, list(info.transform), info.crs_wkt,
+        _code_hash(), installed_versions(), run.sha256, job.raster, _identity(run.source),
+        info.width, info.height, list(info.transform), info.crs_wkt,
         job.extent, job.cell_size, job.mask_wkb, grid.tile_size, grid.padding, grid.stride, run.plan.network_size,
         {name: run.arguments[name] for name in sorted(run.arguments) if name != "batch_size"},
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _identity(source: GdalRaster) -> list[Any]:
+    """Give name, size and time of change of each file of the raster."""
+    try:
+        stats = [(name, Path(name).stat()) for name in source.files]
+    except OSError:
+        stats = []
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats] or [secrets.token_hex(16)]
+
+
+def _code_hash() -> str:
+    """Hash this package's own source: tiles of an older version must not be mixed with those of a newer one."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

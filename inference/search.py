@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-from .detections import Detections
 from .errors import ModelError, RasterReadError
 from .events import Message, Progress, Report
 from .journal import Journal, TileResult, TileState
 from .pipeline import BatchSize, Outcome, Pipeline
 from .preprocess import Preprocess
 from .run import SEAM_TOLERANCE, Run
-from .tiling import Tile, TileGrid
 
-_EDGE = 2.0
 _TOLD_QUARANTINES = 5
 _PROGRESS_SECONDS = 0.2
 
@@ -104,20 +100,8 @@ def _owned(run: Run, outcome: Outcome) -> TileResult:
     is_dense = run.detector.traits.is_dense
     keep = run.plan.grid.owns(tile, found.anchors, 0.0 if is_dense else SEAM_TOLERANCE)
     if run.arguments["exclude_pad_detections"] and not is_dense:
-        keep &= ~_is_cut_by_tile(run.plan.grid, tile, found)
+        keep &= ~run.plan.grid.reaches_end_of_view(tile, found.boxes)
     return TileResult(tile.number, outcome.state, found.take(keep))
-
-
-def _is_cut_by_tile(grid: TileGrid, tile: Tile, found: Detections) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Tell which boxes reach an edge of what the tile sees, where the raster goes on."""
-    x0, y0, x1, y1 = found.boxes.T
-    outer = tile.outer
-    left = (x0 <= outer.x + _EDGE) & (outer.x > 0)
-    top = (y0 <= outer.y + _EDGE) & (outer.y > 0)
-    right = (x1 >= outer.right - _EDGE) & (outer.right < grid.width)
-    bottom = (y1 >= outer.bottom - _EDGE) & (outer.bottom < grid.height)
-    is_cut: np.ndarray[Any, np.dtype[np.bool_]] = left | top | right | bottom
-    return is_cut
 
 
 def tell_quarantined(run: Run, journal: Journal, report: Report) -> None:

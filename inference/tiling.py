@@ -27,6 +27,12 @@ from numpy.typing import NDArray
 
 from .detections import FloatArray
 
+VIEW_EDGE = 2.0
+"""Pixels from the edge of its view within which a network draws the edge of an object that goes on.
+
+Source: ArcGIS's exclude_pad_detections.
+"""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -197,6 +203,21 @@ class TileGrid:
         )
         x, y = anchors[:, 0], anchors[:, 1]
         return (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+
+    def reaches_end_of_view(self, tile: Tile, boxes: FloatArray) -> NDArray[np.bool_]:
+        """Tell which boxes reach an edge of what the tile sees, to within 2 pixels, where the raster goes on.
+
+        Shape:
+            boxes (N, 4), raster pixels; gives (N,).
+        """
+        x0, y0, x1, y1 = boxes.T
+        outer = tile.outer
+        left = (x0 <= outer.x + VIEW_EDGE) & (outer.x > 0)
+        top = (y0 <= outer.y + VIEW_EDGE) & (outer.y > 0)
+        right = (x1 >= outer.right - VIEW_EDGE) & (outer.right < self.width)
+        bottom = (y1 >= outer.bottom - VIEW_EDGE) & (outer.bottom < self.height)
+        reaches: NDArray[np.bool_] = left | top | right | bottom
+        return reaches
 
     def seam_distance(self, tile: Tile, anchors: FloatArray) -> FloatArray:
         """Give the distance of each anchor from the nearest edge that the tile shares with another one.

@@ -84,6 +84,12 @@ class GdalRaster:
         return str(np.result_type(*[dataset.dtypes[band - 1] for band in self._bands]))
 
     @property
+    def files(self) -> list[str]:
+        """Give the files that the raster consists of: of a mosaic by reference also those that it refers to."""
+        with rasterio.Env(**self._settings):
+            return sorted(_files_of(self._name, set()))
+
+    @property
     def info(self) -> RasterInfo:
         """Describe the raster."""
         return self._info
@@ -172,6 +178,16 @@ def _open(name: str) -> Any:
     if dataset.transform.determinant == 0:
         raise RasterOpenError(f"The raster '{name}' has pixels without area: its georeference is damaged.")
     return dataset
+
+
+def _files_of(name: str, known: set[str]) -> set[str]:
+    with rasterio.open(name) as dataset:
+        files = set(dataset.files or [name])
+    for file in files - known:
+        known.add(file)
+        if file.lower().endswith(".vrt") and file != name:
+            _files_of(file, known)
+    return known
 
 
 def _resampled(dataset: Any, cell_size: float | None) -> Any:

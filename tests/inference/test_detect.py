@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import shapely
 from affine import Affine
 
@@ -152,12 +155,49 @@ def test_an_extent_on_cell_edges_gives_the_cells_in_it_and_searches_no_more_tile
     assert 4 * 4 > result.summary["tiles"]
 
 
-def test_objects_at_the_edge_of_the_extent_are_marked_as_cut(model: Path, tmp_path: Path) -> None:
+def test_objects_at_the_edge_of_the_raster_are_marked_as_cut(model: Path, tmp_path: Path) -> None:
     raster = write_raster(tmp_path / "r.tif", cells(3, 10, 10, LIT))
     result = detect(tmp_path, raster, model)
     is_cut = dict(zip(found_polygons(result), (bool(v) for part in result.objects for v in part.is_cut)))
     border = expected_polygons([cell for cell in LIT if 0 in cell[1:] or 9 in cell[1:]], NORTH_UP)
     assert set(border) == {key for key, value in is_cut.items() if value}
+
+
+def test_an_extent_cuts_no_object_since_the_network_sees_beyond_it(model: Path, tmp_path: Path) -> None:
+    raster = write_raster(tmp_path / "r.tif", cells(3, 10, 10, LIT))
+    # The left edge of the extent is the left edge of the cell in column 2.
+    result = detect(tmp_path, raster, model, extent=(500008.0, 5399976.0, 500032.0, 5400000.0))
+    assert (3, False) == (len(result), any(bool(v) for part in result.objects for v in part.is_cut))
+
+
+def fingerprint_of(raster: Path | str, model: Path, folder: Path) -> str:
+    job = DetectionJob("a", str(raster), model.read_text(encoding="utf-8"), processor="cpu", arguments=SMALL)
+    folder.mkdir(exist_ok=True)
+    prepared = preparation.prepare(job, Path(tempfile.mkdtemp(dir=folder)), lambda event: None)
+    try:
+        return preparation.fingerprint(prepared)
+    finally:
+        prepared.source.close()
+
+
+def test_a_run_can_tell_a_changed_raster_also_behind_mosaics_of_mosaics(model: Path, tmp_path: Path) -> None:
+    source = write_raster(tmp_path / "r.tif", cells(3, 10, 10, LIT))
+    inner, outer = tmp_path / "inner.vrt", tmp_path / "outer.vrt"
+    for target, part in ((inner, source), (outer, inner)):
+        rasterio.shutil.copy(part, target, driver="VRT")
+    before = [fingerprint_of(raster, model, tmp_path / "f") for raster in (source, inner, outer)]
+    assert before == [fingerprint_of(raster, model, tmp_path / "f") for raster in (source, inner, outer)]
+    write_raster(source, cells(3, 10, 10, LIT[:2]))
+    after = [fingerprint_of(raster, model, tmp_path / "f") for raster in (source, inner, outer)]
+    assert [True, True, True] == [a != b for a, b in zip(before, after)]
+
+
+def test_a_raster_in_an_archive_is_never_taken_for_the_same(model: Path, tmp_path: Path) -> None:
+    source = write_raster(tmp_path / "r.tif", cells(3, 10, 10, LIT))
+    with zipfile.ZipFile(tmp_path / "r.zip", "w") as archive:
+        archive.write(source, "r.tif")
+    name = f"/vsizip/{tmp_path}/r.zip/r.tif"
+    assert fingerprint_of(name, model, tmp_path / "f") != fingerprint_of(name, model, tmp_path / "f")
 
 
 def test_a_mask_gives_the_cells_whose_centre_lies_in_it_and_spares_the_other_tiles(model: Path, tmp_path: Path) -> None:

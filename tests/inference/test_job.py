@@ -105,7 +105,7 @@ def test_any_json_is_read_or_refused(data: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "n_cores", "expected"),
     [("", 6, 6), (" ", 6, 6), ("4", 2, 4), ("0", 8, 1), ("0%", 8, 1), ("100%", 8, 8), ("75%", 8, 6), ("10%", 4, 1),
-     ("200%", 4, 8), (" 50 % ", 4, 2)],
+     ("200%", 4, 8), (" 50 % ", 4, 2), ("100000", 2, 8), ("1e3%", 4, 16)],
 )  # fmt: skip
 def test_a_parallel_factor_is_a_count_or_a_share_of_the_cores(text: str, n_cores: int, expected: int) -> None:
     assert expected == parse_parallel_factor(text, n_cores)

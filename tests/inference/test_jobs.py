@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 import stat
 import sys
 import time
@@ -141,17 +139,3 @@ def test_removing_does_not_follow_links(tmp_path: Path) -> None:
 def test_removing_what_is_gone_is_no_error(tmp_path: Path) -> None:
     jobs.remove_job_folder(tmp_path / "gone")
     assert jobs.remove_stale() == []
-
-
-def test_free_space_is_told_in_numbers(tmp_path: Path) -> None:
-    jobs.require_free_space(tmp_path, 1)
-    free = shutil.disk_usage(tmp_path).free
-    with pytest.raises(DiskFullError, match=r"[kMGT]B left, but 5e\+03 TB are needed") as caught:
-        jobs.require_free_space(tmp_path, 5 * 10**15)
-    assert caught.value.context["needed"] == 5 * 10**15
-    assert caught.value.context["free"] == pytest.approx(free, rel=0.1)
-
-
-def test_a_folder_that_is_gone_has_no_free_space(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=os.strerror(errno.ENOENT)):
-        jobs.require_free_space(tmp_path / "gone", 1)

@@ -130,17 +130,3 @@ def test_a_mask_with_a_crossing_ring_is_mended() -> None:
     bow = shapely.Polygon([(500010, 5399990), (500030, 5399970), (500030, 5399990), (500010, 5399970)])
     region = make_region(replace(JOB, mask_wkb=bow.wkb_hex), info(300, 200))
     assert [True, True, False] == region.contains(np.array([[25.0, 40.0], [55.0, 40.0], [40.0, 22.0]])).tolist()
-
-
-def test_boxes_that_reach_the_edge_of_the_searched_window_are_cut() -> None:
-    job = replace(JOB, extent=extent_of(NORTH_UP, 10, 20, 110, 120))
-    region = make_region(job, info(300, 200))
-    boxes = [
-        (11, 21, 50, 50),
-        (10, 21, 50, 50),
-        (11, 19, 50, 50),
-        (11, 21, 110, 50),
-        (50, 50, 60, 121),
-        (50, 50, 60, 119),
-    ]
-    assert [False, True, True, True, True, False] == region.is_cut(np.array(boxes, float)).tolist()

@@ -161,3 +161,12 @@ def test_aligning_up_gives_the_next_multiple(value: int, stride: int) -> None:
 )
 def test_windows_intersect_in_their_common_part(other: Window, expected: Window) -> None:
     assert expected == Window(0, 0, 10, 10).intersect(other)
+
+
+def test_a_box_reaches_the_end_of_the_view_only_where_the_raster_goes_on() -> None:
+    grid = TileGrid(300, 200, Window(0, 0, 300, 200), 64, 16, 8)
+    first, inner = grid[0], grid[len(grid.columns) + 1]
+    boxes = np.array([[0, 0, 10, 10], [30, 30, 62, 40], [30, 30, 61, 61], [20, 20, 30, 62.5]], float)
+    assert [False, True, False, True] == grid.reaches_end_of_view(first, boxes).tolist()
+    moved = boxes + np.tile([inner.outer.x, inner.outer.y], 2)
+    assert [True, True, False, True] == grid.reaches_end_of_view(inner, moved).tolist()

@@ -66,7 +66,8 @@ def test_each_object_carries_what_a_check_needs(on_command_line: Path) -> None:
 def test_a_failing_run_ends_with_an_error_code_and_its_whole_reason(
     tmp_path: Path, run_qgis_process: Callable[..., Any]
 ) -> None:
-    inputs = {"INPUT": str(IMAGE), "MODEL": str(MODEL), "ARGUMENTS": {"threshold": 4}, "OUTPUT": str(tmp_path / "x.gpkg")}
+    output = str(tmp_path / "x.gpkg")
+    inputs = {"INPUT": str(IMAGE), "MODEL": str(MODEL), "ARGUMENTS": {"threshold": 4}, "OUTPUT": output}
     answer = run_qgis_process(["run", ALGORITHM, "-"], stdin=json.dumps({"inputs": inputs}))
     assert answer.code != 0
     assert "Model argument 'threshold' is 4; expected a number from 0 to 1." in answer.stderr
