@@ -52,7 +52,7 @@ def _fields() -> str:
         ("ClassValue", tr("the model's number for the class")),
         ("ModelName", tr("name of the model")),
         ("Tile", tr("number of the tile that found the object")),
-        ("CutByEdge", tr("the object reaches the edge of the searched area, so it may be incomplete")),
+        ("CutByEdge", tr("the object reaches the edge of the image, or of what its tile saw, so it may be incomplete")),
         ("JobId", tr("name of the run")),
     )
     items = "".join(f"<li><b>{name}</b>: {text}</li>" for name, text in rows)
