@@ -24,6 +24,7 @@ class Suite:
     name: str
     environment: str
     paths: tuple[str, ...]
+    options: tuple[str, ...] = ()
 
     @property
     def report(self) -> Path:
@@ -32,7 +33,8 @@ class Suite:
 
 
 SUITES = (
-    Suite("inference", "inference", ("tests/inference", "tests/training")),
+    # Without QGIS, tests bear company: one process a core.
+    Suite("inference", "inference", ("tests/inference", "tests/training"), ("-n", "auto")),
     Suite("qgis", "qgis", ("tests/qgis", "tests/system", "tests/test_metadata.py")),
 )
 
@@ -72,7 +74,7 @@ def run(suite: Suite, is_fast: bool, pytest_options: list[str]) -> int:
     suite.report.unlink(missing_ok=True)
     paths = [path for path in suite.paths if (ROOT / path).exists()]
     python = BUILD / "env" / suite.environment / "bin" / "python"
-    command = [str(python), "-m", "pytest", f"--junitxml={suite.report}", *pytest_options, *paths]
+    command = [str(python), "-m", "pytest", f"--junitxml={suite.report}", *suite.options, *pytest_options, *paths]
     if is_fast:
         # Two that run at once would mix their lines: each is shown when it is done.
         command[3:3] = ["-q", "-m", "not slow"]
