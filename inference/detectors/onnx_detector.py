@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state
 
@@ -51,11 +52,7 @@ def load(
         dense = DenseHead(len(definition.classes), has_objectness=head == "yolov5")
         detector = DenseOnnxDetector(runner, dense, definition, float(arguments["threshold"]), settings.n_threads)
         return detector.calibrated(package.sha256())
-    if head == "boxes":
-        return BoxesOnnxDetector(runner, definition, float(arguments["threshold"]), settings.n_threads)
-    raise ModelUnsupportedError(
-        f"The model's head '{head}' is not one that Kestrel runs.", hint="Heads: yolov8, yolov5, boxes."
-    )
+    return BoxesOnnxDetector(runner, definition, float(arguments["threshold"]), settings.n_threads)
 
 
 def _unpack(package: ModelPackage, folder: Path) -> Path:
@@ -64,9 +61,7 @@ def _unpack(package: ModelPackage, folder: Path) -> Path:
     path = package.extract(name, folder / "model.onnx")
     try:
         graph = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError has no public home
-        if type(error).__name__ != "DecodeError":
-            raise
+    except DecodeError as error:
         raise ModelPackageError(f"The file '{name}' is not an ONNX model.") from error
     foreign = sorted({entry.domain for entry in graph.opset_import} - set(_STANDARD_DOMAINS))
     if foreign:
@@ -78,7 +73,7 @@ def _unpack(package: ModelPackage, folder: Path) -> Path:
         # Our copy of the graph stands in the same folder: no weights may take its name, in any case of letters.
         if not is_safe_name(location) or "/" in location or location.lower() == path.name:
             raise ModelPackageError(f"The model keeps weights in '{location}', which lies outside the package.")
-        package.extract(package.find(location), folder / location)
+        package.extract(package.beside_weights(location), folder / location)
     return path
 
 
@@ -157,20 +152,34 @@ class OnnxRunner:
             )
         if height != width:
             raise ModelUnsupportedError(f"The model takes {width} x {height} pixels; Kestrel cuts square tiles.")
-        self.max_batch = batch
+        self.fixed_batch = batch
         self.network_size = height
         self.output_names = [item.name for item in session.get_outputs()]
+        self.output_ranks = {item.name: len(item.shape or ()) for item in session.get_outputs()}
+        """Number of axes of each output; 0 where the graph does not say."""
         self._normalisation = make_normalisation(definition.input)
         _check_normalisation(self._dtype, self._normalisation)
 
+    def parts(self, batch: NDArray[Any]) -> Iterator[NDArray[Any]]:
+        """Cut a batch into ones that `run` takes."""
+        size = self.fixed_batch or max(len(batch), 1)
+        return (batch[start : start + size] for start in range(0, len(batch), size))
+
     def run(self, batch: NDArray[Any]) -> list[NDArray[Any]]:
-        """Run a batch (N, C, S, S) of raster values and give the graph's outputs."""
+        """Run a batch (N, C, S, S) of raster values and give the graph's outputs.
+
+        A graph that takes no fewer images than a fixed number gets the last one again; what it gives for these stands
+        at the end of its outputs.
+        """
         if self._dtype == np.uint8 and batch.dtype != np.uint8:
             raise ModelIncompatibleError(
                 f"The model takes 8-bit pixels, and the raster's are {batch.dtype}.",
                 hint="Convert the raster to 8 bit with the scaling that the model was trained on.",
             )
         fed = batch if self._dtype == np.uint8 else self._normalisation.apply(batch).astype(self._dtype, copy=False)
+        n_missing = (self.fixed_batch or 0) - len(batch)
+        if n_missing > 0:
+            fed = np.concatenate([fed, np.repeat(fed[-1:], n_missing, axis=0)])
         with _translated(len(batch)):
             outputs: list[NDArray[Any]] = self._session.run(None, {self._name: np.ascontiguousarray(fed)})
         return outputs
@@ -225,7 +234,7 @@ class DenseOnnxDetector:
             receptive_field_radius=definition.tile.receptive_field_radius,
             is_dense=True,
             network_size=runner.network_size,
-            max_batch=runner.max_batch,
+            max_batch=runner.fixed_batch,
             n_callers=n_threads,
         )
 
@@ -262,9 +271,23 @@ class DenseOnnxDetector:
 
     def predict(self, batch: NDArray[Any]) -> list[Detections]:
         """Find candidates, see `Detector.predict`."""
-        outputs = self._head.rows_first(self._runner.run(batch)[0])
+        return [found for part in self._runner.parts(batch) for found in self._predict(part)]
+
+    def _predict(self, batch: NDArray[Any]) -> list[Detections]:
+        outputs = self._head.rows_first(self._runner.run(batch)[0])[: len(batch)]
         grid = self._grid(outputs.shape[2], batch.shape[2], batch.shape[3])
         return [self._head.decode(rows, grid, self._threshold) for rows in outputs]
+
+
+_RANK_OF_ONE = 2
+"""Axes of `boxes` where a graph gives one image's, without a batch axis."""
+
+
+def _mixed_batch(n: int | None) -> ModelUnsupportedError:
+    return ModelUnsupportedError(
+        f"The model takes {n} images at a time, and does not tell whose boxes it gives.",
+        hint="Export it for one image, or with a batch axis in its outputs.",
+    )
 
 
 class BoxesOnnxDetector:
@@ -274,7 +297,7 @@ class BoxesOnnxDetector:
         """Find which output is which.
 
         Raises:
-            ModelUnsupportedError: there are no outputs named boxes and scores.
+            ModelUnsupportedError: there are no outputs named boxes and scores, or no telling whose they are.
         """
         missing = {"boxes", "scores"} - set(runner.output_names)
         if missing:
@@ -282,6 +305,9 @@ class BoxesOnnxDetector:
                 f"The model has no output named {' or '.join(sorted(missing))}.",
                 hint=f"Its outputs are {', '.join(runner.output_names)}.",
             )
+        self._takes_one = runner.output_ranks["boxes"] == _RANK_OF_ONE
+        if self._takes_one and (runner.fixed_batch or 1) > 1:
+            raise _mixed_batch(runner.fixed_batch)
         self._runner, self._threshold = runner, threshold
         self._label_offset = int(definition.options.get("label_offset", 0))
         self._n_classes = len(definition.classes)
@@ -290,7 +316,7 @@ class BoxesOnnxDetector:
             receptive_field_radius=None,
             is_dense=False,
             network_size=runner.network_size,
-            max_batch=runner.max_batch,
+            max_batch=1 if self._takes_one else runner.fixed_batch,
             n_callers=n_threads,
         )
 
@@ -301,9 +327,18 @@ class BoxesOnnxDetector:
 
     def predict(self, batch: NDArray[Any]) -> list[Detections]:
         """Find objects, see `Detector.predict`."""
+        parts = [batch[i : i + 1] for i in range(len(batch))] if self._takes_one else self._runner.parts(batch)
+        return [found for part in parts for found in self._predict(part)]
+
+    def _predict(self, batch: NDArray[Any]) -> list[Detections]:
         outputs = dict(zip(self._runner.output_names, self._runner.run(batch)))
         boxes, scores, labels = outputs["boxes"], outputs["scores"], outputs.get("labels")
-        if boxes.ndim == 2:  # torchvision's export: one image, no batch axis
+        if boxes.ndim == _RANK_OF_ONE:  # torchvision's export: one image, no batch axis
+            if (self._runner.fixed_batch or 1) > 1:
+                raise _mixed_batch(self._runner.fixed_batch)
+            if len(batch) > 1:  # a graph that did not declare its outputs' form
+                self._takes_one = True
+                return self.predict(batch)
             boxes, scores = boxes[None], scores[None]
             labels = labels[None] if labels is not None else None
         return [self._read(boxes[i], scores[i], labels[i] if labels is not None else None) for i in range(len(batch))]

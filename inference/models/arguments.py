@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import JobError
-from .definition import ModelDefinition
+
+if TYPE_CHECKING:  # definitions name arguments, and are read with this module's help
+    from .definition import ModelDefinition
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class ArgumentSpec:
 
 MAX_TILE_SIZE = 8192
 
+_EXAMPLE = 'Write for example {"threshold": 0.4}, or threshold 0.4;padding 64.'
+
 COMMON_ARGUMENTS: tuple[ArgumentSpec, ...] = (
     ArgumentSpec("threshold", "number", 0.5, "Lowest score, 0 to 1, that an object needs.", 0, 1),
     ArgumentSpec(
@@ -65,6 +69,8 @@ COMMON_ARGUMENTS: tuple[ArgumentSpec, ...] = (
     ),
 )  # fmt: skip
 
+ARGUMENT_NAMES = tuple(spec.name for spec in COMMON_ARGUMENTS)
+
 
 @dataclass(frozen=True)
 class ResolvedArguments:
@@ -89,16 +95,19 @@ def parse_arguments(value: Any) -> dict[str, Any]:
     if isinstance(value, Mapping):
         return {str(name): entry for name, entry in value.items()}
     text = str(value).strip()
+    if text.startswith("["):
+        raise JobError("The model arguments are a list; expected names with values.", hint=_EXAMPLE)
     if not text.startswith("{"):
         return _parse_pairs(text)
     try:
-        data = json.loads(text)
+        data = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise JobError(
-            f"The model arguments are not valid JSON: {error}.",
-            hint='Write for example {"threshold": 0.4}, or threshold 0.4;padding 64.',
-        ) from error
+        raise JobError(f"The model arguments are not valid JSON: {error}.", hint=_EXAMPLE) from error
     return {str(name): entry for name, entry in data.items()}
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _parse_pairs(text: str) -> dict[str, Any]:
@@ -135,9 +144,9 @@ def argument_specs(definition: ModelDefinition) -> tuple[ArgumentSpec, ...]:
 
 
 def _with_default(spec: ArgumentSpec, definition: ModelDefinition) -> ArgumentSpec:
-    default = definition.arguments.get(spec.name, spec.default)
-    if spec.name == "tile_size" and spec.name not in definition.arguments:
-        default = definition.tile.size
+    default = definition.arguments.get(spec.name)
+    if default is None:
+        default = definition.tile.size if spec.name == "tile_size" else spec.default
     if default is not None:
         default = convert(spec, default)
     return ArgumentSpec(spec.name, spec.kind, default, spec.help, spec.minimum, spec.maximum)
@@ -206,7 +215,7 @@ def resolve_arguments(definition: ModelDefinition, given: Mapping[str, Any]) -> 
             f"Model argument 'padding' is {padding}; with tile_size {tile_size} it must be below {tile_size // 2}.",
             argument="padding",
         )
-    unknown = sorted(set(given) - set(specs))
+    unknown = sorted(set(given) - set(specs), key=str)
     warnings = [
         f"Model argument '{name}' is not known to this model and has no effect. Known: {', '.join(specs)}."
         for name in unknown

@@ -11,13 +11,32 @@ from dataclasses import dataclass, field
 from typing import Any, Union
 
 from ..errors import ModelPackageError, ModelUnsupportedError
+from .arguments import ARGUMENT_NAMES
 
 SCHEMA = 1
 SCHEMA_KEY = "kestrel_definition"
 
 DETECTOR_KINDS = ("onnx", "torchvision")
+HEADS = ("yolov8", "yolov5", "boxes")
+"""Layouts of an ONNX graph's outputs."""
+
+MEMBERS = {
+    "": (
+        SCHEMA_KEY, "name", "version", "description", "license",
+        "detector", "input", "tile", "cell_size", "classes", "arguments",
+    ),
+    "onnx": ("kind", "weights", "head", "label_offset"),
+    "torchvision": ("kind", "weights", "architecture", "label_offset"),
+    "input": ("bands", "scale", "mean", "std", "data_range"),
+    "tile": ("size", "variable", "padding", "stride", "receptive_field_radius"),
+    "cell_size": ("min", "max", "wkid"),
+    "class": ("value", "name", "color", "Value", "Name", "Color"),
+    "arguments": ARGUMENT_NAMES,
+}  # fmt: skip
+"""Names that each object of a definition may hold; a detector's depend on its kind."""
 
 MAX_STRIDE = 1024
+_VALUES = range(-(2**31), 2**31)  # of a field of 32 bits
 
 Color = tuple[int, int, int]
 
@@ -104,7 +123,7 @@ class ModelDefinition:
 
 
 class Reader:
-    """Typed access to a JSON object, with errors that name the member.
+    """Typed access to a JSON object, with errors that name the member. A member that is null counts as absent.
 
     Args:
         data: The object.
@@ -113,8 +132,9 @@ class Reader:
 
     def __init__(self, data: Mapping[str, Any], where: str = "") -> None:
         """Keep the object and its name."""
-        self.data = data
+        self.data = {key: value for key, value in data.items() if value is not None}
         self.where = where
+        self._names = set(data)
 
     def refuse(self, key: str, expected: str) -> ModelPackageError:
         """Give the error for a member that is not what was expected."""
@@ -130,14 +150,26 @@ class Reader:
         return value
 
     def integer(self, key: str, default: int | None, minimum: int = 0, maximum: int = 2**31 - 1) -> int | None:
-        """Give a whole number from `minimum` to `maximum`; null and absence give the default."""
+        """Give a whole number from `minimum` to `maximum`."""
         value = self.data.get(key)
         if value is None:
             return default
-        is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-        if isinstance(value, bool) or not is_whole or not minimum <= value <= maximum:
+        if not _is_whole(value) or not minimum <= value <= maximum:
             raise self.refuse(key, f"a whole number from {minimum} to {maximum}")
         return int(value)
+
+    def boolean(self, key: str, default: bool) -> bool:
+        """Give true or false."""
+        value = self.data.get(key, default)
+        if not isinstance(value, bool):
+            raise self.refuse(key, "true or false")
+        return value
+
+    def number(self, key: str) -> float:
+        """Give one number, which is required."""
+        if isinstance(self.data.get(key), list):
+            raise self.refuse(key, "a number")
+        return self.numbers(key, ())[0]
 
     def numbers(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
         """Give one number or a list of numbers as a tuple."""
@@ -159,7 +191,7 @@ class Reader:
 
     def data_range(self, key: str) -> tuple[float, float] | None:
         """Give lowest and highest value, or None where there is nothing."""
-        if not self.data.get(key):
+        if key not in self.data:
             return None
         values = self.numbers(key, ())
         if len(values) != 2 or values[0] >= values[1]:
@@ -184,13 +216,17 @@ class Reader:
 
     def only(self, *known: str) -> None:
         """Refuse members that have no meaning: a misspelt one would be ignored in silence otherwise."""
-        unknown = sorted(set(self.data) - set(known))
+        unknown = sorted(self._names - set(known))
         if unknown:
             place = f"'{self.where}'" if self.where else "the model definition"
             raise ModelPackageError(
                 f"Unknown member{'s' if len(unknown) > 1 else ''} in {place}: {', '.join(unknown)}.",
                 hint=f"Known members: {', '.join(known)}.",
             )
+
+
+def _is_whole(value: Any) -> bool:
+    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and value.is_integer())
 
 
 def definition_from_json(data: Mapping[str, Any]) -> ModelDefinition:
@@ -201,33 +237,69 @@ def definition_from_json(data: Mapping[str, Any]) -> ModelDefinition:
         ModelUnsupportedError: a newer schema, or a detector kind that does not exist.
     """
     reader = Reader(data)
-    schema = reader.integer(SCHEMA_KEY, None)
-    if schema is None or schema > SCHEMA:
-        raise ModelUnsupportedError(
-            f"The definition has schema {data.get(SCHEMA_KEY)!r}; this version of Kestrel reads schema {SCHEMA}.",
-            hint="Update the plugin, or write the definition for the older schema.",
-        )
-    reader.only(
-        SCHEMA_KEY, "name", "version", "description", "license",
-        "detector", "input", "tile", "cell_size", "classes", "arguments",
-    )  # fmt: skip
+    check_schema(reader, SCHEMA_KEY, None)
+    reader.only(*MEMBERS[""])
     detector = reader.child("detector")
-    detector.integer("label_offset", None)
-    options = {key: value for key, value in detector.data.items() if key not in ("kind", "weights")}
+    kind = _kind(detector)
+    detector.only(*MEMBERS[kind])
+    if kind == "torchvision":
+        detector.text("architecture")
     return ModelDefinition(
         name=reader.text("name"),
         version=reader.text("version", ""),
         description=reader.text("description", ""),
         license=reader.text("license", ""),
-        kind=_kind(detector),
+        kind=kind,
         weights=detector.text("weights"),
-        options=options,
+        options=detector_options(detector),
         input=_input(reader.child("input")),
         tile=_tile(reader.child("tile")),
-        cell_size=_cell_size(reader.child("cell_size")),
-        classes=classes_from_json(data.get("classes")),
-        arguments=dict(reader.child("arguments").data),
+        cell_size=_cell_size(reader.child("cell_size")) if "cell_size" in reader.data else None,
+        classes=_strict_classes(data.get("classes")),
+        arguments=default_arguments(reader),
     )
+
+
+def check_schema(reader: Reader, key: str, default: int | None) -> None:
+    """Refuse a definition whose schema is not one that this version reads.
+
+    Raises:
+        ModelPackageError: the member is no schema.
+        ModelUnsupportedError: a newer schema, or none where there is no default.
+    """
+    schema = reader.integer(key, default, minimum=1)
+    if schema is None or schema > SCHEMA:
+        raise ModelUnsupportedError(
+            f"The definition has schema {schema}; this version of Kestrel reads schema {SCHEMA}.",
+            hint="Update the plugin, or write the definition for the older schema.",
+        )
+
+
+def detector_options(reader: Reader) -> dict[str, Any]:
+    """Read what a detector needs to know beside its weights: head, architecture, label_offset, where they are given.
+
+    Raises:
+        ModelPackageError: a member is not what it should be.
+        ModelUnsupportedError: a head that does not exist.
+    """
+    head = reader.text("head", "")
+    if head not in (*HEADS, ""):
+        raise ModelUnsupportedError(
+            f"The model's head '{head}' is not one that Kestrel runs.", hint=f"Heads: {', '.join(HEADS)}."
+        )
+    options = {
+        "head": head,
+        "architecture": reader.text("architecture", ""),
+        "label_offset": reader.integer("label_offset", None),
+    }
+    return {name: value for name, value in options.items() if value not in ("", None)}
+
+
+def default_arguments(reader: Reader) -> dict[str, Any]:
+    """Read the member `arguments`: a model's own defaults of the model arguments."""
+    arguments = reader.child("arguments")
+    arguments.only(*MEMBERS["arguments"])
+    return dict(arguments.data)
 
 
 def _kind(detector: Reader) -> str:
@@ -240,7 +312,7 @@ def _kind(detector: Reader) -> str:
 
 
 def _input(reader: Reader) -> InputSpec:
-    reader.only("bands", "scale", "mean", "std", "data_range")
+    reader.only(*MEMBERS["input"])
     bands = reader.bands("bands")
     return InputSpec(
         bands=bands,
@@ -252,21 +324,19 @@ def _input(reader: Reader) -> InputSpec:
 
 
 def _tile(reader: Reader) -> TileSpec:
-    reader.only("size", "variable", "padding", "stride", "receptive_field_radius")
+    reader.only(*MEMBERS["tile"])
     return TileSpec(
         size=reader.integer("size", 512, minimum=8) or 512,
-        is_variable=bool(reader.data.get("variable", True)),
+        is_variable=reader.boolean("variable", default=True),
         padding=reader.integer("padding", None),
         stride=reader.integer("stride", None, minimum=1, maximum=MAX_STRIDE),
         receptive_field_radius=reader.integer("receptive_field_radius", None),
     )
 
 
-def _cell_size(reader: Reader) -> CellSizeRange | None:
-    if not reader.data:
-        return None
-    reader.only("min", "max", "wkid")
-    low, high = reader.numbers("min", ())[0], reader.numbers("max", ())[0]
+def _cell_size(reader: Reader) -> CellSizeRange:
+    reader.only(*MEMBERS["cell_size"])
+    low, high = reader.number("min"), reader.number("max")
     if not 0 < low <= high:
         raise reader.refuse("min", "a positive number that is not above 'max'")
     return CellSizeRange(low, high, reader.integer("wkid", None))
@@ -284,14 +354,32 @@ def classes_from_json(value: Any) -> tuple[ModelClass, ...]:
     return tuple(classes)
 
 
+def _strict_classes(value: Any) -> tuple[ModelClass, ...]:
+    """Read a list of classes of Kestrel's own definition, in which nothing is guessed."""
+    classes = classes_from_json(value)
+    for index, (item, read) in enumerate(zip(value, classes)):
+        reader = Reader(item, f"classes[{index}]")
+        reader.only(*MEMBERS["class"])
+        for key in {"name", "Name"} & set(reader.data):
+            reader.text(key)
+        for key in {"color", "Color"} & set(reader.data):
+            if reader.data[key] != list(read.color):
+                raise reader.refuse(key, "[red, green, blue], each from 0 to 255")
+    return classes
+
+
 def _class_from_json(item: Any, index: int) -> ModelClass:
     if not isinstance(item, Mapping):
         raise ModelPackageError(f"Class {index + 1} of the model definition is {item!r}; expected an object.")
-    lower = {str(key).lower(): entry for key, entry in item.items()}
+    lower = {str(key).lower(): entry for key, entry in item.items() if entry is not None}
     name = lower.get("name", lower.get("classname"))
     value = lower.get("value", lower.get("classvalue", index + 1))
-    if name is None or isinstance(value, bool) or not isinstance(value, int):
+    if name is None or not _is_whole(value):
         raise ModelPackageError(f"Class {index + 1} of the model definition has no name, or no whole number as value.")
+    if int(value) not in _VALUES:
+        raise ModelPackageError(
+            f"The class '{name}' has the value {value}; expected a whole number from {_VALUES[0]} to {_VALUES[-1]}."
+        )
     color = lower.get("color")
-    is_color = isinstance(color, list) and len(color) == 3 and all(isinstance(c, int) and 0 <= c <= 255 for c in color)
-    return ModelClass(value, str(name), tuple(color) if is_color else _PALETTE[index % len(_PALETTE)])  # type: ignore[arg-type]
+    is_color = isinstance(color, list) and len(color) == 3 and all(_is_whole(c) and 0 <= c <= 255 for c in color)
+    return ModelClass(int(value), str(name), tuple(color) if is_color else _PALETTE[index % len(_PALETTE)])  # type: ignore[arg-type]

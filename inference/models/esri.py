@@ -10,7 +10,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ModelError, ModelPackageError, ModelUnsupportedError, UntrustedCodeError
-from .definition import MAX_STRIDE, CellSizeRange, InputSpec, ModelDefinition, Reader, TileSpec, classes_from_json
+from .definition import (
+    MAX_STRIDE,
+    CellSizeRange,
+    InputSpec,
+    ModelDefinition,
+    Reader,
+    TileSpec,
+    check_schema,
+    classes_from_json,
+    default_arguments,
+    detector_options,
+)
 
 _KIND_OF_FRAMEWORK = {"onnx": "onnx", "torchvision": "torchvision"}
 _HEAD_OF_CONFIGURATION = {"yolov8": "yolov8", "yolov5": "yolov5", "boxes": "boxes"}
@@ -31,6 +42,7 @@ def definition_from_emd(data: Mapping[str, Any], members: Sequence[str]) -> Mode
     reader = Reader(data)
     kind = _detector_kind(reader, members)
     extra = reader.child("Kestrel")
+    check_schema(extra, "schema", 1)
     extra.only(
         "schema", "head", "architecture", "label_offset", "input", "stride", "receptive_field_radius", "arguments"
     )
@@ -46,7 +58,7 @@ def definition_from_emd(data: Mapping[str, Any], members: Sequence[str]) -> Mode
         tile=_tile(reader, extra),
         cell_size=_cell_size(reader),
         classes=classes_from_json(data.get("Classes")),
-        arguments=dict(extra.child("arguments").data),
+        arguments=default_arguments(extra),
         is_map_space=str(data.get("ImageSpaceUsed", "MAP_SPACE")).upper() == "MAP_SPACE",
     )
 
@@ -93,8 +105,7 @@ def _unsupported(reader: Reader, framework: str) -> ModelError:
 
 def _options(reader: Reader, extra: Reader) -> dict[str, Any]:
     configuration = str(reader.data.get("ModelConfiguration", ""))
-    extra.integer("label_offset", None)
-    options = {key: extra.data[key] for key in ("head", "architecture", "label_offset") if key in extra.data}
+    options = detector_options(extra)
     if configuration.lower() in _HEAD_OF_CONFIGURATION:
         options.setdefault("head", _HEAD_OF_CONFIGURATION[configuration.lower()])
     elif configuration:
@@ -105,14 +116,17 @@ def _options(reader: Reader, extra: Reader) -> dict[str, Any]:
 def _input(reader: Reader, extra: Reader) -> InputSpec:
     extra.only("scale", "mean", "std", "order")
     bands = reader.bands("ExtractBands")
-    if str(extra.data.get("order", "RGB")).upper() == "BGR":
+    order = extra.text("order", "RGB").upper()
+    if order not in ("RGB", "BGR"):
+        raise extra.refuse("order", "RGB or BGR")
+    if order == "BGR":
         bands = bands[::-1]
     return InputSpec(
         bands=bands,
         scale=extra.factors("scale", 1.0, len(bands)),
         mean=extra.factors("mean", 0.0, len(bands)),
         std=extra.factors("std", 1.0, len(bands)),
-        data_range=reader.data_range("DataRange"),
+        data_range=reader.data_range("DataRange") if reader.data.get("DataRange") else None,
     )
 
 

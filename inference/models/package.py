@@ -6,9 +6,11 @@ archive, refused where they are odd, and copied one by one to names that we choo
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import lzma
+import re
 import stat
 import zipfile
 import zlib
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from ..errors import ModelPackageError
+from ..errors import DiskFullError, ModelPackageError, OutputError
 from .definition import SCHEMA_KEY, ModelDefinition, definition_from_json
 from .esri import definition_from_emd
 
@@ -30,6 +32,13 @@ MAX_JSON_DEPTH = 64
 _MAX_DIGITS = 20
 _LOCAL_HEADER_BYTES = 30  # the fixed part
 _BLOCK = 2**20
+_LOCATION = re.compile(rb"\x0a\x08location\x12(?:([\x00-\x7f])|([\x80-\xff])\x01)", re.DOTALL)
+"""Start of an ONNX graph's entry `location: name`, with the length of a name of at most 255 bytes."""
+_LOCATION_BYTES = 300  # more than such an entry has
+_DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
+    device + digit for device in ("COM", "LPT") for digit in "0123456789¹²³"
+}
+"""Names that Windows opens as devices, whatever follows the first dot."""
 _ARCHIVE_ERRORS = (
     zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, EOFError,
 )  # fmt: skip
@@ -40,6 +49,10 @@ class Members(Protocol):
 
     def names(self) -> list[str]:
         """Give the members' names, with forward slashes."""
+        ...
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is a member of that name."""
         ...
 
     def open(self, name: str) -> IO[bytes]:
@@ -58,6 +71,10 @@ class ZipMembers:
         """Give the members' names."""
         return list(self.entries)
 
+    def has(self, name: str) -> bool:
+        """Tell whether there is a member of that name."""
+        return name in self.entries
+
     def open(self, name: str) -> IO[bytes]:
         """Open one member; reading on after the archive object is gone is safe, it shares the file."""
         return zipfile.ZipFile(self.path).open(self.entries[name])
@@ -74,6 +91,10 @@ class FolderMembers:
         files = [*self.folder.glob("*"), *self.folder.glob("*/*")]
         return sorted(p.relative_to(self.folder).as_posix() for p in files if p.is_file())
 
+    def has(self, name: str) -> bool:
+        """Tell whether `names` holds that name, without a look at all the others."""
+        return name.count("/") <= 1 and _is_file(self.folder / name)
+
     def open(self, name: str) -> IO[bytes]:
         """Open one file."""
         return (self.folder / name).open("rb")
@@ -87,9 +108,20 @@ class NoMembers:
         """Give no names."""
         return []
 
+    def has(self, name: str) -> bool:
+        """Tell whether there is a file of that absolute path."""
+        return Path(name).is_absolute() and _is_file(Path(name))
+
     def open(self, name: str) -> IO[bytes]:
         """Open the file of that absolute path."""
         return Path(name).open("rb")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, for example
+        return False
 
 
 @dataclass(frozen=True)
@@ -117,14 +149,14 @@ class ModelPackage:
             ModelPackageError: there is none of that name, or the name leads out of the package.
         """
         if isinstance(self.members, NoMembers):
-            return _absolute_file(name)
+            return self._absolute(name)
         plain = name.replace("\\", "/")
         while plain.startswith("./"):
             plain = plain[2:]
         if not is_safe_name(plain):
             raise ModelPackageError(f"The model definition names the file '{name}', which lies outside the package.")
         full = self.root + plain
-        if full not in self.members.names():
+        if not self.members.has(full):
             present = ", ".join(sorted(n for n in self.members.names() if not n.endswith(".py"))[:8])
             raise ModelPackageError(
                 f"The model definition names the file '{name}', but the package does not hold it.",
@@ -132,19 +164,83 @@ class ModelPackage:
             )
         return full
 
+    def beside_weights(self, name: str) -> str:
+        """Give the full name of a member in the folder of the weights, as an ONNX graph names its external data.
+
+        Raises:
+            ModelPackageError: there is none of that name.
+        """
+        folder, slash, _ = self.definition.weights.replace("\\", "/").rpartition("/")
+        return self.find(folder + slash + name)
+
     def extract(self, name: str, target: Path) -> Path:
-        """Copy the member `find` gave to the file `target`, and give `target` back."""
-        with target.open("xb") as sink:
-            for block in self._blocks(name):
-                sink.write(block)
+        """Copy the member `find` gave to the file `target`, and give `target` back.
+
+        Raises:
+            ModelPackageError: the member cannot be read.
+            DiskFullError, OutputError: the file cannot be written.
+        """
+        try:
+            with target.open("xb") as sink:
+                for block in self._blocks(name):
+                    sink.write(block)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+                raise DiskFullError(
+                    f"The disk of {target.parent} is full.", hint="Make room, then start again."
+                ) from error
+            raise OutputError(f"The file {target} cannot be written: {error.strerror or error}.") from error
         return target
 
     def sha256(self) -> str:
-        """Give the hash of what decides the result: the definition and the weights."""
-        digest = hashlib.sha256(self.definition_bytes)
-        for block in self._blocks(self.weights_member()):
-            digest.update(block)
+        """Give the hash of what decides the result: the definition, the weights, and the files that belong to them.
+
+        Of an archive these are all members except programs; beside a loose definition lies anything, so there they are
+        the files that an ONNX graph names.
+        """
+        weights = self.weights_member()
+        content, locations = self._weights_hash(weights)
+        hashes = {weights: content}
+        others = self._archived() if isinstance(self.members, ZipMembers) else self._present(locations)
+        for name in others:
+            if name not in hashes:
+                hashes[name] = self._member_hash(name)
+        digest = hashlib.sha256(hashlib.sha256(self.definition_bytes).digest())
+        for name in sorted(hashes):
+            digest.update(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest() + hashes[name])
         return digest.hexdigest()
+
+    def _archived(self) -> list[str]:
+        return [name for name in self.members.names() if not name.lower().endswith(".py")]
+
+    def _present(self, locations: set[str]) -> list[str]:
+        folder, slash, _ = self.weights_member().replace("\\", "/").rpartition("/")
+        names = [folder + slash + location for location in locations if is_safe_name(location) and "/" not in location]
+        return [name for name in names if self.members.has(name)]
+
+    def _member_hash(self, name: str) -> bytes:
+        digest = hashlib.sha256()
+        for block in self._blocks(name):
+            digest.update(block)
+        return digest.digest()
+
+    def _weights_hash(self, name: str) -> tuple[bytes, set[str]]:
+        """Give the hash of the weights, and the names of external data in what may be an ONNX graph."""
+        digest, locations, end = hashlib.sha256(), set(), b""
+        for block in self._blocks(name):
+            digest.update(block)
+            if self.definition.kind == "onnx":
+                locations |= _external_locations(end + block)
+                end = (end + block)[-_LOCATION_BYTES:]
+        return digest.digest(), locations
+
+    def _absolute(self, name: str) -> str:
+        if not self.members.has(name):
+            raise ModelPackageError(
+                f"The model definition names the file '{name}', which is not the absolute path of a file.",
+                hint="A definition given as text has no folder of its own: write the whole path of the weights.",
+            )
+        return str(Path(name))
 
     def _blocks(self, name: str) -> Iterator[bytes]:
         n_bytes = 0
@@ -165,21 +261,27 @@ def _refuse_pointer(start: bytes, name: str) -> None:
         )
 
 
-def _absolute_file(name: str) -> str:
-    path = Path(name)
-    if not path.is_absolute() or not path.is_file():
-        raise ModelPackageError(
-            f"The model definition names the file '{name}', which is not the absolute path of a file.",
-            hint="A definition given as text has no folder of its own: write the whole path of the weights.",
-        )
-    return str(path)
+def _external_locations(data: bytes) -> set[str]:
+    """Give the file names that stand in a piece of an ONNX graph as the places of external data."""
+    names = set()
+    for match in _LOCATION.finditer(data):
+        short, long = match.groups()
+        name = data[match.end() : match.end() + (short or long)[0]]
+        if len(name) == (short or long)[0]:
+            names.add(name.decode("utf-8", "replace"))
+    return names
 
 
 def is_safe_name(name: str) -> bool:
-    """Tell whether a member name stays inside the package, on every operating system."""
-    parts = name.split("/")
+    """Tell whether a member name is a plain file inside the package, on every operating system."""
     is_plain = not any(ord(character) < 32 or character in '\\:*?"<>|' for character in name)
-    return is_plain and not any(part in ("", ".", "..") for part in parts)
+    return is_plain and all(_is_safe_part(part) for part in name.split("/"))
+
+
+def _is_safe_part(part: str) -> bool:
+    """Tell whether a name is kept by Windows: it drops dots and spaces at the end, and takes some names for devices."""
+    is_kept = part != "" and part[-1] not in ". "
+    return is_kept and part.split(".")[0].rstrip(" ").upper() not in _DEVICES
 
 
 def open_package(reference: str) -> ModelPackage:
@@ -198,7 +300,7 @@ def open_package(reference: str) -> ModelPackage:
         raise ModelPackageError("No model was given.", hint="Choose a .dlpk, .emd or .json file.")
     if reference.startswith("{"):
         data = reference.encode("utf-8", "surrogatepass")
-        return _open_definition(data, "the text given as model", NoMembers(), "")
+        return _open_definition(data, "given as text", NoMembers(), "")
     try:
         return _open_file(Path(reference).expanduser())
     except (OSError, RuntimeError) as error:  # RuntimeError: a home that expanduser does not find

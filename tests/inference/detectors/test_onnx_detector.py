@@ -97,6 +97,19 @@ def test_sizes_that_the_graph_fixes_are_known(tmp_path: Path) -> None:
     assert 1 == load(tmp_path, n_classes=2).traits.max_batch
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7])
+def test_a_graph_of_a_fixed_number_of_images_takes_any(tmp_path: Path, n: int) -> None:
+    random_network(tmp_path / "any.onnx")
+    random_network(tmp_path / "model.onnx", batch=3)
+    batch = np.stack([noise(3, 96, 96, seed=i) for i in range(n)])
+    detector = load(tmp_path, n_classes=2)
+    expected, found = load(tmp_path, "any.onnx", n_classes=2).predict(batch), detector.predict(batch)
+    assert (3, n) == (detector.traits.max_batch, len(found))
+    for one, other in zip(expected, found):
+        assert 10 < len(one)
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [TensorProto.UINT8, TensorProto.FLOAT, TensorProto.FLOAT16])
 def test_pixels_are_fed_in_the_type_that_the_graph_takes(tmp_path: Path, dtype: int) -> None:
     cell_network(tmp_path / "model.onnx", input_dtype=dtype)
@@ -153,6 +166,44 @@ def test_boxes_scores_and_labels_are_read_as_they_are(
     assert expected == found.labels.tolist()
     assert len(expected) == len(found.boxes)
     assert (False, 1) == (detector.traits.is_dense, detector.traits.max_batch)
+
+
+def any_batch(path: Path, batch: Any = "n", *, is_declared: bool = True) -> Path:
+    """Let the network of bright discs, which gives one image's boxes, take any batch: it looks at the first image."""
+    boxes_network(path)
+    model = onnx.load(str(path))
+    dimension = model.graph.input[0].type.tensor_type.shape.dim[0]
+    dimension.Clear()
+    setattr(dimension, "dim_param" if isinstance(batch, str) else "dim_value", batch)
+    model.graph.initializer.extend([
+        numpy_helper.from_array(np.array([value], np.int64), name) for name, value in (("zero", 0), ("one", 1))
+    ])  # fmt: skip
+    model.graph.node.insert(0, helper.make_node("Slice", ["image", "zero", "one", "zero"], ["first"]))
+    for node in model.graph.node[1:]:
+        node.input[:] = ["first" if name == "image" else name for name in node.input]
+    if not is_declared:
+        for output in model.graph.output:
+            output.type.tensor_type.ClearField("shape")
+    onnx.save(model, str(path))
+    return path
+
+
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_a_graph_that_gives_one_image_s_boxes_is_fed_one_by_one(tmp_path: Path, is_declared: bool) -> None:
+    any_batch(tmp_path / "model.onnx", is_declared=is_declared)
+    images = np.zeros((3, 3, 64, 64), np.uint8)
+    images[0, :, 8:16, 8:16] = images[2, :, 40:48, 16:24] = 255
+    detector = load(tmp_path, n_classes=1, head=None, options={"label_offset": 1})
+    found = detector.predict(images)
+    assert [[[0, 0, 24, 24]], [], [[8, 32, 32, 56]]] == [part.boxes.tolist() for part in found]
+    assert not is_declared or detector.traits.max_batch == 1
+
+
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_a_graph_that_mixes_the_boxes_of_several_images_is_refused(tmp_path: Path, is_declared: bool) -> None:
+    any_batch(tmp_path / "model.onnx", 2, is_declared=is_declared)
+    with pytest.raises(ModelUnsupportedError, match="2 images at a time, and does not tell whose boxes"):
+        load(tmp_path, n_classes=1, head=None).predict(np.zeros((2, 3, 64, 64), np.uint8))
 
 
 def test_scores_for_each_class_give_the_best_class(tmp_path: Path) -> None:
@@ -303,6 +354,25 @@ def test_external_data_in_the_package_are_loaded(tmp_path: Path) -> None:
         ("f/weights.bin", (tmp_path / "weights.bin").read_bytes()),
     ])  # fmt: skip
     assert set(LIT) == places(load_package(tmp_path, path).predict(BATCH)[0])
+
+
+def test_external_data_lie_beside_the_weights_and_count_in_the_hash(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    write_external(tmp_path / "sub" / "model.onnx", "weights.bin")
+    (tmp_path / "sub" / "weights.bin").write_bytes(np.ones(3, np.float32).tobytes())
+    assert set(LIT) == places(load(tmp_path, "sub/model.onnx").predict(BATCH)[0])
+    first = open_package(str(tmp_path / "model.json")).sha256()
+    (tmp_path / "sub" / "weights.bin").write_bytes(np.zeros(3, np.float32).tobytes())
+    assert first != open_package(str(tmp_path / "model.json")).sha256()
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_the_hash_finds_external_data_where_onnx_does(tmp_path: Path, where: str) -> None:
+    write_external(tmp_path / "model.onnx", "weights.bin", where)
+    path = write_definition(tmp_path, "model.onnx")
+    first = open_package(str(path)).sha256()
+    (tmp_path / "weights.bin").write_bytes(b"weights")
+    assert first != open_package(str(path)).sha256()
 
 
 def test_a_network_is_the_same_after_it_was_put_into_a_package(tmp_path: Path) -> None:

@@ -61,8 +61,9 @@ def test_pairs_with_quotes_come_back_as_they_were_written(arguments: dict[str, s
 
 
 @pytest.mark.parametrize(
-    "text", ["threshold", "threshold 0.4;padding", "{", '{"threshold": }', "{'threshold': 1}", '{"a":' * 100_000]
-)
+    "text", ["threshold", "threshold 0.4;padding", "{", '{"threshold": }', "{'threshold': 1}", '{"a":' * 100_000,
+             '{"threshold": NaN}', '{"threshold": -Infinity}', "[0.4]", '["threshold", 0.4]', "[]"],
+)  # fmt: skip
 def test_text_that_is_neither_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(JobError, match=r"threshold 0\.4;padding 64"):
         parse_arguments(text)
@@ -132,6 +133,17 @@ def test_the_package_s_defaults_count_unless_something_is_given() -> None:
 def test_an_empty_value_means_the_default(empty: Any) -> None:
     definition = define(threshold=0.3)
     assert resolve_arguments(definition, {}) == resolve_arguments(definition, {"threshold": empty, "tile_size": empty})
+
+
+def test_a_default_that_is_null_is_none() -> None:
+    definition = define(TileSpec(size=640), tile_size=None, threshold=None)
+    expected = resolve_arguments(define(TileSpec(size=640)), {"padding": 8})
+    assert expected == resolve_arguments(definition, {"padding": 8})
+
+
+def test_names_of_any_type_are_told_as_unknown() -> None:
+    given: dict[Any, Any] = {5: 1, "a": 2, None: 3}
+    assert 3 == len(resolve_arguments(define(), given).warnings)
 
 
 def test_a_bad_default_of_the_package_is_refused_by_its_name() -> None:

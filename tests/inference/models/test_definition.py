@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from kestrel.inference.errors import InferenceError, ModelPackageError, ModelUnsupportedError
 from kestrel.inference.models.definition import (
+    MEMBERS,
     CellSizeRange,
     InputSpec,
     ModelClass,
@@ -67,7 +70,6 @@ def test_classes_without_colours_get_colours_that_differ() -> None:
         ({"detector": {"kind": "onnx", "weights": "w", "label_offset": -1}}, "'detector.label_offset'"),
         ({"input": {"bands": 3}}, "'input.bands' is 3"),
         ({"input": {"bands": []}}, "'input.bands'"),
-        ({"input": {"bands": None}}, "'input.bands'"),
         ({"input": {"bands": "RGB"}}, "'input.bands'"),
         ({"input": {"bands": {"red": 1}}}, "'input.bands'"),
         ({"input": {"bands": [-1]}}, "'input.bands'"),
@@ -100,7 +102,21 @@ def test_classes_without_colours_get_colours_that_differ() -> None:
         ({"classes": ["Tree"]}, "Class 1 .* is 'Tree'"),
         ({"classes": [{"value": 1}]}, "Class 1 .*no name"),
         ({"classes": [{"name": "a"}, {"name": "b", "value": "2"}]}, "Class 2"),
+        ({"classes": [{"name": "a"}, {"name": "Oak", "value": 2**31}]}, "class 'Oak' has the value 2147483648"),
+        ({"classes": [{"name": "Oak", "value": -(2**31) - 1}]}, "class 'Oak' has the value -2147483649"),
+        ({"classes": [{"name": "a", "colour": [1, 2, 3]}]}, r"Unknown member in 'classes\[0\]': colour.*name, color"),
+        ({"classes": [{"name": "a", "color": "red"}]}, r"'classes\[0\].color' is 'red'"),
+        ({"classes": [{"name": 5}]}, r"'classes\[0\].name' is 5"),
         ({"arguments": [1]}, "'arguments'"),
+        ({"arguments": {"treshold": 0.4}}, "Unknown member in 'arguments': treshold.*threshold, nms_overlap"),
+        ({"detector": {"kind": "onnx", "weights": "w", "haed": "boxes"}}, "Unknown member in 'detector': haed.*head"),
+        ({"detector": {"kind": "onnx", "weights": "w", "architecture": "fcos"}}, "Unknown member.*architecture"),
+        ({"detector": {"kind": "torchvision", "weights": "w"}}, "'detector.architecture' is missing"),
+        ({"tile": {"variable": "false"}}, "'tile.variable' is 'false'; expected true or false"),
+        ({"tile": {"variable": 0}}, "'tile.variable' is 0"),
+        ({"kestrel_definition": 0}, "'kestrel_definition' is 0"),
+        ({"kestrel_definition": -1}, "'kestrel_definition' is -1"),
+        ({"kestrel_definition": True}, "'kestrel_definition' is True"),
     ],
 )
 def test_a_bad_member_is_refused_by_its_name(members: dict[str, Any], reason: str) -> None:
@@ -117,6 +133,142 @@ def test_a_newer_schema_is_refused_with_the_way_out(schema: int | None) -> None:
 def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ModelUnsupportedError, match=r"'tensorflow'.*onnx, torchvision"):
         definition_from_json(definition(detector={"kind": "tensorflow", "weights": "w"}))
+
+
+def test_null_means_the_same_as_absence() -> None:
+    optional = {
+        "detector": {**definition()["detector"], "label_offset": None},
+        "classes": [{"name": "Tree", "value": None, "color": None}],
+        "arguments": {"tile_size": None, "threshold": None},
+        **dict.fromkeys(["version", "description", "license", "cell_size"]),
+        "input": dict.fromkeys(["bands", "scale", "mean", "std", "data_range"]),
+        "tile": dict.fromkeys(["size", "variable", "padding", "stride", "receptive_field_radius"]),
+    }
+    assert definition_from_json(definition(classes=[{"name": "Tree"}])) == definition_from_json(definition(**optional))
+
+
+# -- The JSON schema ---------------------------------------------------------------------------------------------------
+
+SCHEMA = json.loads((Path(__file__).parents[3] / "resources" / "schema" / "definition-1.json").read_text("utf-8"))
+
+TYPES: dict[str, Any] = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
+
+
+def has_type(value: Any, name: str) -> bool:
+    if name in ("number", "integer"):
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return is_number and (name == "number" or value == int(value))
+    return isinstance(value, TYPES[name])
+
+
+def fits(value: Any, schema: dict[str, Any]) -> bool:
+    """Tell whether a value fits a schema, as far as the schema's keywords are those that the definition's uses."""
+    types = schema.get("type", [])
+    types = [types] if isinstance(types, str) else types
+    options = [schema["const"]] if "const" in schema else schema.get("enum", [])
+    checks = [
+        not types or any(has_type(value, name) for name in types),
+        not options or any(value == option and type(value) is type(option) for option in options),
+        all(any(fits(value, option) for option in schema[key]) for key in ("anyOf",) if key in schema),
+    ]
+    if has_type(value, "number"):
+        checks += [
+            value >= schema.get("minimum", value),
+            value <= schema.get("maximum", value),
+            value > schema.get("exclusiveMinimum", value - 1),
+        ]
+    if isinstance(value, list):
+        checks += [schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))]
+        checks += [fits(item, schema.get("items", {})) for item in value]
+    if isinstance(value, dict):
+        known = schema.get("properties", {})
+        checks += [set(schema.get("required", [])) <= set(value)]
+        checks += [schema.get("additionalProperties", True) or set(value) <= set(known)]
+        checks += [fits(item, known.get(name, {})) for name, item in value.items()]
+    return all(checks)
+
+
+def test_the_schema_names_what_the_reader_knows() -> None:
+    top = SCHEMA["properties"]
+    onnx, torchvision = top["detector"]["anyOf"]
+    objects = {
+        "": SCHEMA,
+        "onnx": onnx,
+        "torchvision": torchvision,
+        "class": top["classes"]["items"],
+        **{name: top[name] for name in ("input", "tile", "cell_size", "arguments")},
+    }
+    assert {name: set(names) for name, names in MEMBERS.items()} == {
+        name: set(part["properties"]) for name, part in objects.items()
+    }
+    assert not any(part["additionalProperties"] for part in objects.values())
+
+
+ONNX = {"kind": "onnx", "weights": "w"}
+TORCHVISION = {"kind": "torchvision", "weights": "w", "architecture": "fcos_resnet50_fpn"}
+
+
+@pytest.mark.parametrize(
+    ("members", "is_accepted"),
+    [
+        ({}, True),
+        (FULL, True),
+        ({"detector": TORCHVISION}, True),
+        ({"detector": {**ONNX, "head": None, "label_offset": None}}, True),
+        ({"detector": {**TORCHVISION, "label_offset": 0}}, True),
+        ({"version": None, "input": None, "tile": None, "cell_size": None, "arguments": None}, True),
+        ({"input": {"bands": None, "scale": None, "data_range": None}}, True),
+        ({"tile": {"size": 640.0, "variable": False}}, True),
+        ({"tile": {"variable": None}}, True),
+        ({"classes": [{"Value": 1, "Name": "a", "Color": [0, 0, 255]}]}, True),
+        ({"classes": [{"name": "a", "value": -(2**31)}, {"name": "b", "value": 2**31 - 1}]}, True),
+        ({"arguments": {"tile_size": None, "threshold": 0.4}}, True),
+        ({"kestrel_definition": 0}, False),
+        ({"kestrel_definition": 2}, False),
+        ({"kestrel_definition": True}, False),
+        ({"kestrel_definition": None}, False),
+        ({"name": None}, False),
+        ({"nmae": None}, False),
+        ({"version": 2}, False),
+        ({"detector": {"kind": "keras", "weights": "w"}}, False),
+        ({"detector": {**ONNX, "architecture": "fcos_resnet50_fpn"}}, False),
+        ({"detector": {**ONNX, "head": "detr"}}, False),
+        ({"detector": {**ONNX, "haed": "boxes"}}, False),
+        ({"detector": {**ONNX, "label_offset": -1}}, False),
+        ({"detector": {**TORCHVISION, "head": "boxes"}}, False),
+        ({"detector": {**TORCHVISION, "architecture": None}}, False),
+        ({"input": {"bands": []}}, False),
+        ({"input": {"bands": [True]}}, False),
+        ({"input": {"scale": []}}, False),
+        ({"input": {"scale": "1"}}, False),
+        ({"input": {"data_range": []}}, False),
+        ({"input": {"data_range": 0}}, False),
+        ({"tile": {"size": 7}}, False),
+        ({"tile": {"variable": "false"}}, False),
+        ({"tile": {"variable": 1}}, False),
+        ({"tile": {"stride": 1025}}, False),
+        ({"cell_size": {}}, False),
+        ({"cell_size": {"min": [0.1], "max": 0.2}}, False),
+        ({"cell_size": {"min": 0.1, "max": 0.2, "wkid": -1}}, False),
+        ({"classes": []}, False),
+        ({"classes": [{"value": 1}]}, False),
+        ({"classes": [{"name": 1}]}, False),
+        ({"classes": [{"name": "a", "value": 2**31}]}, False),
+        ({"classes": [{"name": "a", "value": True}]}, False),
+        ({"classes": [{"name": "a", "color": [0, 0, 256]}]}, False),
+        ({"classes": [{"name": "a", "color": [0, 0]}]}, False),
+        ({"classes": [{"name": "a", "valeu": 1}]}, False),
+        ({"arguments": {"treshold": 0.4}}, False),
+    ],
+)
+def test_reader_and_schema_accept_and_refuse_the_same(members: dict[str, Any], is_accepted: bool) -> None:
+    data = definition(**members)
+    try:
+        definition_from_json(data)
+        is_read = True
+    except InferenceError:
+        is_read = False
+    assert (is_accepted, is_accepted) == (is_read, fits(data, SCHEMA))
 
 
 NAMES = ["kind", "weights", "bands", "scale", "mean", "std", "data_range", "size", "stride", "min", "max", "name"]

@@ -63,6 +63,11 @@ def test_head_and_architecture_come_from_the_configuration_or_from_our_own_membe
     assert options == read(**members).options
 
 
+def test_null_in_our_own_member_means_the_same_as_absence() -> None:
+    nulls = dict.fromkeys(["schema", "head", "label_offset", "input", "stride"])
+    assert read() == read(Kestrel={**nulls, "arguments": {"tile_size": None}})
+
+
 @pytest.mark.parametrize("framework", ["ONNX", "onnx", " Onnx "])
 def test_the_framework_is_known_in_any_spelling(framework: str) -> None:
     assert "onnx" == read(Framework=framework).kind
@@ -117,6 +122,14 @@ def test_cell_sizes_are_put_in_order() -> None:
         ({"DataRange": [255, 0]}, ModelPackageError, "'DataRange'"),
         ({"Classes": None}, ModelPackageError, "no classes"),
         ({"Kestrel": 1}, ModelPackageError, "'Kestrel'"),
+        ({"Classes": [{"Value": 2**31, "Name": "Oak"}]}, ModelPackageError, "class 'Oak' has the value 2147483648"),
+        ({"Kestrel": {"schema": 0}}, ModelPackageError, "'Kestrel.schema' is 0"),
+        ({"Kestrel": {"schema": "1"}}, ModelPackageError, "'Kestrel.schema' is '1'"),
+        ({"Kestrel": {"schema": 2}}, ModelUnsupportedError, "Update the plugin"),
+        ({"Kestrel": {"head": 5}}, ModelPackageError, "'Kestrel.head' is 5"),
+        ({"Kestrel": {"head": "detr"}}, ModelUnsupportedError, "head 'detr'"),
+        ({"Kestrel": {"arguments": {"treshold": 1}}}, ModelPackageError, "'Kestrel.arguments': treshold"),
+        ({"Kestrel": {"input": {"order": "GBR"}}}, ModelPackageError, "'Kestrel.input.order' is 'GBR'"),
         ({"Kestrel": {"haed": "boxes"}}, ModelPackageError, "Unknown member in 'Kestrel': haed"),
         ({"Kestrel": {"label_offset": "a"}}, ModelPackageError, "'Kestrel.label_offset'"),
         ({"Kestrel": {"stride": 10**9}}, ModelPackageError, "'Kestrel.stride'"),

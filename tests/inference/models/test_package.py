@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kestrel.inference.errors import (
+    DiskFullError,
     InferenceError,
     ModelPackageError,
     ModelUnsupportedError,
+    OutputError,
     UntrustedCodeError,
 )
 from kestrel.inference.models.package import is_safe_name, open_package, read_json
@@ -83,14 +85,74 @@ def test_folders_made_with_backslashes_are_folders(tmp_path: Path) -> None:
     assert "f/model.onnx" == open_package(str(path)).weights_member()
 
 
-def test_the_hash_changes_with_the_weights_and_with_the_definition_and_with_nothing_else(tmp_path: Path) -> None:
+def test_the_hash_of_an_archive_changes_with_all_that_may_decide_the_result(tmp_path: Path) -> None:
     def digest(name: str, entries: list[Any]) -> str:
         return open_package(str(write_zip(tmp_path / name, entries))).sha256()
 
-    first = digest("a.dlpk", good_entries())
-    assert first == digest("b.zip", [*good_entries(), ("readme.txt", "x")])
-    assert first != digest("c.dlpk", good_entries(ImageHeight=256, ImageWidth=256))
-    assert first != digest("d.dlpk", [good_entries()[0], ("model.onnx", b"other")])
+    data = ("model.onnx.data", b"more weights")
+    first = digest("a.dlpk", [*good_entries(), data])
+    assert first == digest("b.zip", [data, *good_entries()[::-1], ("Detector.py", "print()")])
+    changed = [
+        [*good_entries(ImageHeight=256, ImageWidth=256), data],
+        [good_entries()[0], ("model.onnx", b"other"), data],
+        [*good_entries(), ("model.onnx.data", b"other")],
+        [*good_entries(), ("other.data", b"more weights")],
+        good_entries(),
+    ]
+    assert len(changed) + 1 == len({first, *(digest(f"{i}.dlpk", entries) for i, entries in enumerate(changed))})
+
+
+def onnx_bytes(*locations: str, filler: int = 0) -> bytes:
+    """Give what stands around the names of external data in an ONNX graph."""
+    entries = (name.encode() for name in locations)
+    parts = [b"\x0a\x08location\x12" + _length(name) + name + b"\x6a\x0b\x0a\x06offset" for name in entries]
+    return b"\x08\x09" + b"\x00" * filler + b"".join(parts)
+
+
+def _length(name: bytes) -> bytes:
+    return bytes([len(name)]) if len(name) < 128 else bytes([len(name) % 128 + 128, len(name) // 128])
+
+
+@pytest.mark.parametrize("form", ["emd", "json in the folder above", "text"])
+@pytest.mark.parametrize("name", ["weights.bin", "é" * 100, "a" * 127, "a" * 128])
+def test_the_hash_of_a_loose_model_changes_with_the_files_that_its_graph_names(
+    tmp_path: Path, form: str, name: str
+) -> None:
+    folder = tmp_path / "sub"
+    folder.mkdir()
+    weights = {"text": str(folder / "model.onnx"), "json in the folder above": "sub/model.onnx"}
+    text = json.dumps(definition(detector={"kind": "onnx", "weights": weights.get(form, "model.onnx")}))
+    reference = {
+        "text": text,
+        "json in the folder above": str(_write(tmp_path / "m.json", text)),
+        "emd": str(_write(folder / "m.emd", json.dumps(emd()))),
+    }[form]
+    _write(folder / "model.onnx", onnx_bytes("../secret", "not there", name))
+    first = open_package(reference).sha256()
+    _write(folder / name, b"weights")
+    second = open_package(reference).sha256()
+    _write(folder / name, b"other")
+    third = open_package(reference).sha256()
+    _write(folder / "model.onnx.zip", b"no part of it")
+    assert 3 == len({first, second, third})
+    assert third == open_package(reference).sha256()
+
+
+@pytest.mark.parametrize("before_the_end", range(0, 40, 3))
+def test_names_of_files_are_found_wherever_they_stand_in_a_large_graph(tmp_path: Path, before_the_end: int) -> None:
+    _write(tmp_path / "m.emd", json.dumps(emd()))
+    _write(tmp_path / "model.onnx", onnx_bytes("weights.bin", filler=2**20 - before_the_end))
+    first = open_package(str(tmp_path / "m.emd")).sha256()
+    _write(tmp_path / "weights.bin", b"weights")
+    assert first != open_package(str(tmp_path / "m.emd")).sha256()
+
+
+def test_files_beside_a_loose_definition_that_do_not_belong_to_it_are_not_read(tmp_path: Path) -> None:
+    _write(tmp_path / "m.emd", json.dumps(emd()))
+    _write(tmp_path / "model.onnx", onnx_bytes("weights.bin"))
+    for name in ("holiday.mp4", "model.onnx.bak", "model.data"):
+        _write(tmp_path / name, POINTER)  # would be refused where it is read
+    assert open_package(str(tmp_path / "m.emd")).sha256()
 
 
 def test_a_home_folder_full_of_files_is_not_searched_through(tmp_path: Path) -> None:
@@ -149,6 +211,8 @@ EVIL: dict[str, tuple[Callable[[Path], Path], str]] = {
     "other stream": (evil(("model.onnx:hidden", "x")), "unsafe name"),
     "control character": (evil(("a\nb.txt", "x")), "unsafe name"),
     "wildcard": (evil(("a*.txt", "x")), "unsafe name"),
+    "device of Windows": (evil(("nul.txt", "x")), "unsafe name"),
+    "dot at the end": (evil(("model.onnx.", "x")), "unsafe name"),
     "dot": (evil(("./x.txt", "x")), "unsafe name"),
     "link to a file": (evil((entry_of_kind("link", LINK), "/etc/passwd")), "link or device"),
     "link to a folder": (evil((entry_of_kind("sub", FOLDER_LINK), "/etc")), "link or device"),
@@ -232,6 +296,26 @@ def test_missing_weights_are_told_with_what_is_there(tmp_path: Path) -> None:
         package.sha256()
 
 
+def test_weights_are_not_written_over_a_file(tmp_path: Path) -> None:
+    package = open_package(str(write_zip(tmp_path / "p.dlpk", good_entries())))
+    with pytest.raises(OutputError, match="out cannot be written: File exists"):
+        package.extract("model.onnx", _write(tmp_path / "out", b""))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device on this system")
+def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
+    package = open_package(str(write_zip(tmp_path / "p.dlpk", good_entries())))
+
+    class Full(type(tmp_path)):  # type: ignore[misc]
+        """A path on a disk without room."""
+
+        def open(self, mode: str = "r", *_: Any, **__: Any) -> Any:
+            return open("/dev/full", "wb", buffering=0)
+
+    with pytest.raises(DiskFullError, match="is full"):
+        package.extract("model.onnx", Full(tmp_path / "out"))
+
+
 def test_weights_that_are_a_pointer_are_told_as_one(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(POINTER)
     path = _write(tmp_path / "m.emd", json.dumps(emd()))
@@ -255,6 +339,12 @@ def test_a_reference_to_nothing_is_refused(reference: str) -> None:
     with pytest.raises(InferenceError) as caught:
         open_package(reference)
     assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("text", ["{", '{"a": 1, "a": 2}'])
+def test_a_definition_given_as_text_is_called_that(text: str) -> None:
+    with pytest.raises(ModelPackageError, match=r"^The model definition given as text (is not valid JSON|cannot)"):
+        open_package(text)
 
 
 def test_a_folder_is_refused_with_what_to_choose_instead(tmp_path: Path) -> None:
@@ -318,6 +408,17 @@ def test_any_bytes_are_read_as_json_or_refused(data: bytes) -> None:
         assert isinstance(read_json(data, "'x'"), dict)
     except ModelPackageError as error:
         assert "'x'" in error.message
+
+
+@pytest.mark.parametrize("name", ["CON", "nul", "Aux.onnx", "com1", "LPT9.tar.gz", "COM¹.bin", "prn .txt", "conin$",
+                                  "a.", "a ", "a. .", "..."])  # fmt: skip
+def test_a_name_that_windows_changes_is_not_safe(name: str) -> None:
+    assert not any(is_safe_name(path) for path in (name, f"folder/{name}", f"{name}/file"))
+
+
+@pytest.mark.parametrize("name", ["console", "com", "com10", "null.txt", ".hidden", "a.con", " a", "a .b", "lpt-1"])
+def test_a_name_like_one_that_windows_changes_is_safe(name: str) -> None:
+    assert is_safe_name(name)
 
 
 @given(st.lists(st.sampled_from(["a", "..", ".", "", "c:", "b*", "d\x01", "e\\f"]), min_size=1, max_size=4))

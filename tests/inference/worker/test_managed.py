@@ -117,6 +117,45 @@ def test_what_was_there_survives_a_failure_and_is_replaced_by_a_success(
     assert json.loads((target / MARKER).read_text())["torch_backend"] == ""
 
 
+def test_what_was_there_comes_back_when_the_new_one_cannot_be_moved_in(
+    tmp_path: Path, requirements: Path, project_uv: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "cache" / "environment"
+    old = make_interpreter(target, GOOD)
+    rename = Path.rename
+
+    def stubborn(path: Path, new: Path) -> Path:
+        if path.name == "env":
+            raise PermissionError(13, "Permission denied")
+        return rename(path, new)
+
+    monkeypatch.setattr(Path, "rename", stubborn)
+    with pytest.raises(WorkerStartError, match="cannot be replaced: Permission denied"):
+        create_environment(target, requirements, sys.executable, print, lambda: False, uv=project_uv)
+    assert probe(old).is_usable
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_an_old_environment_that_cannot_come_back_is_kept_and_named(
+    tmp_path: Path, requirements: Path, project_uv: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "cache" / "environment"
+    make_interpreter(target, GOOD)
+    rename = Path.rename
+
+    def stubborn(path: Path, new: Path) -> Path:
+        if new == target:
+            raise PermissionError(13, "Permission denied")
+        return rename(path, new)
+
+    monkeypatch.setattr(Path, "rename", stubborn)
+    with pytest.raises(WorkerStartError) as caught:
+        create_environment(target, requirements, sys.executable, print, lambda: False, uv=project_uv)
+    (kept,) = target.parent.iterdir()
+    assert str(kept) in caught.value.hint
+    assert interpreter_in(kept).exists()
+
+
 def test_a_folder_with_other_things_in_it_is_never_replaced(tmp_path: Path, requirements: Path) -> None:
     (tmp_path / "thesis.odt").touch()
     with pytest.raises(WorkerStartError, match="something else"):
