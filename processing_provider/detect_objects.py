@@ -10,6 +10,7 @@ from typing import Any
 
 from qgis.core import (
     Qgis,
+    QgsFeatureSink,
     QgsProcessingAlgorithm,
     QgsProcessingContext,
     QgsProcessingException,
@@ -21,8 +22,9 @@ from ..inference.errors import InferenceError, OutputError
 from ..inference.events import WasCanceled
 from ..inference.job import DetectionJob
 from . import parameters as keys
+from .destination import HalfOutput, sole_writer
 from .feature_sink import RunFacts, check_written, fill_sink, output_fields
-from .feedback import EventListener, as_processing_exception, cancelled_exception, is_main_thread
+from .feedback import EventListener, as_processing_exception, cancelled_exception, foreseen, is_main_thread
 from .help import algorithm_help
 from .job_builder import (
     JSON_KEYS,
@@ -32,7 +34,6 @@ from .job_builder import (
     build_plan,
     complete_job,
     is_json,
-    remove_half_output,
 )
 from .job_run import JobRun, start_run
 from .layer_style import RunRecord, style_on_load
@@ -97,24 +98,27 @@ class DetectObjectsAlgorithm(QgsProcessingAlgorithm):
 
     def checkParameterValues(self, parameters: dict[str, Any], context: QgsProcessingContext) -> tuple[bool, str]:
         """Refuse what cannot work, before anything is started."""
-        is_valid, reason = super().checkParameterValues(self.preprocessParameters(parameters), context)
-        if not is_valid:
-            return False, reason
         try:
-            build_plan(self, parameters, context)
+            with foreseen():
+                is_valid, reason = super().checkParameterValues(self.preprocessParameters(parameters), context)
+                if is_valid:
+                    build_plan(self, parameters, context)
         except InferenceError as error:
             return False, to_plain(error)
-        return True, ""
+        except QgsProcessingException as error:
+            return False, str(error)
+        return is_valid, reason
 
     def prepareAlgorithm(
         self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
     ) -> bool:
         """Take from the layers what is bound to this thread."""
         try:
-            self._plan = build_plan(self, parameters, context)
+            with foreseen():
+                self._plan = plan = build_plan(self, parameters, context)
         except InferenceError as error:
             raise as_processing_exception(error) from error
-        for warning in self._plan.warnings:
+        for warning in plan.warnings:
             feedback.pushWarning(to_plain(warning))
         return True
 
@@ -127,13 +131,14 @@ class DetectObjectsAlgorithm(QgsProcessingAlgorithm):
             raise QgsProcessingException("prepareAlgorithm was not called.")
         run: JobRun | None = None
         try:
-            run = start_run(complete_job(plan))
-            listener = EventListener(feedback)
-            outcome = run.execute(plan.interpreter, listener, feedback)
-            if isinstance(outcome, WasCanceled):
-                return _cancelled(feedback)
-            request = ParameterReader(self, parameters, context)
-            results = _write(request, plan, run.job, listener.object_files, feedback)
+            with foreseen(), sole_writer(plan.output):
+                run = start_run(complete_job(plan))
+                listener = EventListener(feedback)
+                outcome = run.execute(plan.interpreter, listener, feedback)
+                if isinstance(outcome, WasCanceled):
+                    return _cancelled(feedback)
+                request = ParameterReader(self, parameters, context)
+                results = _write(request, plan, run.job, listener.object_files, feedback)
         except InferenceError as error:
             raise as_processing_exception(error, run.log if run else None) from error
         finally:
@@ -151,25 +156,19 @@ def _write(
 ) -> dict[str, Any]:
     """Fill the sink in one go: it is one open transaction, and hours of work must not hang on it."""
     algorithm, definition = request.algorithm, plan.package.definition
-    sink, destination = algorithm.parameterAsSink(
-        request.parameters,
-        keys.OUTPUT,
-        request.context,
-        output_fields(plan.fields),
-        Qgis.WkbType.Polygon,
-        plan.raster.crs,
-    )
-    if sink is None:
-        raise QgsProcessingException(algorithm.invalidSinkError(request.parameters, keys.OUTPUT))
     feedback.setProgressText(tr("Writing the objects"))
+    half, is_whole = HalfOutput(plan.output), False
     try:
+        sink, destination = _open_sink(request, plan)
+        half.note_created()
         counts = fill_sink(sink, destination, files, RunFacts(definition, job.job_id, plan.fields))
         # The file is complete only when nobody holds the sink any more.
         del sink
         check_written(destination, sum(counts.values()))
-    except OutputError:
-        remove_half_output(request)
-        raise
+        is_whole = True
+    finally:
+        if not is_whole:
+            half.remove()
     record = RunRecord(job, definition, plan.raster, plan.fields, counts)
     style_on_load(request.context, destination, record, algorithm.parameterDefinition(keys.OUTPUT).description())
     feedback.pushInfo(_summary(counts))
@@ -179,6 +178,27 @@ def _write(
         keys.CLASS_COUNTS: json.dumps(counts, ensure_ascii=False),
         keys.JOB_ID: job.job_id,
     }
+
+
+def _open_sink(request: ParameterReader, plan: DetectionPlan) -> tuple[QgsFeatureSink, str]:
+    algorithm, reason = request.algorithm, ""
+    try:
+        sink, destination = algorithm.parameterAsSink(
+            request.parameters,
+            keys.OUTPUT,
+            request.context,
+            output_fields(plan.fields),
+            Qgis.WkbType.Polygon,
+            plan.raster.crs,
+        )
+    except QgsProcessingException as error:
+        sink, destination, reason = None, "", str(error).strip()
+    if sink is None:
+        raise OutputError(
+            reason or algorithm.invalidSinkError(request.parameters, keys.OUTPUT),
+            hint="Start the same run again, with this output or another: what was found is kept.",
+        )
+    return sink, destination
 
 
 def _summary(counts: Counter[str]) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from qgis.core import QgsProcessingException, QgsProcessingFeedback
+from qgis.core import Qgis, QgsMessageLog, QgsProcessingException, QgsProcessingFeedback
 from qgis.PyQt.QtCore import QCoreApplication, QEventLoop, QThread
 
 from ..inference.errors import InferenceError
@@ -109,6 +112,30 @@ def as_processing_exception(error: InferenceError, log: Path | None = None) -> Q
         parts.append(tr("Log: {path}").format(path=to_plain(log)))
     parts.append(f"[{error.code}]")
     return QgsProcessingException(" ".join(part for part in parts if part))
+
+
+@contextmanager
+def foreseen() -> Iterator[None]:
+    """Tell of errors that nobody foresaw: one that leaves the algorithm as it is would take QGIS along.
+
+    This is the algorithm's one broad `except`, for each of its entry points.
+
+    Raises:
+        InferenceError, QgsProcessingException: as they come; all else becomes a QgsProcessingException, and its
+            traceback goes to the log panel.
+    """
+    try:
+        yield
+    except (InferenceError, QgsProcessingException):
+        raise
+    except Exception as error:
+        story = "\n".join(to_plain(line) for line in traceback.format_exc().splitlines())
+        QgsMessageLog.logMessage(story, "Kestrel", Qgis.MessageLevel.Info, False)
+        told = InferenceError(
+            f"Unexpected error ({type(error).__name__}): {error}.",
+            hint="This is a fault of Kestrel: please report it, with what the log panel says under 'Kestrel'.",
+        )
+        raise as_processing_exception(told) from error
 
 
 def cancelled_exception() -> QgsProcessingException:

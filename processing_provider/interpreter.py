@@ -41,8 +41,9 @@ def find_interpreter() -> str:
         managed = managed_interpreter()
         if managed is None:
             raise WorkerStartError("The inference environment, the Python with torch, is not set up.", hint=_WAY_OUT)
-        return managed
+        return str(Path(managed).absolute())
     found = shutil.which(chosen)
     if found is None:
         raise WorkerStartError(f"The inference interpreter '{chosen}' does not exist or cannot be run.", hint=_WAY_OUT)
-    return found
+    # The worker starts in a folder of its own. A link is kept: a virtual environment is known by its path.
+    return str(Path(found).absolute())

@@ -6,10 +6,9 @@ so that both say the same. It is quick: the slow parts (hash of the weights, uni
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import secrets
-import tempfile
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -21,18 +20,17 @@ from qgis.core import (
     QgsProcessingAlgorithm,
     QgsProcessingContext,
     QgsProcessingFeatureSource,
-    QgsProcessingOutputLayerDefinition,
     QgsRectangle,
     QgsVariantUtils,
-    QgsVectorLayer,
 )
 
-from ..inference.errors import JobError, OutputError
+from ..inference.errors import JobError, ModelPackageError
 from ..inference.job import DetectionJob
 from ..inference.models.arguments import parse_arguments, resolve_arguments
 from ..inference.models.definition import ModelDefinition
 from ..inference.models.package import ModelPackage, open_package
 from . import parameters as keys
+from .destination import check_destination, output_file
 from .feature_sink import FieldNames
 from .interpreter import find_interpreter
 from .mask import dissolve
@@ -51,6 +49,8 @@ class DetectionPlan:
     package: ModelPackage
     raster: SourceRaster
     fields: FieldNames
+    output: Path | None
+    """The file that is written; None: the output is no file."""
     mask: QgsProcessingFeatureSource | None
     transforms: QgsCoordinateTransformContext
     warnings: tuple[str, ...]
@@ -74,6 +74,8 @@ class ParameterReader:
         value = self.parameters.get(key)
         if is_json(value):
             return as_json_text(value)
+        if isinstance(value, os.PathLike):
+            return os.fsdecode(value)
         return self.algorithm.parameterAsString(self.parameters, key, self.context).strip()
 
     def number(self, key: str) -> float | None:
@@ -110,7 +112,9 @@ def build_plan(
     resolve_arguments(package.definition, arguments)
     extent, warnings = search_extent(reader, raster)
     fields = FieldNames(reader.text(keys.CONFIDENCE_SCORE_FIELD), reader.text(keys.CLASS_VALUE_FIELD))
-    check_destination(reader)
+    output = output_file(parameters.get(keys.OUTPUT))
+    if output is not None:
+        output = check_destination(output, fields, context.project())
     job = DetectionJob(
         job_id=new_job_id(),
         raster=raster.connection,
@@ -127,6 +131,7 @@ def build_plan(
         package=package,
         raster=raster,
         fields=fields,
+        output=output,
         mask=_mask_source(reader),
         transforms=context.transformContext(),
         warnings=warnings,
@@ -169,8 +174,14 @@ def _model_reference(reader: ParameterReader) -> str:
     text = reader.text(keys.MODEL)
     if not text or text.startswith("{"):
         return text
-    # The worker has a working directory of its own, so a relative path must not reach it.
-    return str(Path(text).expanduser().absolute())
+    try:
+        # The worker has a working directory of its own, so a relative path must not reach it.
+        return str(Path(text).expanduser().absolute())
+    except RuntimeError as error:
+        raise ModelPackageError(
+            f"The model '{text}' lies in the home of a user that this computer does not know.",
+            hint="Write the whole path.",
+        ) from error
 
 
 def objects_of_interest(text: str, definition: ModelDefinition) -> tuple[str, ...]:
@@ -246,45 +257,3 @@ def _run_options(reader: ParameterReader) -> dict[str, Any]:
         "gpu_id": None if gpu_id is None else int(gpu_id),
         "parallel_processing_factor": reader.text(keys.PARALLEL_PROCESSING_FACTOR),
     }
-
-
-def check_destination(reader: ParameterReader) -> None:
-    """Probe the output file's folder, so that hours of work do not end before a closed door.
-
-    Raises:
-        OutputError: the file cannot be written there, or its layer is being edited.
-    """
-    path = _destination_file(reader)
-    if path is None:
-        return
-    folder = path.parent
-    try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".kestrel-"):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"The output folder '{folder}' cannot be written: {error.strerror or error}.", hint="Choose another folder."
-        ) from error
-    for layer in reader.context.project().mapLayers().values() if reader.context.project() else ():
-        is_same = Path(layer.source().split("|")[0]) == path
-        if is_same and isinstance(layer, QgsVectorLayer) and layer.isEditable():
-            raise OutputError(
-                f"The output file belongs to the layer '{layer.name()}', which is being edited.",
-                hint="Save or discard its edits first, or choose another file.",
-            )
-
-
-def remove_half_output(request: ParameterReader) -> None:
-    """Remove a file that could not be written to its end; a database that holds more than that is left alone."""
-    path = _destination_file(request)
-    if path is not None:
-        with contextlib.suppress(OSError):
-            path.unlink()
-
-
-def _destination_file(reader: ParameterReader) -> Path | None:
-    value = reader.parameters.get(keys.OUTPUT)
-    if isinstance(value, QgsProcessingOutputLayerDefinition):
-        value = value.sink.staticValue()
-    path = Path(value) if isinstance(value, str) else None
-    return path if path is not None and path.is_absolute() else None

@@ -9,7 +9,7 @@ from pathlib import Path
 from qgis.core import QgsProcessingFeedback
 from qgis.PyQt.QtCore import QLockFile
 
-from ..inference.errors import JobError
+from ..inference.errors import DiskFullError, JobError, OutputError
 from ..inference.events import Done, WasCanceled
 from ..inference.job import DetectionJob
 from ..inference.jobs import (
@@ -34,7 +34,7 @@ class JobRun:
     """A job and the folder that it owns.
 
     Attributes:
-        job: The job; the id is the one of the run that it goes on with, if there was one.
+        job: The job; the id is the one of the run that it goes on with, as long as it does.
         folder: Its folder.
         is_resumed: Whether the folder holds what an earlier run found.
     """
@@ -43,6 +43,7 @@ class JobRun:
     folder: Path
     is_resumed: bool
     _lock: QLockFile
+    _new_id: str
 
     @property
     def log(self) -> Path:
@@ -52,7 +53,8 @@ class JobRun:
     def execute(self, interpreter: str, listener: EventListener, feedback: QgsProcessingFeedback) -> Done | WasCanceled:
         """Run the worker.
 
-        A journal that does not fit any more, because the raster or the plugin has changed since, is given up.
+        What an earlier run found is given up when its journal cannot be used: the raster or the plugin has changed
+        since, or the file is damaged.
 
         Raises:
             InferenceError: what went wrong; the folder is kept.
@@ -61,15 +63,19 @@ class JobRun:
             feedback.pushInfo(tr("Going on with the unfinished run {job}.").format(job=self.job.job_id))
         try:
             return run_worker(interpreter, self.folder, listener, feedback.isCanceled, idle=pump_events)
-        except JobError:
-            if not self.is_resumed:
+        except (JobError, OutputError) as error:
+            # A full disk is full for the next run, too.
+            if not self.is_resumed or isinstance(error, DiskFullError):
                 raise
         feedback.pushInfo(tr("What that run found does not fit any more; starting anew."))
+        listener.object_files.clear()
         self._start_anew()
         return run_worker(interpreter, self.folder, listener, feedback.isCanceled, idle=pump_events)
 
     def _start_anew(self) -> None:
         self.remove()
+        # A name of its own: the old folder may be one that cannot be removed.
+        self.job = replace(self.job, job_id=self._new_id)
         self.folder, self._lock = _new_folder(self.job)
         self.is_resumed = False
 
@@ -93,9 +99,9 @@ def start_run(job: DetectionJob) -> JobRun:
     for folder, found in _unfinished():
         lock = _lock_of(folder)
         if replace(found, job_id=job.job_id) == job and lock.tryLock(0):
-            return JobRun(found, folder, True, lock)
+            return JobRun(found, folder, True, lock, job.job_id)
     folder, lock = _new_folder(job)
-    return JobRun(job, folder, False, lock)
+    return JobRun(job, folder, False, lock, job.job_id)
 
 
 def _new_folder(job: DetectionJob) -> tuple[Path, QLockFile]:

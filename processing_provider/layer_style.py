@@ -24,11 +24,12 @@ from qgis.core import (
     QgsVectorLayer,
     QgsVectorLayerSimpleLabeling,
 )
+from qgis.PyQt.QtCore import QTimer
 from qgis.PyQt.QtGui import QColor
 
 from ..inference.job import DetectionJob
 from ..inference.models.definition import Color, ModelClass, ModelDefinition
-from .feature_sink import FieldNames
+from .feature_sink import FieldNames, output_fields
 from .raster_source import SourceRaster
 from .text import to_plain, to_ui, tr
 from .version import plugin_version
@@ -41,7 +42,7 @@ _COARSEST_LABELS = 4
 """Labels appear while a screen pixel shows at most this many raster pixels: objects are large enough by then."""
 
 _alive: list[LayerStyle] = []
-"""QGIS does not own post-processors, and calls them long after the algorithm is gone."""
+"""QGIS does not own post-processors, and calls them long after the algorithm is gone; each leaves when it was used."""
 
 
 @dataclass(frozen=True)
@@ -67,34 +68,56 @@ def style_on_load(context: QgsProcessingContext, destination: str, record: RunRe
     if not context.willLoadLayerOnCompletion(destination):
         return
     details = context.layerToLoadOnCompletionDetails(destination)
-    style = LayerStyle(record, is_renamed=details.name in ("", default_name))
+    style = LayerStyle(record, has_default_name=details.name in ("", default_name))
     _alive.append(style)
     details.setPostProcessor(style)
+
+
+def _let_go(style: LayerStyle) -> None:
+    if style in _alive:
+        _alive.remove(style)
 
 
 class LayerStyle(QgsProcessingLayerPostProcessorInterface):
     """Gives a loaded layer its name, colours, labels and history."""
 
-    def __init__(self, record: RunRecord, is_renamed: bool = True) -> None:
-        """Prepare for one layer."""
+    def __init__(self, record: RunRecord, has_default_name: bool = True) -> None:
+        """Prepare for one layer; a name that someone chose for it is kept."""
         super().__init__()
         self._record = record
-        self._is_renamed = is_renamed
+        self._has_default_name = has_default_name
 
     def postProcessLayer(
         self, layer: QgsVectorLayer, context: QgsProcessingContext, feedback: QgsProcessingFeedback
     ) -> None:
-        """Style the layer; QGIS calls this in the main thread."""
+        """Style the layer; QGIS calls this in the main thread, once."""
+        # Not at once: QGIS is still inside a method of this object.
+        QTimer.singleShot(0, lambda: _let_go(self))
         if not isinstance(layer, QgsVectorLayer):
             return
         record = self._record
-        if self._is_renamed:
+        class_field, confidence = names_in(layer, record.fields)
+        if self._has_default_name:
             layer.setName(layer_name(record))
-        layer.setRenderer(renderer(shown_classes(record), record.fields.class_name))
-        layer.setLabeling(labeling(record))
+        layer.setRenderer(renderer(shown_classes(record), class_field))
+        layer.setLabeling(labeling(record.raster, class_field, confidence))
         layer.setLabelsEnabled(True)
         describe(layer, record)
         layer.triggerRepaint()
+
+
+def names_in(layer: QgsVectorLayer, wanted: FieldNames) -> tuple[str, str]:
+    """Give the names of the fields of class and confidence in the layer: some formats shorten them."""
+    fields, columns = layer.fields(), output_fields(wanted)
+
+    def name_of(name: str) -> str:
+        index = fields.lookupField(name)
+        if index < 0:
+            # Formats put fields of their own in front: fid, gml_id, ...
+            index = fields.count() - columns.count() + columns.indexOf(name)
+        return fields.at(index).name() if 0 <= index < fields.count() else name
+
+    return name_of(wanted.class_name), name_of(wanted.confidence)
 
 
 def layer_name(record: RunRecord) -> str:
@@ -130,16 +153,15 @@ def _symbol(color: Color) -> QgsFillSymbol:
     return symbol
 
 
-def labeling(record: RunRecord) -> QgsVectorLayerSimpleLabeling:
+def labeling(raster: SourceRaster, class_field: str, confidence: str) -> QgsVectorLayerSimpleLabeling:
     """Label objects as `Class 97%`, from the scale on at which they are large enough to carry a text."""
     settings = QgsPalLayerSettings()
-    class_field, confidence = quoted(record.fields.class_name), quoted(record.fields.confidence)
-    settings.fieldName = f"{class_field} || ' ' || round({confidence}) || '%'"
+    settings.fieldName = f"{quoted(class_field)} || ' ' || round({quoted(confidence)}) || '%'"
     settings.isExpression = True
     settings.placement = Qgis.LabelPlacement.Horizontal
     settings.setFormat(_text_format())
     settings.scaleVisibility = True
-    settings.minimumScale = coarsest_label_scale(record.raster.cell_size, record.raster.crs)
+    settings.minimumScale = coarsest_label_scale(raster.cell_size, raster.crs)
     settings.maximumScale = 0
     return QgsVectorLayerSimpleLabeling(settings)
 

@@ -78,12 +78,15 @@ def connection_string(source: str) -> str:
             "The raster layer is opened with GDAL options, which cannot be handed on.",
             hint="Add the layer again without options, or save it as a GeoTIFF first.",
         )
-    path = (parts.get("vsiPrefix") or "") + (parts.get("path") or "") + (parts.get("vsiSuffix") or "")
+    path = parts.get("path") or ""
+    if not path.startswith("<") and Path(path).exists():
+        # The worker has a working directory of its own.
+        path = str(Path(path).absolute())
+    path = (parts.get("vsiPrefix") or "") + path + (parts.get("vsiSuffix") or "")
     if parts.get("layerName"):
         # Of the sources whose layer QGIS tells apart, only GeoPackage is a raster format.
         return f"GPKG:{path}:{parts['layerName']}"
-    # The worker has a working directory of its own.
-    return str(Path(path).absolute()) if not path.startswith("<") and Path(path).exists() else path
+    return path
 
 
 def check_bands(raster: SourceRaster, definition: ModelDefinition) -> None:

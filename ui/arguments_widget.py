@@ -40,6 +40,8 @@ from .argument_editors import Editor, make_editor
 from .model_widget import ERROR_COLOR, browse_for_model
 
 _NAME, _VALUE, _RESET = range(3)
+_ODD = (TypeError, ValueError, AttributeError)
+"""What a model's own arguments may raise, since they are compared and counted with as they come."""
 
 
 class ArgumentsTable(QWidget):
@@ -123,6 +125,10 @@ class ArgumentsTable(QWidget):
                 resolve_arguments(self._definition, self._given)
         except JobError as error:
             return str(error.context.get("argument", "")), to_plain(error)
+        except _ODD as error:
+            return "", to_plain(
+                tr("The arguments in the model's own definition cannot be used: {error}").format(error=error)
+            )
         return "", ""
 
     def _rows(self) -> list[ArgumentSpec]:
@@ -194,7 +200,7 @@ class ArgumentsTable(QWidget):
 def _specs_of(definition: ModelDefinition) -> tuple[ArgumentSpec, ...]:
     try:
         return argument_specs(definition)
-    except JobError:
+    except (JobError, *_ODD):
         # The package's own defaults are damaged; the model itself says so when it is chosen.
         return _specs_without_model()
 

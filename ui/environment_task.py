@@ -44,12 +44,19 @@ class EnvironmentTask(QgsTask):
         except InferenceError as error:
             self._text = str(error)
             return False
+        except Exception as error:
+            # A thread of QGIS's would end with it without a word.
+            self._text = tr("Unexpected error ({kind}): {text}").format(kind=type(error).__name__, text=error)
+            return False
         self.is_given_up = made is None
         self._text = tr("Canceled.") if self.is_given_up else tr("The inference environment is ready.")
         return not self.is_given_up
 
     def finished(self, result: bool) -> None:
         """Tell the end, in the main thread."""
+        if not self._text:
+            # It was cancelled before it started: QGIS ends it without `run`.
+            self.is_given_up, self._text = True, tr("Canceled.")
         self.ended.emit(result, self._text)
 
 

@@ -150,7 +150,8 @@ def create_environment(
                 "The new environment does not work.", hint=built.problems[0], problems=built.problems
             )
         (staging / "env" / MARKER).write_text(json.dumps(_recipe(requirements, torch_backend)), "utf-8")
-        _replace(target, staging / "env", staging / "old")
+        # Not in the folder that is removed below: until the new environment stands, the old one is all there is.
+        _replace(target, staging / "env", staging.with_name(f"{staging.name}.old"))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     report(f"The inference environment is ready: {target}")
@@ -196,15 +197,24 @@ def _split_torch(locked: str) -> tuple[list[str], str]:
 
 
 def _replace(target: Path, new: Path, aside: Path) -> None:
+    """Put a new environment in the place of the old one, which comes back when that fails."""
     try:
         if target.exists():
             target.rename(aside)
-        new.rename(target)
+        try:
+            new.rename(target)
+        except OSError:
+            if aside.exists():
+                aside.rename(target)
+            raise
     except OSError as error:
+        hint = "It may be in use: stop all detection jobs, then try again."
+        if aside.exists():
+            hint += f" The environment that was there is now in {aside}."
         raise WorkerStartError(
-            f"The environment in {target} cannot be replaced: {error.strerror}.",
-            hint="It may be in use: stop all detection jobs, then try again.",
+            f"The environment in {target} cannot be replaced: {error.strerror}.", hint=hint
         ) from error
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _run(command: Sequence[str], folder: Path, report: Callable[[str], None], is_cancelled: Callable[[], bool]) -> bool:

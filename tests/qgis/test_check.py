@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from osgeo import gdal
-from qgis.core import QgsProject, QgsSettings, QgsVectorLayer
+from qgis.core import Qgis, QgsApplication, QgsProject, QgsSettings, QgsVectorLayer
 
+from kestrel.processing_provider import detect_objects
 from kestrel.tests.qgis.examples import polygon_layer, refusal, write_model, write_raster
 
 Setup = Callable[[Path], dict[str, Any]]
@@ -48,6 +49,10 @@ GOOD_VALUES: list[dict[str, Any]] = [
     {"PARALLEL_PROCESSING_FACTOR": ""},
     {"RUN_NMS": True, "MAX_OVERLAP_RATIO": 0.3},
     {"OUTPUT": "TEMPORARY_OUTPUT"},
+    {"OUTPUT": "/tmp/out.shp"},
+    {"OUTPUT": "/tmp/out.geojson"},
+    {"OUTPUT": "/tmp/out.csv"},
+    {"OUTPUT": "postgres:dbname='x' table=\"trees\" (geom)"},
 ]
 
 
@@ -59,6 +64,7 @@ def test_good_values_pass(good: dict[str, Any], change: dict[str, Any]) -> None:
 BAD_VALUES: list[tuple[dict[str, Any], list[str]]] = [
     ({"MODEL": "/nowhere/model.dlpk"}, ["'/nowhere/model.dlpk' does not exist"]),
     ({"MODEL": "{}"}, ["no model definition"]),
+    ({"MODEL": "~nosuch/x.dlpk"}, ["'~nosuch/x.dlpk'", "home of a user", "Write the whole path"]),
     ({"ARGUMENTS": '{"threshold": 1.5}'}, ["'threshold' is 1.5", "a number from 0 to 1"]),
     ({"ARGUMENTS": "threshold high"}, ["'threshold' is 'high'"]),
     ({"ARGUMENTS": "threshold"}, ["'threshold' has no value"]),
@@ -77,6 +83,11 @@ BAD_VALUES: list[tuple[dict[str, Any], list[str]]] = [
     ({"PROCESSOR_TYPE": "TPU"}, ["PROCESSOR_TYPE"]),
     ({"PARALLEL_PROCESSING_FACTOR": "many"}, ["'many' is neither a count nor a percentage"]),
     ({"OUTPUT": "/nowhere/at/all/out.gpkg"}, ["'/nowhere/at/all' cannot be written", "Choose another folder"]),
+    ({"OUTPUT": "no/such/folder/out.gpkg"}, ["/no/such/folder' cannot be written"]),
+    ({"OUTPUT": "/tmp"}, ["'/tmp' is a folder", "Add the name of a file"]),
+    ({"OUTPUT": "/tmp/out.dxf"}, ["'*.dxf' cannot hold polygons", "GeoPackage"]),
+    ({"OUTPUT": "/tmp/out.gpx"}, ["'*.gpx' cannot hold polygons"]),
+    ({"OUTPUT": "/tmp/10:30.gpkg"}, ["holds a colon", "Choose a file name"]),
     ({"INPUT": "/nowhere/raster.tif"}, ["INPUT", "/nowhere/raster.tif"]),
 ]
 
@@ -191,6 +202,23 @@ def test_without_any_environment_the_reason_says_that_none_is_set_up(
     finally:
         QgsSettings().setValue("kestrel/interpreter", before)
     assert reason.startswith("The inference environment, the Python with torch, is not set up. Open Settings > Options")
+
+
+def test_what_nobody_foresaw_is_told_and_does_not_leave_the_algorithm(
+    good: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no <luck>")
+
+    log: list[tuple[str, str]] = []
+    QgsApplication.messageLog().messageReceived[str, str, Qgis.MessageLevel].connect(
+        lambda text, tag, level: log.append((tag, text))
+    )
+    monkeypatch.setattr(detect_objects, "build_plan", fail)
+    reason = refusal(good)
+    assert reason.startswith("Unexpected error (RuntimeError): no ‹luck>. This is a fault of Kestrel: please report it")
+    assert reason.endswith("[error]")
+    assert [tag for tag, text in log if "in fail" in text and "Traceback" in text] == ["Kestrel"]
 
 
 def test_a_reason_holds_no_markup(good: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,9 @@ from kestrel.inference.errors import JobError, RasterOpenError
 from kestrel.inference.job import job_from_json
 from kestrel.processing_provider.job_builder import (
     DetectionPlan,
-    ParameterReader,
     build_plan,
     complete_job,
     new_job_id,
-    remove_half_output,
 )
 from kestrel.processing_provider.raster_source import connection_string
 from kestrel.tests.qgis.examples import algorithm, context, polygon_layer, write_model, write_raster
@@ -100,6 +99,30 @@ def test_a_relative_model_path_is_made_absolute(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert plan({**good, "MODEL": "model.emd"}).job.model == str(tmp_path / "model.emd")
+
+
+def test_a_model_given_as_a_path_object_works_as_its_text(good: dict[str, Any]) -> None:
+    assert plan({**good, "MODEL": Path(good["MODEL"])}).job.model == good["MODEL"]
+
+
+def test_a_relative_interpreter_is_made_absolute_and_its_links_are_kept(
+    good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    monkeypatch.setenv("KESTREL_PYTHON", "bin/python")
+    assert plan(good).interpreter == str(tmp_path / "bin" / "python")
+
+
+def test_a_relative_output_is_the_file_in_the_working_directory(
+    good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert plan({**good, "OUTPUT": "out.shp"}).output == tmp_path / "out.shp"
+    assert plan({**good, "OUTPUT": QgsProcessingOutputLayerDefinition("out")}).output == tmp_path / "out.gpkg"
+    assert plan(good).output is None
+    assert list(tmp_path.glob("out*")) == []
 
 
 def test_an_extent_in_the_rasters_crs_arrives_unchanged(good: dict[str, Any]) -> None:
@@ -237,6 +260,18 @@ def test_a_raster_in_a_geopackage_is_named_so_that_gdal_opens_it(good: dict[str,
     assert gdal.Open(job.raster).RasterXSize == 100
 
 
+def test_relative_names_inside_archives_and_databases_are_made_absolute(
+    good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gdal.Translate(str(tmp_path / "b.gpkg"), good["INPUT"], creationOptions=["RASTER_TABLE=one"])
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.write(good["INPUT"], "c.tif")
+    monkeypatch.chdir(tmp_path)
+    names = [connection_string("GPKG:b.gpkg:one"), connection_string("/vsizip/b.zip/c.tif")]
+    monkeypatch.chdir("/")
+    assert [gdal.Open(name).RasterXSize for name in names] == [100, 100]
+
+
 def test_bands_of_transparency_do_not_count(good: dict[str, Any], tmp_path: Path) -> None:
     path = str(tmp_path / "alpha.tif")
     colors = ["-colorinterp", "red,green,blue,alpha"]
@@ -260,23 +295,3 @@ def test_names_with_spaces_and_letters_of_other_scripts_work(good: dict[str, Any
     path = shutil.copy(good["INPUT"], folder / "ein bild.tif")
     job = plan({**good, "INPUT": str(path), "MODEL": write_model(folder)}).job
     assert (job.raster, job.model) == (str(path), str(folder / "model.emd"))
-
-
-def reader(output: Any) -> ParameterReader:
-    return ParameterReader(algorithm(), {"OUTPUT": output}, context())
-
-
-def test_a_half_written_file_is_removed(tmp_path: Path) -> None:
-    path = tmp_path / "half.gpkg"
-    path.write_bytes(b"half")
-    remove_half_output(reader(QgsProcessingOutputLayerDefinition(str(path))))
-    remove_half_output(reader(str(path)))
-    assert not path.exists()
-
-
-def test_a_database_that_the_output_is_added_to_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "many.gpkg"
-    path.write_bytes(b"other tables")
-    remove_half_output(reader(f"ogr:dbname='{path}' table=\"trees\" (geom)"))
-    remove_half_output(reader("TEMPORARY_OUTPUT"))
-    assert path.read_bytes() == b"other tables"

@@ -14,12 +14,16 @@ from qgis.core import (
     QgsExpressionContext,
     QgsExpressionContextUtils,
     QgsMemoryProviderUtils,
+    QgsProcessingContext,
+    QgsProject,
     QgsRectangle,
     QgsVectorLayer,
 )
+from qgis.PyQt.QtCore import QCoreApplication
 
 from kestrel.inference.job import DetectionJob
 from kestrel.inference.models.definition import ModelClass
+from kestrel.processing_provider import layer_style
 from kestrel.processing_provider.feature_sink import FieldNames, RunFacts, features, output_fields
 from kestrel.processing_provider.layer_style import LayerStyle, RunRecord, coarsest_label_scale, style_on_load
 from kestrel.processing_provider.raster_source import SourceRaster
@@ -49,7 +53,7 @@ def test_the_layer_is_named_after_model_and_raster() -> None:
 
 
 def test_a_name_that_someone_chose_stays() -> None:
-    assert styled(is_renamed=False).name() == "x"
+    assert styled(has_default_name=False).name() == "x"
 
 
 def test_each_class_has_the_models_colour_a_strong_outline_and_a_translucent_fill() -> None:
@@ -121,3 +125,14 @@ def test_names_from_the_model_are_never_drawn_as_html() -> None:
 
 def test_a_layer_that_is_not_loaded_is_left_alone() -> None:
     style_on_load(context(), "nowhere", RECORD, "Detected objects")
+
+
+def test_a_style_is_let_go_once_it_has_been_used() -> None:
+    where = context()
+    where.addLayerToLoadOnCompletion("x", QgsProcessingContext.LayerDetails("", QgsProject.instance(), "OUTPUT"))
+    style_on_load(where, "x", RECORD, "Detected objects")
+    (style,) = layer_style._alive
+    where.layerToLoadOnCompletionDetails("x").postProcessor().postProcessLayer(layer_of(RECORD), where, Listener())
+    assert layer_style._alive == [style]
+    QCoreApplication.processEvents()
+    assert layer_style._alive == []

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from qgis.core import QgsProcessingAlgRunnerTask, QgsProcessingException, QgsProcessingFeedback, QgsVectorLayer
+from qgis.core import (
+    QgsExpression,
+    QgsExpressionContext,
+    QgsExpressionContextUtils,
+    QgsProcessingAlgRunnerTask,
+    QgsProcessingContext,
+    QgsProcessingException,
+    QgsProcessingFeedback,
+    QgsProject,
+    QgsVectorLayer,
+)
 from qgis.PyQt.QtCore import QCoreApplication
 
 from kestrel.inference.jobs import jobs_folder
+from kestrel.processing_provider import detect_objects
+from kestrel.processing_provider.destination import sole_writer
 from kestrel.tests.qgis.examples import Listener, algorithm, context, write_interpreter, write_model, write_raster
 
 FIND_THREE = """
@@ -159,6 +173,97 @@ else:
     assert run(good, feedback)["OBJECT_COUNT"] == 3
     assert ("info", "What that run found does not fit any more; starting anew.") in feedback.said
     assert folders() == []
+
+
+UNUSABLE = """
+say("failed", error={"code": CODE, "message": "The journal cannot be used.", "hint": "", "context": {}})
+sys.exit(1)
+"""
+
+
+def unfinished(good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> Path:
+    """Leave a run whose journal the worker refuses with that code; a new run finds three objects."""
+    body = f"CODE = {code!r}\nif (folder / 'old').exists():" + UNUSABLE.replace("\n", "\n    ") + "\n"
+    monkeypatch.setenv("KESTREL_PYTHON", write_interpreter(tmp_path, "import os\nos.kill(os.getpid(), 9)"))
+    with pytest.raises(QgsProcessingException):
+        run(good)
+    (folder,) = folders()
+    (folder / "old").touch()
+    write_interpreter(tmp_path, body + FIND_THREE)
+    return folder
+
+
+def test_a_journal_that_cannot_be_used_is_given_up_for_a_new_folder(
+    good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = unfinished(good, tmp_path, monkeypatch, "output")
+    results = run(good)
+    assert results["OBJECT_COUNT"] == 3
+    assert results["JOB_ID"] != folder.name
+    assert folders() == []
+
+
+def test_a_full_disk_does_not_cost_what_an_earlier_run_found(
+    good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = unfinished(good, tmp_path, monkeypatch, "disk-full")
+    with pytest.raises(QgsProcessingException, match=r"\[disk-full\]"):
+        run(good)
+    assert folders() == [folder]
+
+
+def test_a_second_run_to_one_output_is_refused_and_the_first_ones_file_stays(
+    good: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "out.gpkg").write_bytes(b"the other run's")
+    with sole_writer(tmp_path / "out.gpkg"), pytest.raises(QgsProcessingException) as caught:
+        run(good)
+    assert f"Another run, in the process {os.getpid()}, is making the output" in str(caught.value)
+    assert str(caught.value).endswith("[output]")
+    assert (tmp_path / "out.gpkg").read_bytes() == b"the other run's"
+    assert folders() == []
+
+
+def test_an_output_that_goes_wrong_after_the_detection_is_told_with_the_way_out_and_the_log(
+    good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sub").mkdir()
+    monkeypatch.setenv(
+        "KESTREL_PYTHON", write_interpreter(tmp_path, f"Path({str(tmp_path / 'sub')!r}).rmdir()\n" + FIND_THREE)
+    )
+    with pytest.raises(QgsProcessingException) as caught:
+        run({**good, "OUTPUT": str(tmp_path / "sub" / "out.gpkg")})
+    (folder,) = folders()
+    assert "what was found is kept." in str(caught.value)
+    assert str(caught.value).endswith(f"Log: {folder}/worker.log [output]")
+
+
+def test_what_nobody_foresaw_ends_the_run_with_a_message(good: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise TypeError("odd")
+
+    monkeypatch.setattr(detect_objects, "complete_job", fail)
+    with pytest.raises(QgsProcessingException, match=r"Unexpected error \(TypeError\): odd.*\[error\]"):
+        run(good)
+    monkeypatch.setattr(detect_objects, "build_plan", fail)
+    feedback = Listener()
+    assert not algorithm().run(good, context(), feedback)[1]
+    (said,) = [text for level, text in feedback.said if level == "error"]
+    assert re.search(r"Unexpected error \(TypeError\): odd.*\[error\]", said)
+
+
+def test_names_that_a_shapefile_shortens_do_not_cost_colours_and_labels(good: dict[str, Any], tmp_path: Path) -> None:
+    where, path = context(), str(tmp_path / "out.shp")
+    where.addLayerToLoadOnCompletion(path, QgsProcessingContext.LayerDetails("", QgsProject.instance(), "OUTPUT"))
+    names = {"CLASS_VALUE_FIELD": "ConfidenceOfWhat", "CONFIDENCE_SCORE_FIELD": "ConfidenceOfThat"}
+    algorithm().run({**good, **names, "OUTPUT": path}, where, Listener(), catchExceptions=False)
+    style = where.layerToLoadOnCompletionDetails(path).postProcessor()
+    layer = QgsVectorLayer(path, "out", "ogr")
+    style.postProcessLayer(layer, where, Listener())
+    scope = QgsExpressionContext(QgsExpressionContextUtils.globalProjectLayerScopes(layer))
+    scope.setFeature(next(layer.getFeatures()))
+    assert layer.renderer().classAttribute() == "Confidence"
+    assert QgsExpression(layer.labeling().settings().fieldName).evaluate(scope) == "Palm 90%"
 
 
 def test_a_cancel_in_the_main_thread_is_an_exception_and_keeps_the_folder(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from qgis.PyQt.QtCore import QCoreApplication, QEvent
 from qgis.PyQt.QtWidgets import QTableWidget
 
 from kestrel.inference.models.package import open_package
-from kestrel.tests.qgis.examples import algorithm, write_model
+from kestrel.tests.qgis.examples import algorithm, definition, write_model
 from kestrel.ui.arguments_widget import ArgumentsTable, CompactArguments, ModelerArguments
 from kestrel.ui.factories import widget_factories
 from kestrel.ui.model_widget import ModelChooser, describe, recent_models, remember
@@ -92,6 +93,14 @@ def test_what_is_wrong_is_told_with_its_row(table: ArgumentsTable, value: str, n
     found_name, found_reason = table.problem()
     assert found_name == name
     assert reason in found_reason
+
+
+@pytest.mark.parametrize("odd", [["threshold"], {"tile_size": [1]}, {"threshold": {}}])
+def test_odd_arguments_in_a_package_are_told_and_never_raised(odd: Any) -> None:
+    table = ArgumentsTable()
+    table.set_model(replace(definition(), arguments=odd))
+    table.set_value('{"padding": 16}')
+    assert table.problem()[1] != ""
 
 
 def test_a_text_that_cannot_be_read_is_kept_for_the_run_to_refuse(table: ArgumentsTable) -> None:

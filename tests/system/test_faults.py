@@ -44,9 +44,16 @@ def mosaic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Run:
     """A qgis_process that detects trees, while it runs."""
 
-    def __init__(self, raster: Path, output: Path, cache: Path, arguments: str = "tile_size 512;padding 128") -> None:
+    def __init__(
+        self,
+        raster: Path,
+        output: Path,
+        cache: Path,
+        arguments: str = "tile_size 512;padding 128",
+        log: str = "",
+    ) -> None:
         self.output = output
-        self.log = cache.parent / f"{output.stem}.log"
+        self.log = cache.parent / (log or f"{output.stem}.log")
         command = [
             str(ROOT / "tools" / "qgis_process.sh"), "run", "kestrel:detectobjects", f"--INPUT={raster}",
             f"--MODEL={MODEL}", f"--OUTPUT={output}", "--PARALLEL_PROCESSING_FACTOR=1",
@@ -186,6 +193,19 @@ def test_when_qgis_is_killed_the_worker_ends_and_the_next_run_goes_on_to_the_sam
     assert _objects(again.output) == _objects(undisturbed.output)
 
 
+@pytest.mark.slow
+def test_a_second_run_to_the_same_output_is_refused_and_the_first_goes_on(
+    mosaic: Path, tmp_path: Path, cache: Path
+) -> None:
+    first = Run(mosaic, tmp_path / "trees.gpkg", cache)
+    first.wait_for_tiles(cache)
+    second = Run(mosaic, tmp_path / "trees.gpkg", cache, log="second.log")
+    assert second.end() == 1
+    assert f"Another run, in the process {first.child.pid}, is making the output" in second.text()
+    assert first.end() == 0, first.text()
+    assert len(_objects(first.output)) > 500
+
+
 def test_a_corrupt_package_is_refused_before_the_run(tmp_path: Path, run_qgis_process: Callable[..., Any]) -> None:
     package = tmp_path / "half.dlpk"
     package.write_bytes(MODEL.read_bytes()[: MODEL.stat().st_size // 2])
@@ -195,6 +215,22 @@ def test_a_corrupt_package_is_refused_before_the_run(tmp_path: Path, run_qgis_pr
     assert answer.code != 0
     assert "The package 'half.dlpk' is damaged" in answer.stderr + answer.stdout
     assert "Copy or download it again." in answer.stderr + answer.stdout
+
+
+def test_a_home_that_nobody_has_is_refused_with_the_reason(
+    tmp_path: Path, run_qgis_process: Callable[..., Any]
+) -> None:
+    answer = run_qgis_process(
+        [
+            "run",
+            "kestrel:detectobjects",
+            f"--INPUT={IMAGE}",
+            "--MODEL=~nosuch/x.dlpk",
+            f"--OUTPUT={tmp_path / 'x.gpkg'}",
+        ]
+    )
+    assert answer.code == 1
+    assert "lies in the home of a user that this computer does not know" in answer.stderr + answer.stdout
 
 
 def _damage(raster: Path, target: Path, x: int, y: int) -> None:
@@ -225,7 +261,8 @@ def test_a_corrupt_block_costs_its_tiles_only_and_the_log_names_the_place(
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of twelve megabytes."""
-    folder = tmp_path / "disk"
+    # Named so that no path holds a word that a test looks for.
+    folder = tmp_path / "twelve"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode != 0:
@@ -240,8 +277,8 @@ def test_a_full_disk_under_the_journal_is_told_with_the_way_out(mosaic: Path, tm
     run = Run(mosaic, tmp_path / "trees.gpkg", small_disk, "threshold 0.0;tile_size 512;padding 128")
     code = run.end()
     assert code != 0
-    assert "disk" in run.text()
     assert "[disk-full]" in run.text()
+    assert "Make room" in run.text()
     assert not run.output.exists()
 
 
@@ -255,4 +292,6 @@ def test_a_full_disk_under_the_output_is_told_and_leaves_no_half_output(
     run = Run(mosaic, tmp_path / "out" / "trees.gpkg", cache)
     code = run.end()
     assert code != 0
-    assert "trees.gpkg" in run.text()
+    assert "[output]" in run.text() or "[disk-full]" in run.text()
+    assert "what was found is kept" in run.text()
+    assert not run.output.exists()
