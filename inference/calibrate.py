@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .detections import FloatArray
 from .detectors.protocol import Traits
-from .jobs import jobs_folder
+from .jobs import cache_folder
 
 _VERSION = 2
 """Of the way of measuring: what an older one has measured is not recalled."""
@@ -61,7 +61,7 @@ class Calibration:
 
 def calibrated_traits(traits: Traits, respond: Respond, n_bands: int, sha256: str, size: int | None) -> Traits:
     """Give the traits with measured stride and receptive field, from memory where this content was measured before."""
-    store = jobs_folder().parent / "calibration" / f"{sha256}-{_VERSION}.json"
+    store = cache_folder() / "calibration" / f"{sha256}-{_VERSION}.json"
     calibration = _recall(store)
     if calibration is None:
         calibration = measure(respond, n_bands, size)

@@ -39,20 +39,25 @@ _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 _DAY = 86400.0
 
 
-def jobs_folder() -> Path:
-    """Give the folder that holds the job folders; it need not exist yet."""
+def cache_folder() -> Path:
+    """Give Kestrel's folder in the user's cache; it need not exist yet."""
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
-        return Path(chosen).absolute() / "jobs"
+        return Path(chosen).absolute()
     home = Path.home()
     if sys.platform == "win32":
-        # Local, not roaming: a journal can hold gigabytes.
+        # Local, not roaming: journals and environments hold gigabytes.
         cache = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
     elif sys.platform == "darwin":
         cache = home / "Library" / "Caches"
     else:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return cache / "kestrel" / "jobs"
+    return cache / "kestrel"
+
+
+def jobs_folder() -> Path:
+    """Give the folder that holds the job folders; it need not exist yet."""
+    return cache_folder() / "jobs"
 
 
 def create_job_folder(job_id: str) -> Path:

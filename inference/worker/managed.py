@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Callable
 
 from ..errors import WorkerStartError
+from ..jobs import cache_folder
 from ..versions import LIBRARY_FLOORS, TORCH_FAMILY, TORCH_PAIR
 from .environment import child_environment
 from .probe import NO_WINDOW, probe
@@ -48,15 +49,8 @@ _INSTALLER = re.compile(
 
 
 def default_target() -> Path:
-    """Give the folder of the managed environment: per user, and never roaming (it holds gigabytes)."""
-    home = Path.home()
-    if sys.platform == "win32":
-        cache = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        cache = home / "Library" / "Caches"
-    else:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return cache / "kestrel" / "environment"
+    """Give the folder of the managed environment, in the user's cache."""
+    return cache_folder() / "environment"
 
 
 def interpreter_in(environment: Path) -> Path:
@@ -117,22 +111,8 @@ def create_environment(
     Raises:
         WorkerStartError: No Python was found, or the installer failed, or what it made does not work.
     """
-    uv = uv or shutil.which("uv")
-    if torch_backend and not uv:
-        raise WorkerStartError(
-            f"The torch backend {torch_backend!r} needs the tool uv, which is not installed.",
-            hint="Install uv and make sure it is on PATH, or leave the backend empty.",
-        )
-    if target.exists() and not (target / "pyvenv.cfg").exists() and any(target.iterdir()):
-        raise WorkerStartError(
-            f"{target} holds something else than a Python environment.", hint="Choose another folder."
-        )
-    python = python or find_python()
-    if not python and not uv:
-        raise WorkerStartError(
-            "No Python 3.11, 3.12 or 3.13 was found on this computer.",
-            hint="Install one (or the tool uv, which brings its own), then try again.",
-        )
+    uv, python = uv or shutil.which("uv"), python or find_python()
+    _check_means(target, python, uv, torch_backend)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f"{target.name}.part-", dir=target.parent))
@@ -156,6 +136,24 @@ def create_environment(
         shutil.rmtree(staging, ignore_errors=True)
     report(f"The inference environment is ready: {target}")
     return str(interpreter_in(target))
+
+
+def _check_means(target: Path, python: str | None, uv: str | None, torch_backend: str) -> None:
+    """Refuse what cannot end well, before anything is downloaded."""
+    if torch_backend and not uv:
+        raise WorkerStartError(
+            f"The torch backend {torch_backend!r} needs the tool uv, which is not installed.",
+            hint="Install uv and make sure it is on PATH, or leave the backend empty.",
+        )
+    if target.exists() and not (target / "pyvenv.cfg").exists() and any(target.iterdir()):
+        raise WorkerStartError(
+            f"{target} holds something else than a Python environment.", hint="Choose another folder."
+        )
+    if not python and not uv:
+        raise WorkerStartError(
+            "No Python 3.11, 3.12 or 3.13 was found on this computer.",
+            hint="Install one (or the tool uv, which brings its own), then try again.",
+        )
 
 
 def _build_commands(

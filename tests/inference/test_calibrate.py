@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from kestrel.inference import calibrate
 from kestrel.inference.calibrate import Calibration, Response, calibrated_traits, measure
 from kestrel.inference.detectors.protocol import Traits
-from kestrel.inference.jobs import jobs_folder
+from kestrel.inference.jobs import cache_folder
 
 TRAITS = Traits(stride=32, receptive_field_radius=None, is_dense=True)
 
@@ -101,7 +101,7 @@ def test_a_network_is_measured_once_and_remembered_by_its_hash(monkeypatch: pyte
 @pytest.mark.parametrize("content", ["", "[]", "{", "{}", '{"stride": "x", "receptive_field_radius": 3}'])
 def test_a_damaged_memory_is_measured_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
     monkeypatch.setenv("KESTREL_CACHE", str(tmp_path))
-    store = jobs_folder().parent / "calibration" / f"c-{calibrate._VERSION}.json"
+    store = cache_folder() / "calibration" / f"c-{calibrate._VERSION}.json"
     store.parent.mkdir(parents=True)
     store.write_text(content, encoding="utf-8")
     assert 8 == calibrated_traits(TRAITS, WindowMean(8, 24), 1, "c", None).stride

@@ -108,3 +108,25 @@ def run_in_qgis(tmp_path: Path, profile: Path) -> Callable[..., Any]:
         return outcome["answer"]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def mosaic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the demo image, six by six times side by side: a run of some seconds."""
+    from osgeo import gdal
+
+    gdal.UseExceptions()
+    source = gdal.Open(str(ROOT / "resources" / "demo" / "OSBS_029.tif"))
+    n, size = 6, source.RasterXSize
+    path = tmp_path_factory.mktemp("mosaic") / "mosaic.tif"
+    options = ["TILED=YES", "BLOCKXSIZE=256", "BLOCKYSIZE=256", "COMPRESS=DEFLATE"]
+    target = gdal.GetDriverByName("GTiff").Create(str(path), n * size, n * size, 3, gdal.GDT_Byte, options)
+    target.SetGeoTransform(source.GetGeoTransform())
+    target.SetProjection(source.GetProjection())
+    data = source.ReadRaster()
+    for row in range(n):
+        for column in range(n):
+            target.WriteRaster(column * size, row * size, size, size, data)
+    target.FlushCache()
+    del target
+    return path

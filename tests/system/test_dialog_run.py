@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,27 +75,6 @@ answer({
 })
 """
 )
-
-
-@pytest.fixture
-def mosaic(tmp_path: Path) -> Path:
-    """The demo image five by five times, by reference."""
-    image = shutil.copy(ROOT / "resources" / "demo" / "OSBS_029.tif", tmp_path / "part.tif")
-    from osgeo import gdal
-
-    gdal.UseExceptions()
-    source = gdal.Open(str(image))
-    n, size = 5, source.RasterXSize
-    path = tmp_path / "mosaic.tif"
-    target = gdal.GetDriverByName("GTiff").Create(str(path), n * size, n * size, 3, gdal.GDT_Byte, ["TILED=YES"])
-    target.SetGeoTransform(source.GetGeoTransform())
-    target.SetProjection(source.GetProjection())
-    data = source.ReadRaster()
-    for row in range(n):
-        for column in range(n):
-            target.WriteRaster(column * size, row * size, size, size, data)
-    target = None
-    return path
 
 
 @pytest.fixture

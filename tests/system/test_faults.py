@@ -20,27 +20,6 @@ IMAGE = ROOT / "resources" / "demo" / "OSBS_029.tif"
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
 
 
-@pytest.fixture(scope="module")
-def mosaic(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo image, six by six times side by side: a run of some seconds."""
-    from osgeo import gdal
-
-    gdal.UseExceptions()
-    source = gdal.Open(str(IMAGE))
-    n, size = 6, source.RasterXSize
-    path = tmp_path_factory.mktemp("mosaic") / "mosaic.tif"
-    options = ["TILED=YES", "BLOCKXSIZE=256", "BLOCKYSIZE=256", "COMPRESS=DEFLATE"]
-    target = gdal.GetDriverByName("GTiff").Create(str(path), n * size, n * size, 3, gdal.GDT_Byte, options)
-    target.SetGeoTransform(source.GetGeoTransform())
-    target.SetProjection(source.GetProjection())
-    data = source.ReadRaster()
-    for row in range(n):
-        for column in range(n):
-            target.WriteRaster(column * size, row * size, size, size, data)
-    target = None
-    return path
-
-
 class Run:
     """A qgis_process that detects trees, while it runs."""
 

@@ -9,19 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("rasterio")
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
 
-import augment  # noqa: E402
-import evaluate  # noqa: E402
-import export  # noqa: E402
-import loss  # noqa: E402
-import train  # noqa: E402
-from dataset import Plot, read_boxes  # noqa: E402
-from network import ALIGNMENT, STRIDE, CrownNet, ExportHead, cell_centres, corner_boxes  # noqa: E402
+import augment
+import evaluate
+import export
+import loss
+import train
+from dataset import Plot, read_boxes
+from network import ALIGNMENT, STRIDE, CrownNet, ExportHead, cell_centres, corner_boxes
 
 
 @pytest.fixture(autouse=True)
@@ -191,7 +189,6 @@ def test_a_few_steps_lower_the_loss(plot: Plot) -> None:
 @pytest.mark.slow
 def test_export_round_trip(tmp_path: Path) -> None:
     """ONNX Runtime equals PyTorch at another size and batch, the reach is bounded, and the package repeats."""
-    pytest.importorskip("onnxscript")
     torch.manual_seed(1)
     head = ExportHead(CrownNet((8, 8, 16, 16, 16)), 1.2, 0.8).eval()
     images = np.random.default_rng(2).integers(0, 256, (3, 3, 5 * ALIGNMENT, 7 * ALIGNMENT), dtype=np.uint8)

@@ -270,13 +270,14 @@ def test_qgis_itself_is_never_started_as_a_python(monkeypatch: pytest.MonkeyPatc
         ("linux", {}, "/home/ada/.cache/kestrel/environment"),
         ("darwin", {}, "/home/ada/Library/Caches/kestrel/environment"),
         ("win32", {"LOCALAPPDATA": "/local"}, "/local/kestrel/environment"),
+        ("linux", {"KESTREL_CACHE": "/elsewhere", "XDG_CACHE_HOME": "/cache"}, "/elsewhere/environment"),
     ],
 )
 @posix_only
 def test_the_managed_environment_lies_in_the_users_own_cache(
     monkeypatch: pytest.MonkeyPatch, platform: str, variables: dict[str, str], expected: str
 ) -> None:
-    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+    for name in ("KESTREL_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"HOME": "/home/ada", **variables}.items():
         monkeypatch.setenv(name, value)
