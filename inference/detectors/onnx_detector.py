@@ -333,12 +333,14 @@ class BoxesOnnxDetector:
     def _predict(self, batch: NDArray[Any]) -> list[Detections]:
         outputs = dict(zip(self._runner.output_names, self._runner.run(batch)))
         boxes, scores, labels = outputs["boxes"], outputs["scores"], outputs.get("labels")
-        if boxes.ndim == _RANK_OF_ONE:  # torchvision's export: one image, no batch axis
+        has_batch_axis = boxes.ndim != _RANK_OF_ONE
+        if not has_batch_axis or len(boxes) != len(batch):  # torchvision's export, and graphs that look at one image
             if (self._runner.fixed_batch or 1) > 1:
                 raise _mixed_batch(self._runner.fixed_batch)
             if len(batch) > 1:  # a graph that did not declare its outputs' form
                 self._takes_one = True
                 return self.predict(batch)
+        if not has_batch_axis:
             boxes, scores = boxes[None], scores[None]
             labels = labels[None] if labels is not None else None
         return [self._read(boxes[i], scores[i], labels[i] if labels is not None else None) for i in range(len(batch))]

@@ -199,6 +199,22 @@ def test_a_graph_that_gives_one_image_s_boxes_is_fed_one_by_one(tmp_path: Path, 
     assert not is_declared or detector.traits.max_batch == 1
 
 
+def test_a_batch_axis_of_one_whatever_goes_in_is_fed_one_by_one_too(tmp_path: Path) -> None:
+    path = any_batch(tmp_path / "model.onnx", is_declared=False)
+    model = onnx.load(str(path))
+    for output in model.graph.output:
+        name = output.name
+        for node in model.graph.node:
+            node.output[:] = [f"{name}_flat" if other == name else other for other in node.output]
+            node.input[:] = [f"{name}_flat" if other == name else other for other in node.input]
+        model.graph.node.append(helper.make_node("Unsqueeze", [f"{name}_flat", "zero"], [name]))
+    onnx.save(model, str(path))
+    images = np.zeros((3, 3, 64, 64), np.uint8)
+    images[0, :, 8:16, 8:16] = images[2, :, 40:48, 16:24] = 255
+    found = load(tmp_path, n_classes=1, head="boxes", options={"label_offset": 1}).predict(images)
+    assert [[[0, 0, 24, 24]], [], [[8, 32, 32, 56]]] == [part.boxes.tolist() for part in found]
+
+
 @pytest.mark.parametrize("is_declared", [True, False])
 def test_a_graph_that_mixes_the_boxes_of_several_images_is_refused(tmp_path: Path, is_declared: bool) -> None:
     any_batch(tmp_path / "model.onnx", 2, is_declared=is_declared)
