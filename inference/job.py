@@ -46,6 +46,8 @@ class DetectionJob:
     gpu_id: int | None = None
     parallel_processing_factor: str = "100%"
     """Threads: a count ("4"), or a share of the processor's cores ("75%")."""
+    allowed_code: str = ""
+    """SHA-256 of the package's program that the user consented to; empty: no program is run."""
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,7 @@ class Preprocess:
     def to_raster(self, detections: Detections, tile: Tile) -> Detections:
         """Take detections from network pixels to raster pixels."""
         scale = self.tile_size / self.network_size
-        scaled = replace(detections, boxes=detections.boxes * scale, anchors=detections.anchors * scale)
+        scaled = detections if scale == 1 else detections.scale(scale)
         return scaled.shift(tile.outer.x, tile.outer.y)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,10 +18,12 @@ class DetectorSettings:
     Args:
         device: "cpu", "cuda:0", "mps".
         n_threads: Threads that inference may use on the CPU.
+        allowed_code: SHA-256 of the package's program that the user consented to; empty: no program is run.
     """
 
     device: str = "cpu"
     n_threads: int = 1
+    allowed_code: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class Traits:
         max_batch: Largest batch that it takes; None: any.
         max_detections: Most detections that it gives for one tile; None: no limit.
         n_callers: Threads that may call `predict` at the same time with profit.
+        padding: The only padding that it works with; None: any.
+        wants_raw: Batches come in the raster's own type, with one band more: 1 where a pixel is valid, 0 where not.
+        geometry: What its objects are: "box", "polygon", "point" or "line".
+        fields: Attributes that objects carry besides class and score, each with `name`, `type` (text, integer,
+            number) and perhaps `alias`.
     """
 
     stride: int
@@ -44,6 +52,10 @@ class Traits:
     max_batch: int | None = None
     max_detections: int | None = None
     n_callers: int = 1
+    padding: int | None = None
+    wants_raw: bool = False
+    geometry: str = "box"
+    fields: tuple[Mapping[str, str], ...] = ()
 
     @property
     def is_exact(self) -> bool:

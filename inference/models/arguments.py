@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import JobError
@@ -19,7 +19,12 @@ if TYPE_CHECKING:  # definitions name arguments, and are read with this module's
 
 @dataclass(frozen=True)
 class ArgumentSpec:
-    """One argument: `kind` is integer, number, boolean or text; a default of None is found out by the worker."""
+    """One argument: `kind` is integer, number, boolean, text or choice; a default of None is found out by the worker.
+
+    Attributes:
+        choices: The allowed texts of a choice.
+        label: How people call it; the name where there is none.
+    """
 
     name: str
     kind: str
@@ -27,11 +32,15 @@ class ArgumentSpec:
     help: str
     minimum: float | None = None
     maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    label: str = ""
 
     def expected(self) -> str:
         """Say what values are allowed, for messages and tooltips."""
         if self.kind == "boolean":
             return "True or False"
+        if self.kind == "choice":
+            return f"one of {', '.join(self.choices)}"
         if self.kind == "text":
             return "a text"
         noun = "a whole number" if self.kind == "integer" else "a number"
@@ -70,6 +79,34 @@ COMMON_ARGUMENTS: tuple[ArgumentSpec, ...] = (
 )  # fmt: skip
 
 ARGUMENT_NAMES = tuple(spec.name for spec in COMMON_ARGUMENTS)
+
+FAMILY_ARGUMENTS: Mapping[str, ArgumentSpec] = {
+    spec.name: spec
+    for spec in (
+        ArgumentSpec(
+            "tta_scales", "text", "1",
+            "Sizes at which each tile is looked at when test_time_augmentation is on: factors with commas between, "
+            "such as 0.9,1,1.1.",
+        ),
+        ArgumentSpec(
+            "merge_policy", "choice", "mean",
+            "What remains of the outlines of one object seen several times by test_time_augmentation: what most of "
+            "them cover (mean), what any covers (max), or what all cover (min).", choices=("mean", "max", "min"),
+        ),
+        ArgumentSpec("return_bboxes", "boolean", False, "Give rectangles instead of the objects' outlines."),
+        ArgumentSpec(
+            "box_decoding", "choice", "arcgis",
+            "How the network's numbers become boxes: as ArcGIS does it, which takes a box's size from the numbers of "
+            "its centre and with which such models are trained and judged, or as the textbook has it.",
+            choices=("arcgis", "textbook"),
+        ),
+        ArgumentSpec(
+            "radiometric_offset_correction", "boolean", False,
+            "Subtract 1000 from the pixel values, for Sentinel-2 images processed since January 2022.",
+        ),
+    )
+}  # fmt: skip
+"""Arguments of some families of models, by name."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +177,10 @@ def _split_outside_quotes(text: str) -> list[str]:
 
 def argument_specs(definition: ModelDefinition) -> tuple[ArgumentSpec, ...]:
     """Give the arguments that this model knows, with its own defaults."""
-    return tuple(_with_default(spec, definition) for spec in COMMON_ARGUMENTS)
+    shared = [spec for spec in COMMON_ARGUMENTS if spec.name in definition.common_arguments]
+    own = {spec.name for spec in definition.own_arguments}
+    specs = [*(spec for spec in shared if spec.name not in own), *definition.own_arguments]
+    return tuple(_with_default(spec, definition) for spec in specs)
 
 
 def _with_default(spec: ArgumentSpec, definition: ModelDefinition) -> ArgumentSpec:
@@ -149,7 +189,7 @@ def _with_default(spec: ArgumentSpec, definition: ModelDefinition) -> ArgumentSp
         default = definition.tile.size if spec.name == "tile_size" else spec.default
     if default is not None:
         default = convert(spec, default)
-    return ArgumentSpec(spec.name, spec.kind, default, spec.help, spec.minimum, spec.maximum)
+    return replace(spec, default=default)
 
 
 def convert(spec: ArgumentSpec, value: Any) -> Any:
@@ -163,6 +203,8 @@ def convert(spec: ArgumentSpec, value: Any) -> Any:
         JobError: not a value of that type, or outside its range; names argument, value and range.
     """
     converted: Any = _CONVERTERS[spec.kind](value)
+    if spec.kind == "choice":
+        converted = next((choice for choice in spec.choices if choice.lower() == str(value).strip().lower()), None)
     too_low = spec.minimum is not None and converted is not None and converted < spec.minimum
     too_high = spec.maximum is not None and converted is not None and converted > spec.maximum
     if converted is None or too_low or too_high:
@@ -193,7 +235,7 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-_CONVERTERS = {"number": _number, "integer": _integer, "boolean": _boolean, "text": _text}
+_CONVERTERS = {"number": _number, "integer": _integer, "boolean": _boolean, "text": _text, "choice": _text}
 
 
 def resolve_arguments(definition: ModelDefinition, given: Mapping[str, Any]) -> ResolvedArguments:
@@ -206,7 +248,9 @@ def resolve_arguments(definition: ModelDefinition, given: Mapping[str, Any]) -> 
         JobError: a value is of the wrong type or outside its range.
     """
     specs = {spec.name: spec for spec in argument_specs(definition)}
-    values = {name: spec.default for name, spec in specs.items()}
+    # The run asks for each of the common ones, whether or not the model knows it.
+    unused = {spec.name: _with_default(spec, definition).default for spec in COMMON_ARGUMENTS}
+    values = {**unused, **{name: spec.default for name, spec in specs.items()}}
     values.update({name: convert(specs[name], value) for name, value in given.items()
                    if name in specs and value is not None and value != ""})  # fmt: skip
     tile_size, padding = values["tile_size"], values["padding"]

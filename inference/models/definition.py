@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Union
 
 from ..errors import ModelPackageError, ModelUnsupportedError
-from .arguments import ARGUMENT_NAMES
+from .arguments import ARGUMENT_NAMES, ArgumentSpec
 
 SCHEMA = 1
 SCHEMA_KEY = "kestrel_definition"
@@ -116,6 +116,18 @@ class ModelDefinition:
     version: str = ""
     description: str = ""
     license: str = ""
+    geometry: str = "box"
+    """What its objects are: "box", "polygon", or "any" where only the model's own program knows."""
+    common_arguments: tuple[str, ...] = ARGUMENT_NAMES
+    """Which of the common model arguments it knows."""
+    own_arguments: tuple[ArgumentSpec, ...] = ()
+    """Arguments that it has besides; one of a common one's name stands in its place."""
+    program: str = ""
+    """Member of the package that is a program, which runs only after consent; empty: the model is nothing but data."""
+    notes: tuple[str, ...] = ()
+    """What was repaired or assumed while the package was read, for the user."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the package says besides: framework, family, backbone, metrics, ... JSON values."""
 
     def class_named(self, name: str) -> ModelClass | None:
         """Give the class of that name, or None."""
