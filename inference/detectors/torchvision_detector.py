@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # nosec B403  # the exception's name only; nothing is unpickled here
 from typing import Any
@@ -16,18 +15,10 @@ from safetensors.torch import load_file
 from torchvision.models import detection
 
 from ..detections import Detections, make_detections
-from ..errors import (
-    DeviceMemoryError,
-    DeviceUnavailableError,
-    ModelError,
-    ModelIncompatibleError,
-    ModelPackageError,
-    ModelUnsupportedError,
-    UntrustedCodeError,
-)
+from ..errors import ModelIncompatibleError, ModelPackageError, ModelUnsupportedError, UntrustedCodeError
 from ..models.package import ModelPackage
-from ..preprocess import make_normalisation
 from .protocol import DetectorSettings, Traits
+from .torch_common import Normaliser, fill, make_ready, translated
 
 MAX_DETECTIONS = 1000
 """Most objects of one tile; torchvision's 100 to 300 lose objects in dense scenes."""
@@ -59,14 +50,10 @@ def load(
     fixed = _FIXED_SIZE.get(architecture)
     network = _build(architecture, len(definition.classes) + label_offset, arguments, fixed)
     state = _read_state(package.extract(package.weights_member(), folder / "weights"), package.weights_member())
-    _fill(network, state, architecture)
-    if settings.device == "cpu":
-        torch.set_num_threads(settings.n_threads)
-    gain_bias = make_normalisation(definition.input)
+    fill(network, state, architecture, "Check the architecture, and that the classes are as many as in training.")
     return TorchvisionDetector(
-        _to_device(network.eval(), settings.device),
-        torch.from_numpy(gain_bias.gain).to(settings.device),
-        torch.from_numpy(gain_bias.bias).to(settings.device),
+        make_ready(network, settings),
+        Normaliser(definition.input, settings.device),
         label_offset,
         Traits(
             stride=definition.tile.stride or _STRIDE,
@@ -132,60 +119,12 @@ def _is_torchscript(path: Path) -> bool:
         return any("/code/" in name or name.endswith("constants.pkl") for name in archive.namelist())
 
 
-def _fill(network: torch.nn.Module, state: dict[str, torch.Tensor], architecture: str) -> None:
-    try:
-        missing, unexpected = network.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        line = str(error).strip().splitlines()[-1].strip()
-        raise ModelIncompatibleError(
-            f"The weights do not fit {architecture}: {line}",
-            hint="Check the architecture, and that the classes are as many as in training.",
-        ) from error
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in unexpected if not name.endswith("num_batches_tracked")]
-    if missing or unexpected:
-        detail = f"'{missing[0]}' is missing" if missing else f"'{unexpected[0]}' has no place in it"
-        raise ModelIncompatibleError(
-            f"The weights do not fit {architecture}: {detail} ({len(missing)} missing, {len(unexpected)} left over).",
-            hint="Check the architecture in the definition.",
-        )
-
-
-def _to_device(network: torch.nn.Module, device: str) -> torch.nn.Module:
-    try:
-        return network.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise DeviceUnavailableError(
-            f"The device '{device}' cannot be used: {str(error).splitlines()[0]}",
-            hint="Choose processor CPU, or another GPU.",
-        ) from error
-
-
-@contextmanager
-def _translated(n: int) -> Iterator[None]:
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise DeviceMemoryError(f"The memory does not hold a batch of {n} tiles.", batch_size=n) from error
-    except RuntimeError as error:
-        text = str(error)
-        if "DefaultCPUAllocator" in text or "out of memory" in text:
-            raise DeviceMemoryError(f"The memory does not hold a batch of {n} tiles.", batch_size=n) from error
-        raise ModelError(f"The network failed: {text.strip().splitlines()[0][:300]}") from error
-
-
 class TorchvisionDetector:
-    """A network that suppresses duplicates itself.
+    """A network that suppresses duplicates itself."""
 
-    Shape:
-        gain, bias (C, 1, 1), the definition's normalisation on the network's device.
-    """
-
-    def __init__(
-        self, network: torch.nn.Module, gain: torch.Tensor, bias: torch.Tensor, label_offset: int, traits: Traits
-    ) -> None:
+    def __init__(self, network: torch.nn.Module, normalise: Normaliser, label_offset: int, traits: Traits) -> None:
         """Take the parts."""
-        self._network, self._gain, self._bias = network, gain, bias
+        self._network, self._normalise = network, normalise
         self._label_offset = label_offset
         self._traits = traits
 
@@ -196,9 +135,8 @@ class TorchvisionDetector:
 
     def predict(self, batch: NDArray[Any]) -> list[Detections]:
         """Find objects, see `Detector.predict`."""
-        with _translated(len(batch)), torch.inference_mode():
-            pixels = torch.from_numpy(batch).to(self._gain.device).float()
-            found = self._network(list(pixels.mul_(self._gain).add_(self._bias)))
+        with translated(len(batch)), torch.inference_mode():
+            found = self._network(list(self._normalise(batch)))
             return [self._read(item) for item in found]
 
     def _read(self, found: dict[str, torch.Tensor]) -> Detections:

@@ -1,0 +1,169 @@
+"""What the networks that torch runs share: errors in Kestrel's words, devices, normalisation, weights, backbones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from numpy.typing import NDArray
+from torchvision import models
+
+from ..errors import (
+    DeviceMemoryError,
+    DeviceUnavailableError,
+    ModelError,
+    ModelIncompatibleError,
+    ModelUnsupportedError,
+)
+from ..models.definition import InputSpec
+from ..preprocess import make_normalisation
+from .protocol import DetectorSettings
+
+_BODIES = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+    "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn",
+    "densenet121", "densenet161", "densenet169", "densenet201", "mobilenet_v2",
+)  # fmt: skip
+_COUNTER = "num_batches_tracked"  # of batches seen in training: no weight, and absent from frozen batch norms
+
+
+Movable = TypeVar("Movable", torch.nn.Module, torch.Tensor)
+
+
+@contextmanager
+def translated(n: int) -> Iterator[None]:
+    """Turn torch's errors while a batch of `n` tiles is run into Kestrel's.
+
+    Raises:
+        DeviceMemoryError: the batch is too large.
+        ModelError: the network failed.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise DeviceMemoryError(f"The memory does not hold a batch of {n} tiles.", batch_size=n) from error
+    except RuntimeError as error:
+        text = str(error)
+        if "DefaultCPUAllocator" in text or "out of memory" in text:
+            raise DeviceMemoryError(f"The memory does not hold a batch of {n} tiles.", batch_size=n) from error
+        raise ModelError(f"The network failed: {text.strip().splitlines()[0][:300]}") from error
+
+
+def to_device(thing: Movable, device: str) -> Movable:
+    """Give a network or a tensor on a device.
+
+    Raises:
+        DeviceUnavailableError: the device does not exist or cannot be used.
+    """
+    try:
+        return thing.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceUnavailableError(
+            f"The device '{device}' cannot be used: {str(error).splitlines()[0]}",
+            hint="Choose processor CPU, or another GPU.",
+        ) from error
+
+
+def make_ready(network: torch.nn.Module, settings: DetectorSettings) -> torch.nn.Module:
+    """Give a filled network ready to be run: for inference, on its device, with the threads that were asked for.
+
+    Raises:
+        DeviceUnavailableError: the device does not exist or cannot be used.
+    """
+    if settings.device == "cpu":
+        torch.set_num_threads(settings.n_threads)
+    return to_device(network.eval().requires_grad_(False), settings.device)
+
+
+class Normaliser:
+    """A definition's normalisation, done on the network's device.
+
+    Raises:
+        DeviceUnavailableError: the device does not exist or cannot be used.
+    """
+
+    def __init__(self, spec: InputSpec, device: str) -> None:
+        """Put the factors on the device."""
+        factors = make_normalisation(spec)
+        self._gain = to_device(torch.from_numpy(factors.gain), device)
+        self._bias = to_device(torch.from_numpy(factors.bias), device)
+
+    def __call__(self, batch: NDArray[Any]) -> torch.Tensor:
+        """Give the network's input. The batch stays as it is: it may be run again.
+
+        Shape:
+            batch (N, C, S, S), raster values of any numeric type; gives float32 of the same shape on the device.
+        """
+        pixels = torch.from_numpy(batch).to(self._gain.device).float()
+        return pixels.mul(self._gain).add_(self._bias)
+
+
+def fill(network: torch.nn.Module, state: Mapping[str, torch.Tensor], what: str, hint: str = "") -> None:
+    """Fill a network with weights, all of them and no others.
+
+    Args:
+        network: Built, with weights of its own that are replaced.
+        state: Weights by their names in the network.
+        what: The network's name for messages, for example "FasterRCNN with resnet50".
+        hint: The way out where the weights do not fit.
+
+    Raises:
+        ModelIncompatibleError: a tensor is missing, left over, or of another shape; it names the first one.
+    """
+    own = network.state_dict()
+    problem = _first_difference(own, state)
+    if problem:
+        raise ModelIncompatibleError(
+            f"The weights do not fit {what}: {problem}.",
+            hint=hint or "Check the architecture, and that bands and classes are those of the training.",
+        )
+    network.load_state_dict({name: state.get(name, tensor) for name, tensor in own.items()})
+
+
+def _first_difference(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str:
+    """Say what does not fit, or nothing."""
+    missing = [name for name in own if name not in state and not name.endswith(_COUNTER)]
+    left_over = [name for name in state if name not in own and not name.endswith(_COUNTER)]
+    if missing or left_over:
+        first = f"'{missing[0]}' {_shape(own[missing[0]])} is missing" if missing else (
+            f"'{left_over[0]}' {_shape(state[left_over[0]])} has no place in it"
+        )  # fmt: skip
+        return f"{first} ({len(missing)} missing, {len(left_over)} left over)"
+    for name, tensor in own.items():
+        if name in state and state[name].shape != tensor.shape and not name.endswith(_COUNTER):
+            return f"'{name}' is {_shape(state[name])}, expected {_shape(tensor)}"
+    return ""
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return f"[{', '.join(str(side) for side in tensor.shape)}]"
+
+
+def create_body(backbone: str, n_bands: int, cut: int = -2) -> torch.nn.Sequential:
+    """Give the convolutional part of one of torchvision's classifiers, as fastai's create_body numbers it.
+
+    Args:
+        backbone: The classifier's name, for example "resnet34".
+        n_bands: Channels of the first convolution.
+        cut: Where the classifier's children end: -2 (resnet), -3 (resnet without its last layer), -1 (the others).
+
+    Raises:
+        ModelUnsupportedError: not one of the backbones that Kestrel builds.
+    """
+    if backbone not in _BODIES:
+        raise ModelUnsupportedError(
+            f"The backbone '{backbone}' is not one that Kestrel builds.", hint=f"Backbones: {', '.join(_BODIES)}."
+        )
+    body = torch.nn.Sequential(*list(getattr(models, backbone)(weights=None).children())[:cut])
+    widen(body, n_bands)
+    return body
+
+
+def widen(network: torch.nn.Module, n_bands: int) -> None:
+    """Give a network's first convolution as many channels as the images have bands; its weights are zero then."""
+    first = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
+    if first.in_channels != n_bands:
+        first.in_channels = n_bands
+        first.weight = torch.nn.Parameter(torch.zeros(first.out_channels, n_bands, *first.kernel_size))
