@@ -59,6 +59,8 @@ def _summary(run: Run, journal: Journal, counts: dict[str, int], seconds: float)
     grid = run.plan.grid
     return {
         "objects": sum(counts.values()),
+        "geometry": run.detector.traits.geometry,
+        "fields": [dict(field) for field in run.detector.traits.fields],
         "class_counts": counts,
         "tiles": len(grid),
         "tiles_by_state": {state.name: count for state, count in tiles.items()},

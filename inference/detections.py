@@ -119,9 +119,8 @@ def concatenate(parts: Sequence[Detections]) -> Detections:
     """Join detections in the order given; where some have shapes or attributes, all others get theirs."""
     if not parts:
         return no_detections()
-    filled = [part for part in parts if len(part)]
-    has_shapes = any(part.shapes is not None for part in filled)
-    has_attributes = any(part.attributes is not None for part in filled)
+    has_shapes = any(part.shapes is not None for part in parts)
+    has_attributes = any(part.attributes is not None for part in parts)
     return Detections(
         np.concatenate([part.boxes for part in parts]),
         np.concatenate([part.scores for part in parts]),

@@ -18,7 +18,7 @@ def choose_device(processor: str, gpu_id: int | None, kind: str) -> str:
     """
     if processor == "cpu":
         return "cpu"
-    devices = _onnx_devices() if kind == "onnx" else _torch_devices()
+    devices = _DEVICES.get(kind, _torch_devices)()
     if gpu_id is not None and f"cuda:{gpu_id}" not in devices:
         raise DeviceUnavailableError(
             f"There is no GPU with the number {gpu_id} for {kind} models in this inference environment.",
@@ -35,8 +35,10 @@ def choose_device(processor: str, gpu_id: int | None, kind: str) -> str:
 
 
 def _torch_devices() -> list[str]:
-    import torch  # here, so that an ONNX run never pays for it
-
+    try:
+        import torch  # here, so that an ONNX run never pays for it
+    except ImportError:
+        return []  # what needs torch says so when it is loaded
     if torch.cuda.is_available():
         numbers = range(torch.cuda.device_count())
         free = {number: torch.cuda.mem_get_info(number)[0] for number in numbers}
@@ -48,3 +50,14 @@ def _onnx_devices() -> list[str]:
     import onnxruntime
 
     return ["cuda:0"] if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else []
+
+
+def _tensorflow_devices() -> list[str]:
+    try:
+        import tensorflow
+    except ImportError:
+        return []  # the detector says so when it is loaded
+    return [f"cuda:{number}" for number in range(len(tensorflow.config.list_physical_devices("GPU")))]
+
+
+_DEVICES = {"onnx": _onnx_devices, "tensorflow": _tensorflow_devices}

@@ -8,6 +8,7 @@
     │   ├── ModelIncompatibleError      model and raster do not fit together
     │   ├── ModelUnsupportedError       a model of a kind that Kestrel does not run
     │   ├── UntrustedCodeError          the package holds a program, not data
+    │   ├── TileError                   the model failed on one tile; the others go on
     │   └── BackendMissingError         the inference environment lacks a library
     ├── RasterError
     │   ├── RasterOpenError
@@ -97,6 +98,12 @@ class UntrustedCodeError(ModelError):
     """The package would have to run a program of its own."""
 
     code = "untrusted-code"
+
+
+class TileError(ModelError):
+    """The model failed on one tile; the run goes on without it."""
+
+    code = "tile-failed"
 
 
 class BackendMissingError(ModelError):

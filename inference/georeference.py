@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import shapely
 from affine import Affine
 from numpy.typing import NDArray
 
-from .detections import FloatArray
+from .detections import FloatArray, ObjectArray
 
 _WKB_BOX = np.dtype(
     [("order", "u1"), ("type", "<u4"), ("n_rings", "<u4"), ("n_points", "<u4"), ("points", "<f8", (5, 2))]
@@ -52,3 +53,14 @@ def rings_to_wkb(rings: FloatArray) -> list[bytes]:
     records["points"] = rings
     data, size = records.tobytes(), _WKB_BOX.itemsize
     return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+def shapes_to_wkb(shapes: ObjectArray, transform: Affine) -> list[bytes]:
+    """Take shapes from raster pixels to map coordinates and give them as WKB, outer rings counter-clockwise.
+
+    Shape:
+        shapes (N,) shapely geometries; gives N byte strings.
+    """
+    placed = shapely.transform(shapes, lambda points: to_map(points, transform))
+    # A north-up raster mirrors: its rows run down, and y runs up.
+    return [bytes(wkb) for wkb in shapely.to_wkb(shapely.orient_polygons(placed), byte_order=1)]

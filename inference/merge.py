@@ -23,7 +23,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from .detections import Detections, FloatArray, concatenate
+from .detections import Detections, FloatArray, ObjectArray, concatenate
 
 Indices = NDArray[np.intp]
 
@@ -174,9 +174,15 @@ def _touching(boxes: FloatArray) -> tuple[Indices, Indices]:
 
 def _is_duplicate(found: Found, i: Indices, j: Indices, rule: Rule) -> NDArray[np.bool_]:
     detections = found.detections
-    overlap = overlap_ratio(detections.boxes[i], detections.boxes[j])
-    result: NDArray[np.bool_] = (detections.labels[i] == detections.labels[j]) & (overlap > rule.max_overlap)
-    return result & (found.tiles[i] != found.tiles[j]) if rule.across_tiles_only else result
+    may_be: NDArray[np.bool_] = detections.labels[i] == detections.labels[j]
+    if rule.across_tiles_only:
+        may_be &= found.tiles[i] != found.tiles[j]
+    if detections.shapes is None:
+        return may_be & (overlap_ratio(detections.boxes[i], detections.boxes[j]) > rule.max_overlap)
+    chosen = np.flatnonzero(may_be)
+    overlap = shape_overlap_ratio(detections.shapes[i[chosen]], detections.shapes[j[chosen]])
+    may_be[chosen] = overlap > rule.max_overlap
+    return may_be
 
 
 def overlap_ratio(boxes: FloatArray, others: FloatArray) -> FloatArray:
@@ -190,6 +196,18 @@ def overlap_ratio(boxes: FloatArray, others: FloatArray) -> FloatArray:
     common = np.clip(high - low, 0, None).prod(axis=1)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (others[:, 2:] - others[:, :2]).prod(axis=1)
     union = areas - common
+    ratio: FloatArray = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    return ratio
+
+
+def shape_overlap_ratio(shapes: ObjectArray, others: ObjectArray) -> FloatArray:
+    """Give the intersection over union of shapes, pair by pair; 0 where there is no area, as with points and lines.
+
+    Shape:
+        shapes (N,), others (N,), valid geometries; gives (N,).
+    """
+    common = shapely.area(shapely.intersection(shapes, others))
+    union = shapely.area(shapes) + shapely.area(others) - common
     ratio: FloatArray = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
     return ratio
 

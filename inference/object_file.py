@@ -1,14 +1,17 @@
 """Files of finished objects: how the worker hands features over to QGIS.
 
-One .npz file a batch, written by numpy without pickling: geometry as WKB in map coordinates, and the attributes as
-columns. Objects are complete and final: nothing that is written here is taken back later.
+One .npz file a batch, written by numpy without pickling: geometry as WKB in map coordinates, the columns that every
+object has, and as JSON the attributes that only some models' objects have. Objects are complete and final: nothing that
+is written here is taken back later.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +24,8 @@ class MapObjects:
     Shape:
         wkb: list of N bytes objects; scores (N,) float32 in 0..1; labels (N,) int32, indices into the model
         definition's classes; tiles (N,) int64, number of the tile that found the object; is_cut (N,) bool, the
-        object reaches the edge of the raster, or of what its tile saw, and may go on there.
+        object reaches the edge of the raster, or of what its tile saw, and may go on there; attributes: list of N
+        dicts of JSON values, or None where the objects have none of their own.
 
     Units/space:
         Geometries in map coordinates of the raster's coordinate reference system.
@@ -32,6 +36,7 @@ class MapObjects:
     labels: NDArray[np.int32]
     tiles: NDArray[np.int64]
     is_cut: NDArray[np.bool_]
+    attributes: list[dict[str, Any]] | None = None
 
     def __len__(self) -> int:
         """Give the number of objects."""
@@ -40,16 +45,20 @@ class MapObjects:
 
 def write_objects(path: Path, objects: MapObjects) -> None:
     """Write one batch of objects."""
-    ends = np.cumsum([len(geometry) for geometry in objects.wkb], dtype=np.int64)
+    columns: dict[str, Any] = {
+        "scores": objects.scores,
+        "labels": objects.labels,
+        "tiles": objects.tiles,
+        "is_cut": objects.is_cut,
+    }
+    if objects.attributes is not None:
+        columns["attributes"] = np.frombuffer(json.dumps(objects.attributes).encode(), dtype=np.uint8)
     with path.open("wb") as stream:
         np.savez(
             stream,
             wkb=np.frombuffer(b"".join(objects.wkb), dtype=np.uint8),
-            ends=ends,
-            scores=objects.scores,
-            labels=objects.labels,
-            tiles=objects.tiles,
-            is_cut=objects.is_cut,
+            ends=np.cumsum([len(geometry) for geometry in objects.wkb], dtype=np.int64),
+            **columns,
         )
 
 
@@ -62,6 +71,7 @@ def read_objects(path: Path) -> MapObjects:
             arrays["labels"],
             arrays["tiles"],
             arrays["is_cut"],
+            json.loads(arrays["attributes"].tobytes()) if "attributes" in arrays else None,
         )
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .detections import Detections
 from .detectors.protocol import Detector
-from .errors import DeviceMemoryError, RasterReadError
+from .errors import DeviceMemoryError, InferenceError, RasterReadError, TileError
 from .events import Canceled
 from .journal import TileState
 from .preprocess import Preprocess
@@ -39,7 +39,7 @@ class Outcome:
     tile: Tile
     state: TileState
     detections: Detections | None = None
-    error: RasterReadError | None = None
+    error: InferenceError | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +121,8 @@ class Pipeline:
             return _Loaded(tile, None, TileState.quarantined, error)
         if not valid.any():
             return _Loaded(tile, None, TileState.nodata)
+        if self.detector.traits.wants_raw:
+            return _Loaded(tile, np.concatenate([pixels, valid[None].astype(pixels.dtype)]), TileState.done)
         return _Loaded(tile, self.preprocess.to_network(pixels), TileState.done)
 
     def _read(self, tile: Tile) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -132,10 +134,15 @@ class Pipeline:
     def _predict(self, group: list[_Loaded]) -> list[Outcome]:
         images = [(item.tile, item.pixels) for item in group if item.pixels is not None]
         found = dict(zip((tile.number for tile, _ in images), self._run(images)))
-        return [Outcome(item.tile, item.state, found.get(item.tile.number), item.error) for item in group]
+        return [self._outcome(item, found.get(item.tile.number)) for item in group]
 
-    def _run(self, images: list[tuple[Tile, NDArray[Any]]]) -> list[Detections]:
-        results: list[Detections] = []
+    def _outcome(self, item: _Loaded, found: Detections | TileError | None) -> Outcome:
+        if isinstance(found, TileError):
+            return Outcome(item.tile, TileState.quarantined, error=found)
+        return Outcome(item.tile, item.state, found, item.error)
+
+    def _run(self, images: list[tuple[Tile, NDArray[Any]]]) -> list[Detections | TileError]:
+        results: list[Detections | TileError] = []
         while len(results) < len(images):
             part = images[len(results) :][: self.batch_size.value]
             try:
@@ -145,8 +152,15 @@ class Pipeline:
                     raise
                 self.batch_size.halve(len(part))
                 continue
+            except TileError as error:
+                results += [error] if len(part) == 1 else self._one_by_one(part)
+                continue
             results += [self.preprocess.to_raster(item, tile) for item, (tile, _) in zip(found, part)]
         return results
+
+    def _one_by_one(self, part: list[tuple[Tile, NDArray[Any]]]) -> list[Detections | TileError]:
+        """Find out which tile of a batch the model fails on."""
+        return [result for image in part for result in self._run([image])]
 
 
 def _ahead(

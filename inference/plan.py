@@ -74,7 +74,9 @@ class _SizeChooser:
     info: RasterInfo
 
     def wanted_padding(self) -> int | None:
-        """Give the padding that the user, the package, or exactness asks for."""
+        """Give the padding that the network, the user, the package, or exactness asks for."""
+        if self.traits.padding is not None:
+            return self.traits.padding
         stated = self.arguments["padding"]
         if stated is None:
             stated = self.definition.tile.padding
@@ -94,7 +96,7 @@ class _SizeChooser:
     def tile_size(self) -> int:
         """Give the tiles' side: a multiple of the stride, and not much larger than a small raster."""
         stride, network = self.traits.stride, self.traits.network_size
-        if network is not None and not self.is_size_given:
+        if network is not None and (self.traits.wants_raw or not self.is_size_given):
             return network
         size = align_up(int(self.arguments["tile_size"]), stride)
         if network is not None or not self.definition.tile.is_variable:
@@ -111,7 +113,7 @@ class _SizeChooser:
         most = size // 4 // unit * unit
         if wanted is None:
             return most
-        given = self.arguments["padding"] is not None
+        given = self.arguments["padding"] is not None or self.traits.padding is not None
         return min(align_up(wanted, unit), (size - 1) // 2 // unit * unit if given else most)
 
 

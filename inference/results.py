@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
 from .detections import Detections
 from .errors import DiskFullError, OutputError
 from .events import Canceled, Objects, Report
-from .georeference import boxes_to_map, rings_to_wkb
+from .georeference import boxes_to_map, rings_to_wkb, shapes_to_wkb
 from .jobs import objects_path
 from .journal import Journal
 from .merge import Band, Found, Rule, join, strongest_first, suppress
@@ -90,14 +91,34 @@ def _as_found(run: Run, number: int, detections: Detections, wanted: np.ndarray[
 
 
 def _inside(bands: Iterator[Band], info: RasterInfo) -> Iterator[Band]:
-    """Cut boxes at the edge of the raster: a crown may lean out of the image, what is drawn ends with it."""
-    limits = np.array([info.width, info.height] * 2)
+    """Cut objects at the edge of the raster: a crown may lean out of the image, what is drawn ends with it."""
     for band in bands:
-        found = band.found
-        boxes = np.clip(found.detections.boxes, 0, limits)
-        cut = replace(found, detections=replace(found.detections, boxes=boxes))
-        has_area: NDArray[np.bool_] = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
-        yield Band(cut.take(has_area), band.frontier)
+        yield Band(_cut_boxes(band.found, info) if band.found.detections.shapes is None else
+                   _cut_shapes(band.found, info), band.frontier)  # fmt: skip
+
+
+def _cut_boxes(found: Found, info: RasterInfo) -> Found:
+    boxes = np.clip(found.detections.boxes, 0, np.array([info.width, info.height] * 2))
+    cut = replace(found, detections=replace(found.detections, boxes=boxes))
+    has_area: NDArray[np.bool_] = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+    return cut.take(has_area)
+
+
+def _cut_shapes(found: Found, info: RasterInfo) -> Found:
+    detections, limits = found.detections, np.array([info.width, info.height])
+    shapes = np.array(detections.shapes, np.object_)
+    hangs_over = np.flatnonzero(np.any((detections.boxes[:, :2] < 0) | (detections.boxes[:, 2:] > limits), axis=1))
+    inside = shapely.intersection(shapes[hangs_over], shapely.box(0, 0, info.width, info.height))
+    for index, shape in zip(hangs_over, inside):
+        shapes[index] = _of_dimension(shape, shapely.get_dimensions(shapes[index]))
+    cut = replace(detections, shapes=shapes, boxes=np.clip(detections.boxes, 0, np.tile(limits, 2)))
+    return replace(found, detections=cut).take(~shapely.is_empty(shapes))
+
+
+def _of_dimension(shape: shapely.Geometry, dimension: int) -> shapely.Geometry:
+    """Give the parts of a shape that are points (0), lines (1) or areas (2): an area that is cut may leave a line."""
+    parts = [part for part in shapely.get_parts(shape) if shapely.get_dimensions(part) == dimension]
+    return shapely.union_all(parts) if parts else shapely.Point()
 
 
 def _all_open(bands: Iterator[Band]) -> Iterator[Band]:
@@ -125,8 +146,10 @@ def _cut(found: Found) -> Iterator[Found]:
 
 def _to_map(run: Run, found: Found) -> MapObjects:
     d = found.detections
-    rings = boxes_to_map(d.boxes, run.source.info.transform)
-    return MapObjects(rings_to_wkb(rings), d.scores, d.labels, found.tiles, _is_cut(run, found))
+    transform = run.source.info.transform
+    wkb = rings_to_wkb(boxes_to_map(d.boxes, transform)) if d.shapes is None else shapes_to_wkb(d.shapes, transform)
+    attributes = None if d.attributes is None else list(d.attributes)
+    return MapObjects(wkb, d.scores, d.labels, found.tiles, _is_cut(run, found), attributes)
 
 
 def _is_cut(run: Run, found: Found) -> NDArray[np.bool_]:

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from .detectors import load_detector
-from .detectors.augmented import MAP_ORIENTATIONS, PICTURE_ORIENTATIONS, AugmentedDetector
+from .detectors.augmented import (
+    MAP_ORIENTATIONS,
+    PICTURE_ORIENTATIONS,
+    Augmentation,
+    AugmentedDetector,
+    parse_scales,
+)
 from .detectors.protocol import Detector, DetectorSettings
 from .device import choose_device
 from .errors import ModelHashError
@@ -67,10 +73,13 @@ def prepare(job: DetectionJob, unpacked: Path, report: Report) -> Run:
     region = make_region(job, source.info)
     device = choose_device(job.processor, job.gpu_id, definition.kind)
     n_threads = parse_parallel_factor(job.parallel_processing_factor, usable_cores())
-    detector = load_detector(package, resolved.values, DetectorSettings(device, n_threads), unpacked)
-    if resolved.values["test_time_augmentation"]:
+    settings = DetectorSettings(device, n_threads, job.allowed_code)
+    detector = load_detector(package, resolved.values, settings, unpacked)
+    if resolved.values["test_time_augmentation"] and not detector.traits.wants_raw:
         detector = _augmented(detector, definition, resolved.values)
     plan = make_plan(definition, resolved.values, job.arguments, detector.traits, region, device)
+    for text in definition.notes:
+        report(Message("warning", "package", text))
     for text in resolved.warnings:
         report(Message("warning", "argument", text))
     for text in fit_warnings(definition, source.info):
@@ -81,8 +90,14 @@ def prepare(job: DetectionJob, unpacked: Path, report: Report) -> Run:
 
 
 def _augmented(detector: Detector, definition: ModelDefinition, arguments: Mapping[str, Any]) -> Detector:
-    orientations = MAP_ORIENTATIONS if definition.is_map_space else PICTURE_ORIENTATIONS
-    return AugmentedDetector(detector, orientations, arguments["threshold"], arguments["nms_overlap"])
+    how = Augmentation(
+        MAP_ORIENTATIONS if definition.is_map_space else PICTURE_ORIENTATIONS,
+        threshold=arguments["threshold"],
+        max_overlap=arguments["nms_overlap"],
+        scales=parse_scales(str(arguments.get("tta_scales", "1"))),
+        merge_policy=str(arguments.get("merge_policy", "mean")),
+    )
+    return AugmentedDetector(detector, how)
 
 
 def fingerprint(run: Run) -> str:

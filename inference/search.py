@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .errors import ModelError, RasterReadError
+from .errors import InferenceError, ModelError, RasterReadError, TileError
 from .events import Message, Progress, Report
 from .journal import Journal, TileResult, TileState
 from .pipeline import BatchSize, Outcome, Pipeline
@@ -98,32 +98,57 @@ def _owned(run: Run, outcome: Outcome) -> TileResult:
     if found is None:
         return TileResult(tile.number, outcome.state, None, error)
     is_dense = run.detector.traits.is_dense
-    keep = run.plan.grid.owns(tile, found.anchors, 0.0 if is_dense else SEAM_TOLERANCE)
+    keep = run.plan.grid.owns(tile, found.anchors)
+    if not is_dense:
+        # A point or a line overlaps nothing, so that two of them could not be told to be one object: no tolerance.
+        has_area = (found.boxes[:, 2:] > found.boxes[:, :2]).all(axis=1)
+        keep |= has_area & run.plan.grid.owns(tile, found.anchors, SEAM_TOLERANCE)
     if run.arguments["exclude_pad_detections"] and not is_dense:
         keep &= ~run.plan.grid.reaches_end_of_view(tile, found.boxes)
     return TileResult(tile.number, outcome.state, found.take(keep))
 
 
 def tell_quarantined(run: Run, journal: Journal, report: Report) -> None:
-    """Say which places are missing from the result.
+    """Say which places are missing from the result, and why.
 
     Raises:
         RasterReadError: no tile could be read at all.
+        ModelError: the model failed on all tiles.
     """
-    n_quarantined, n_done = journal.counts()[TileState.quarantined], journal.counts()[TileState.done]
-    if n_quarantined == 0:
-        return
-    windows = [run.plan.grid[number].inner for number, _ in journal.quarantined()]
-    places = "; ".join(f"columns {w.x} to {w.right}, rows {w.y} to {w.bottom}" for w in windows[:_TOLD_QUARANTINES]) + (
-        f"; and {len(windows) - _TOLD_QUARANTINES} more" if len(windows) > _TOLD_QUARANTINES else ""
-    )
-    if n_done == 0:
-        raise RasterReadError(
-            f"The raster '{run.job.raster}' cannot be read ({places}).",
-            hint="The file is damaged or incomplete: copy it again from its source.",
+    n_done, failed = journal.counts()[TileState.done], list(journal.quarantined())
+    for code in dict.fromkeys(error for _, error in failed):
+        numbers = [number for number, error in failed if error == code]
+        places = _places(run, numbers)
+        if n_done == 0:
+            raise _nothing_done(run, code, places)
+        reason, remedy = _QUARANTINES[code]
+        text = f"{len(numbers)} of {len(run.plan.grid)} tiles {reason} and are missing from the result: {places}."
+        report(Message("warning", "quarantined", f"{text} {remedy}"))
+
+
+_QUARANTINES = {
+    RasterReadError.code: (
+        "could not be read",
+        "The raster is damaged there: copy it again from its source, and run the detection for that extent.",
+    ),
+    TileError.code: ("made the model's own program fail", "The run's log holds what it said."),
+}
+
+
+def _places(run: Run, numbers: list[int]) -> str:
+    windows = [run.plan.grid[number].inner for number in numbers]
+    places = "; ".join(f"columns {w.x} to {w.right}, rows {w.y} to {w.bottom}" for w in windows[:_TOLD_QUARANTINES])
+    n_more = len(windows) - _TOLD_QUARANTINES
+    return places + (f"; and {n_more} more" if n_more > 0 else "")
+
+
+def _nothing_done(run: Run, code: str, places: str) -> InferenceError:
+    if code == TileError.code:
+        return ModelError(
+            f"The model's own program fails on every tile ({places}).",
+            hint="The run's log holds what it said; ask whoever made the package.",
         )
-    text = (
-        f"{n_quarantined} of {len(run.plan.grid)} tiles could not be read and are missing from the result: {places}. "
-        "The raster is damaged there: copy it again from its source, and run the detection for that extent."
+    return RasterReadError(
+        f"The raster '{run.job.raster}' cannot be read ({places}).",
+        hint="The file is damaged or incomplete: copy it again from its source.",
     )
-    report(Message("warning", "quarantined", text))

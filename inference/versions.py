@@ -21,7 +21,7 @@ LIBRARY_FLOORS: Mapping[str, str] = {
     "onnx": "1.21",
     "onnxruntime": "1.24.1",
     "rasterio": "1.4",
-    "shapely": "2.0",
+    "shapely": "2.1",
 }
 """What the worker imports, and the oldest safe version of it (docs/decisions/0002-inference-environment.md)."""
 

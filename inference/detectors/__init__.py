@@ -12,8 +12,21 @@ from ..models.package import ModelPackage
 from ..versions import SETUP_HINT, TORCH_PAIR, check_floors, installed_versions
 from .protocol import Detector, DetectorSettings
 
-_MODULES = {"onnx": ".onnx_detector", "torchvision": ".torchvision_detector"}
-_LIBRARIES = {"onnx": ("onnx", "onnxruntime"), "torchvision": TORCH_PAIR}
+_MODULES = {
+    "onnx": ".onnx_detector",
+    "torchvision": ".torchvision_detector",
+    "arcgis": ".arcgis",
+    "tensorflow": ".tensorflow_detector",
+    "python": ".hosted_detector",
+    "torchscript": ".hosted_detector",
+}
+_LIBRARIES: Mapping[str, tuple[str, ...]] = {
+    "onnx": ("onnx", "onnxruntime"),
+    "torchvision": TORCH_PAIR,
+    "arcgis": TORCH_PAIR,
+    "torchscript": ("torch",),
+}
+"""What a kind of model cannot do without; what a package's own program needs, only it knows."""
 
 
 def load_detector(
@@ -33,7 +46,7 @@ def load_detector(
         DeviceError: the device cannot be used.
     """
     kind = package.definition.kind
-    check_floors(_LIBRARIES[kind], installed_versions())
+    check_floors(_LIBRARIES.get(kind, ()), installed_versions())
     try:
         module = import_module(_MODULES[kind], __package__)
     except ImportError as error:

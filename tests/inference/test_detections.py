@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +14,7 @@ from kestrel.inference.detections import (
     from_bytes,
     make_detections,
     no_detections,
+    shapes_of,
     to_bytes,
 )
 
@@ -20,8 +24,12 @@ def detections(draw: st.DrawFn) -> Detections:
     n = draw(st.integers(0, 6))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     low, size = random.normal(0, 1e5, (n, 2)), random.exponential(30, (n, 2))
-    return make_detections(np.hstack([low, low + size]), random.random(n), random.integers(0, 9, n),
-                           random.normal(0, 1e5, (n, 2)))  # fmt: skip
+    boxes = np.hstack([low, low + size])
+    shapes = [shapely.box(*box).difference(shapely.Point(box[:2]).buffer(3)) for box in boxes]
+    attributes = [{"length": float(value), "note": "a'\u00e9"} for value in random.random(n)]
+    return make_detections(boxes, random.random(n), random.integers(0, 9, n), random.normal(0, 1e5, (n, 2)),
+                           shapes if draw(st.booleans()) else None,
+                           attributes if draw(st.booleans()) else None)  # fmt: skip
 
 
 def assert_equal(expected: Detections, actual: Detections) -> None:
@@ -29,6 +37,17 @@ def assert_equal(expected: Detections, actual: Detections) -> None:
         first, second = getattr(expected, name), getattr(actual, name)
         assert (first.dtype, first.shape) == (second.dtype, second.shape)
         assert np.array_equal(first, second)
+    for name in ("shapes", "attributes"):
+        first, second = getattr(expected, name), getattr(actual, name)
+        assert (first is None) == (second is None)
+        assert first is None or first.tolist() == second.tolist()
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"x", lambda data: data[:20]])
+def test_bytes_of_another_length_are_refused(change: Callable[[bytes], bytes]) -> None:
+    found = make_detections([[0, 0, 1, 1]], [1], [0], shapes=[shapely.box(0, 0, 1, 1)], attributes=[{"a": 1}])
+    with pytest.raises(ValueError, match=r"\w"):
+        from_bytes(change(to_bytes(found)))
 
 
 @given(detections())
@@ -41,7 +60,13 @@ def test_joined_detections_can_be_taken_apart_again(parts: list[Detections]) -> 
     joined = concatenate(parts)
     start = 0
     for part in parts:
-        assert_equal(part, joined.take(np.arange(start, start + len(part))))
+        assert_equal(
+            make_detections(part.boxes, part.scores, part.labels, part.anchors,
+                            None if joined.shapes is None else shapes_of(part),
+                            part.attributes if joined.attributes is None or part.attributes is not None
+                            else [{}] * len(part)),
+            joined.take(np.arange(start, start + len(part))),
+        )  # fmt: skip
         start += len(part)
     assert start == len(joined)
 
@@ -76,3 +101,15 @@ def test_arrays_that_do_not_belong_together_are_refused(shapes: tuple[tuple[int,
     boxes, scores, labels, anchors = (np.zeros(shape) for shape in shapes)
     with pytest.raises(ValueError, match="boxes"):
         Detections(boxes, scores.astype(np.float32), labels.astype(np.int32), anchors)
+
+
+def test_shapes_move_and_grow_with_their_boxes() -> None:
+    found = make_detections([[1, 2, 3, 4]], [1], [0], shapes=[shapely.box(1, 2, 3, 4)])
+    changed = found.scale(2).shift(10, 20)
+    assert changed.shapes is not None
+    assert [[12, 24, 16, 28]] == changed.boxes.tolist() == shapely.bounds(changed.shapes).tolist()
+
+
+def test_shapes_and_attributes_of_another_number_are_refused() -> None:
+    with pytest.raises(ValueError, match="shapes or attributes"):
+        make_detections([[0, 0, 1, 1]], [1], [0], shapes=[])

@@ -6,7 +6,7 @@ from affine import Affine
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kestrel.inference.georeference import boxes_to_map, rings_to_wkb, to_map
+from kestrel.inference.georeference import boxes_to_map, rings_to_wkb, shapes_to_wkb, to_map
 
 units = st.floats(-2, 2)
 affines = st.builds(Affine, units, units, st.floats(-1e6, 1e6), units, units, st.floats(-1e6, 1e6)).filter(
@@ -68,3 +68,21 @@ def test_wkb_is_read_by_others_with_the_very_same_coordinates(transform: Affine,
 def test_a_north_up_box_has_the_corners_that_one_would_write() -> None:
     (ring,) = boxes_to_map(np.array([[2.0, 4.0, 6.0, 10.0]]), NAMED["north up"])
     assert [[101, 198], [101, 195], [103, 195], [103, 198], [101, 198]] == ring.tolist()
+
+
+@given(affines | st.sampled_from(list(NAMED.values())))
+def test_outlines_keep_their_holes_and_run_counter_clockwise(transform: Affine) -> None:
+    outline = shapely.box(0, 0, 10, 10).difference(shapely.box(4, 4, 6, 6))
+    both = np.array([outline, shapely.MultiPolygon([outline, shapely.box(20, 0, 22, 2)])])
+    single, multiple = shapely.from_wkb(shapes_to_wkb(both, transform))
+    assert (1, 2) == (len(single.interiors), len(multiple.geoms))
+    assert single.exterior.is_ccw
+    assert not single.interiors[0].is_ccw
+    assert np.isclose(96 * abs(transform.determinant), single.area, rtol=1e-4)
+
+
+def test_points_and_lines_lie_where_the_affine_puts_them() -> None:
+    shapes = np.array([shapely.Point(2, 4), shapely.LineString([(0, 0), (2, 4)])])
+    point, line = shapely.from_wkb(shapes_to_wkb(shapes, NAMED["north up"]))
+    assert [(101, 198)] == list(point.coords)
+    assert [(100, 200), (101, 198)] == list(line.coords)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -215,3 +216,20 @@ def test_suppressing_once_gives_the_strongest_first(found: Found, max_overlap: f
     result = suppress_once(d, max_overlap)
     assert greedy(alone, Rule(max_overlap)) == sorted(row(result, np.zeros(len(result)), i) for i in range(len(result)))
     assert sorted(result.scores.tolist(), reverse=True) == result.scores.tolist()
+
+
+def outlines(*shapes: shapely.Geometry) -> Detections:
+    n = len(shapes)
+    return make_detections(shapely.bounds(shapes), np.linspace(1, 0.5, n), np.zeros(n), shapes=shapes)
+
+
+def test_of_outlines_the_areas_count_and_not_the_boxes() -> None:
+    frame = shapely.box(0, 0, 20, 20).difference(shapely.box(2, 2, 18, 18))
+    assert 2 == len(suppress_once(outlines(frame, shapely.box(1, 1, 19, 19)), 0.5))
+    assert 1 == len(
+        suppress_once(outlines(frame, shapely.box(0, 0, 20, 20).difference(shapely.box(3, 3, 18, 18))), 0.5)
+    )
+
+
+def test_points_never_suppress_each_other() -> None:
+    assert 2 == len(suppress_once(outlines(shapely.Point(3, 3), shapely.Point(3, 3)), 0.0))

@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from kestrel.inference.errors import DeviceMemoryError, ModelError, RasterReadError
+from kestrel.inference.detections import Detections
+from kestrel.inference.detectors.protocol import Traits
+from kestrel.inference.errors import DeviceMemoryError, ModelError, RasterReadError, TileError
 from kestrel.inference.events import Canceled
 from kestrel.inference.journal import TileState
 from kestrel.inference.pipeline import BatchSize, Outcome, Pipeline
@@ -165,3 +170,45 @@ def test_a_network_that_wants_another_size_gets_resized_tiles() -> None:
     assert {(1, 32, 32)} == shapes
     assert first is not None
     assert [[16.0, 0.0, 18.0, 2.0]] == first.boxes.tolist()
+
+
+@dataclass
+class RawDetector(SumDetector):
+    """Wants what the raster holds; fails on tiles whose first pixel is one of `bad`."""
+
+    bad: tuple[int, ...] = ()
+    seen: list[NDArray[Any]] = field(default_factory=list)
+
+    @property
+    def traits(self) -> Traits:
+        """Describe it."""
+        return replace(super().traits, wants_raw=True)
+
+    def predict(self, batch: NDArray[Any]) -> list[Detections]:
+        """Find the objects."""
+        self.seen += list(batch)
+        if any(image[0, 0, 0] in self.bad for image in batch):
+            raise TileError("The program failed.")
+        return super().predict(batch)
+
+
+def test_who_wants_the_raw_raster_gets_its_own_type_and_the_mask_as_last_band() -> None:
+    pixels = noise(2, SIZE, SIZE).astype(np.uint16) * 100
+    valid = np.ones(pixels.shape[1:], bool)
+    valid[:3] = False
+    detector = RawDetector()
+    grid = TileGrid(SIZE, SIZE, Window(0, 0, SIZE, SIZE), SIZE, 0, 8)
+    list(pipeline(ArraySource(pixels, valid), detector).run(grid, lambda tile: True, lambda: False))
+    (seen,) = detector.seen
+    assert (np.uint16, 3) == (seen.dtype, len(seen))
+    assert np.array_equal(pixels, seen[:2])
+    assert np.array_equal(valid, seen[2])
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_tile_on_which_the_model_fails_is_put_aside_and_no_other(batch_size: int) -> None:
+    pixels = np.repeat(np.repeat(np.arange(20).reshape(4, 5), SIZE, 0), SIZE, 1)[None].astype(np.uint8)
+    outcomes = run(pipeline(ArraySource(pixels), RawDetector(bad=(7,)), batch_size))
+    put_aside = [outcome for outcome in outcomes if outcome.state is TileState.quarantined]
+    assert [(7, "tile-failed")] == [(item.tile.number, item.error.code) for item in put_aside if item.error]
+    assert 19 == sum(outcome.state is TileState.done for outcome in outcomes)

@@ -130,3 +130,16 @@ def test_any_plan_has_tiles_that_advance_and_fit_the_stride(
         assert all(tile.inner.width > 0 and tile.inner.height > 0 for tile in tiles)
         is_seamless = radius is not None and grid.padding >= radius and grid.stride == stride
         assert not result.is_exact or len(grid) == 1 or is_seamless
+
+
+RAW = Traits(1, None, is_dense=False, network_size=300, max_batch=1, padding=22, wants_raw=True)
+
+
+def test_a_network_that_knows_one_padding_gets_it_whatever_was_asked_for() -> None:
+    assert 22 == plan({"padding": 100}, RAW).grid.padding
+    assert 22 == plan(traits=RAW).grid.padding
+
+
+def test_a_program_gets_blocks_of_its_own_size_whatever_was_asked_for() -> None:
+    result = plan({"tile_size": 512}, RAW)
+    assert (300, 300, 1) == (result.grid.tile_size, result.network_size, result.batch_size)
