@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qgis.core import (
-    Qgis,
     QgsFeatureSink,
     QgsProcessingAlgorithm,
     QgsProcessingContext,
@@ -23,7 +23,7 @@ from ..inference.events import WasCanceled
 from ..inference.job import DetectionJob
 from . import parameters as keys
 from .destination import HalfOutput, sole_writer
-from .feature_sink import RunFacts, check_written, fill_sink, output_fields
+from .feature_sink import RunFacts, check_written, extra_fields, fill_sink, output_fields, output_geometry
 from .feedback import EventListener, as_processing_exception, cancelled_exception, foreseen, is_main_thread
 from .help import algorithm_help
 from .job_builder import (
@@ -65,7 +65,7 @@ class DetectObjectsAlgorithm(QgsProcessingAlgorithm):
 
     def shortDescription(self) -> str:
         """Give the tooltip."""
-        return tr("Finds objects in an image with a trained deep learning model and writes them as polygons.")
+        return tr("Finds objects in an image with a trained deep learning model and writes them as vector features.")
 
     def shortHelpString(self) -> str:
         """Give the help beside the dialog."""
@@ -138,7 +138,8 @@ class DetectObjectsAlgorithm(QgsProcessingAlgorithm):
                 if isinstance(outcome, WasCanceled):
                     return _cancelled(feedback)
                 request = ParameterReader(self, parameters, context)
-                results = _write(request, plan, run.job, listener.object_files, feedback)
+                facts = _facts(plan, run.job, outcome.summary, listener.object_files)
+                results = _write(request, plan, run.job, facts, listener.object_files, feedback)
         except InferenceError as error:
             raise as_processing_exception(error, run.log if run else None) from error
         finally:
@@ -151,17 +152,33 @@ class DetectObjectsAlgorithm(QgsProcessingAlgorithm):
         return results
 
 
+def _facts(plan: DetectionPlan, job: DetectionJob, summary: Mapping[str, Any], files: list[Path]) -> RunFacts:
+    """Give what all objects have in common, now that the worker has told what they are."""
+    return RunFacts(
+        plan.package.definition,
+        job.job_id,
+        plan.fields,
+        extra_fields(summary.get("fields"), plan.fields),
+        output_geometry(summary.get("geometry"), files),
+    )
+
+
 def _write(
-    request: ParameterReader, plan: DetectionPlan, job: DetectionJob, files: list[Path], feedback: QgsProcessingFeedback
+    request: ParameterReader,
+    plan: DetectionPlan,
+    job: DetectionJob,
+    facts: RunFacts,
+    files: list[Path],
+    feedback: QgsProcessingFeedback,
 ) -> dict[str, Any]:
     """Fill the sink in one go: it is one open transaction, and hours of work must not hang on it."""
     algorithm, definition = request.algorithm, plan.package.definition
     feedback.setProgressText(tr("Writing the objects"))
     half, is_whole = HalfOutput(plan.output), False
     try:
-        sink, destination = _open_sink(request, plan)
+        sink, destination = _open_sink(request, plan, facts)
         half.note_created()
-        counts = fill_sink(sink, destination, files, RunFacts(definition, job.job_id, plan.fields))
+        counts = fill_sink(sink, destination, files, facts)
         # The file is complete only when nobody holds the sink any more.
         del sink
         check_written(destination, sum(counts.values()))
@@ -169,7 +186,7 @@ def _write(
     finally:
         if not is_whole:
             half.remove()
-    record = RunRecord(job, definition, plan.raster, plan.fields, counts)
+    record = RunRecord(job, definition, plan.raster, plan.fields, counts, facts.extra)
     style_on_load(request.context, destination, record, algorithm.parameterDefinition(keys.OUTPUT).description())
     feedback.pushInfo(_summary(counts))
     return {
@@ -180,15 +197,15 @@ def _write(
     }
 
 
-def _open_sink(request: ParameterReader, plan: DetectionPlan) -> tuple[QgsFeatureSink, str]:
+def _open_sink(request: ParameterReader, plan: DetectionPlan, facts: RunFacts) -> tuple[QgsFeatureSink, str]:
     algorithm, reason = request.algorithm, ""
     try:
         sink, destination = algorithm.parameterAsSink(
             request.parameters,
             keys.OUTPUT,
             request.context,
-            output_fields(plan.fields),
-            Qgis.WkbType.Polygon,
+            output_fields(facts.fields, facts.extra),
+            facts.geometry,
             plan.raster.crs,
         )
     except QgsProcessingException as error:

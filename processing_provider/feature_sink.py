@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qgis.core import QgsFeature, QgsFeatureSink, QgsField, QgsFields, QgsGeometry, QgsVectorLayer
+from qgis.core import Qgis, QgsFeature, QgsFeatureSink, QgsField, QgsFields, QgsGeometry, QgsVectorLayer, QgsWkbTypes
 from qgis.PyQt.QtCore import QMetaType
 
 from ..inference.errors import JobError, OutputError
 from ..inference.models.definition import ModelClass, ModelDefinition
 from ..inference.object_file import MapObjects, read_objects
+from .text import to_plain
 
 _BATCH = 1000
 _FORBIDDEN = ("fid", "ogc_fid", "geom", "geometry")
+_MOST_EXTRA_FIELDS = 200
+_LONGEST_NAME = 60
+_LONGEST_TEXT = 2**16
+_LARGEST_INTEGER = 2**63
+_MULTI_BIT = 3
+"""WKB's types of parts: MultiPoint is Point + 3, and so on. Source: OGC 06-103r4, table 7."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +57,31 @@ class FieldNames:
 
 
 @dataclass(frozen=True)
+class ExtraField:
+    """A field that only the objects of some models have.
+
+    Attributes:
+        key: How the model calls it.
+        name: Name of the field.
+        kind: "text", "integer" or "number".
+        alias: How people call it; empty: as the field.
+    """
+
+    key: str
+    name: str
+    kind: str
+    alias: str = ""
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """What every object of a run has in common."""
 
     definition: ModelDefinition
     job_id: str
     fields: FieldNames
+    extra: tuple[ExtraField, ...] = ()
+    geometry: Qgis.WkbType = Qgis.WkbType.Polygon
 
 
 Value = Callable[[MapObjects, int, RunFacts], Any]
@@ -82,13 +109,77 @@ _FIXED_COLUMNS = (
 )
 
 
-def columns(names: FieldNames) -> tuple[Column, ...]:
+def columns(names: FieldNames, extra: Sequence[ExtraField] = ()) -> tuple[Column, ...]:
     """Give the fields of the output in order."""
     return (
         Column(names.class_name, QMetaType.Type.QString, lambda objects, i, run: _class(objects, i, run).name),
         Column(names.confidence, QMetaType.Type.Double, lambda objects, i, run: percent(objects.scores[i])),
         *_FIXED_COLUMNS,
+        *(Column(item.name, _TYPES[item.kind], _attribute(item)) for item in extra),
     )
+
+
+_TYPES = {
+    "text": QMetaType.Type.QString,
+    "integer": QMetaType.Type.LongLong,
+    "number": QMetaType.Type.Double,
+}
+
+
+def _attribute(field: ExtraField) -> Value:
+    def value(objects: MapObjects, index: int, run: RunFacts) -> Any:
+        attributes = objects.attributes[index] if objects.attributes is not None else None
+        return _of_kind(field.kind, (attributes or {}).get(field.key))
+
+    return value
+
+
+def _of_kind(kind: str, value: Any) -> Any:
+    """Give what a model's program says about an object in the field's type; None where it is something else."""
+    if value is None:
+        return None
+    if kind == "text":
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        return text[:_LONGEST_TEXT]
+    try:
+        number = float(value)
+        whole = int(value) if kind == "integer" else 0
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if number - number != 0:  # NaN, infinite
+        return None
+    return number if kind == "number" else whole if abs(whole) < _LARGEST_INTEGER else None
+
+
+def extra_fields(announced: Any, names: FieldNames) -> tuple[ExtraField, ...]:
+    """Read the fields that a model's objects have besides Kestrel's own.
+
+    Args:
+        announced: The worker's list of {"name", "type", "alias"}; what is no such entry is passed over.
+        names: The names that are taken already.
+
+    Returns:
+        The fields, with names that are not taken and that file formats bear.
+    """
+    taken = {column.name.lower() for column in columns(names)} | set(_FORBIDDEN)
+    fields: list[ExtraField] = []
+    for entry in announced if isinstance(announced, (list, tuple)) else ():
+        key = entry.get("name") if isinstance(entry, Mapping) else None
+        if not isinstance(key, str) or len(fields) == _MOST_EXTRA_FIELDS:
+            continue
+        name = _free_name(key, taken)
+        taken.add(name.lower())
+        kind, alias = str(entry.get("type")), str(entry.get("alias") or "")
+        fields.append(ExtraField(key, name, kind if kind in _TYPES else "text", to_plain(alias, 80)))
+    return tuple(fields)
+
+
+def _free_name(key: str, taken: set[str]) -> str:
+    """Give a field name of letters, digits and underscores that is not taken."""
+    safe = "".join(character if character.isalnum() else "_" for character in key)[:_LONGEST_NAME].strip("_")
+    safe = safe or "field"
+    candidates = [safe, *(f"{safe}_{number}" for number in range(2, _MOST_EXTRA_FIELDS + len(taken) + 2))]
+    return next(name for name in candidates if name.lower() not in taken)
 
 
 def percent(score: float) -> float:
@@ -96,21 +187,50 @@ def percent(score: float) -> float:
     return round(float(score) * 100, 4)
 
 
-def output_fields(names: FieldNames) -> QgsFields:
+def output_fields(names: FieldNames, extra: Sequence[ExtraField] = ()) -> QgsFields:
     """Give the fields of the output layer."""
     fields = QgsFields()
-    for column in columns(names):
-        fields.append(QgsField(column.name, column.type))
+    aliases = {item.name: item.alias for item in extra if item.alias != item.name}
+    for column in columns(names, extra):
+        field = QgsField(column.name, column.type)
+        field.setAlias(aliases.get(column.name, ""))
+        fields.append(field)
     return fields
+
+
+def output_geometry(kind: Any, files: Iterable[Path]) -> Qgis.WkbType:
+    """Give the geometry type of the output layer.
+
+    Outlines are always multipolygons: file formats keep the two types apart, and a seam may leave an object in parts.
+    Points and lines have parts only where an object does.
+
+    Args:
+        kind: What the worker says of the objects: "box", "polygon", "point", "line".
+        files: Files of objects.
+    """
+    if kind == "polygon":
+        return Qgis.WkbType.MultiPolygon
+    single = {"point": Qgis.WkbType.Point, "line": Qgis.WkbType.LineString}.get(str(kind), Qgis.WkbType.Polygon)
+    if single == Qgis.WkbType.Polygon:
+        return single
+    has_parts = any(_wkb_type(wkb) > _MULTI_BIT for path in files for wkb in read_objects(path).wkb)
+    return QgsWkbTypes.multiType(single) if has_parts else single
+
+
+def _wkb_type(wkb: bytes) -> int:
+    return int.from_bytes(wkb[1:5], "little" if wkb[:1] == b"\x01" else "big")
 
 
 def features(objects: MapObjects, run: RunFacts) -> Iterator[QgsFeature]:
     """Turn objects into features, in their order."""
-    table, fields = columns(run.fields), output_fields(run.fields)
+    table, fields = columns(run.fields, run.extra), output_fields(run.fields, run.extra)
+    is_multi = QgsWkbTypes.isMultiType(run.geometry)
     for index, wkb in enumerate(objects.wkb):
         feature = QgsFeature(fields)
         geometry = QgsGeometry()
         geometry.fromWkb(wkb)
+        if is_multi:
+            geometry.convertToMultiType()
         feature.setGeometry(geometry)
         feature.setAttributes([column.value(objects, index, run) for column in table])
         yield feature

@@ -27,7 +27,7 @@ def _introduction() -> str:
         [
             "<p>",
             tr("Finds objects in an image - trees, buildings, vehicles - with a trained deep learning model, and "
-               "writes one polygon for each of them."),
+               "writes one feature for each of them."),
             "</p><p>",
             tr("Choose an image and a model and press <b>Run</b>. Everything else has a default that comes from the "
                "model. Large images are cut into overlapping tiles and put together again without seams; the image "
@@ -55,5 +55,6 @@ def _fields() -> str:
         ("CutByEdge", tr("the object reaches the edge of the image, or of what its tile saw, so it may be incomplete")),
         ("JobId", tr("name of the run")),
     )
+    others = tr("Models with a program of their own may add further fields.")
     items = "".join(f"<li><b>{name}</b>: {text}</li>" for name, text in rows)
-    return f"<h2>{tr('Fields of the objects')}</h2><ul>{items}</ul>"
+    return f"<h2>{tr('Fields of the objects')}</h2><ul>{items}</ul><p>{others}</p>"

@@ -12,12 +12,16 @@ from qgis.core import (
     QgsCategorizedSymbolRenderer,
     QgsCoordinateReferenceSystem,
     QgsFillSymbol,
+    QgsLineSymbol,
+    QgsMarkerSymbol,
     QgsPalLayerSettings,
     QgsProcessingContext,
     QgsProcessingFeedback,
     QgsProcessingLayerPostProcessorInterface,
     QgsRendererCategory,
     QgsSimpleFillSymbolLayer,
+    QgsSimpleLineSymbolLayer,
+    QgsSymbol,
     QgsTextBufferSettings,
     QgsTextFormat,
     QgsUnitTypes,
@@ -29,13 +33,14 @@ from qgis.PyQt.QtGui import QColor
 
 from ..inference.job import DetectionJob
 from ..inference.models.definition import Color, ModelClass, ModelDefinition
-from .feature_sink import FieldNames, output_fields
+from .feature_sink import ExtraField, FieldNames, output_fields
 from .raster_source import SourceRaster
 from .text import to_plain, to_ui, tr
 from .version import plugin_version
 
 _FILL_OPACITY = 30
 """Of 255: enough to tell an object from its surroundings, little enough to see what it is."""
+_PALE = "255,255,255,190"
 _METRES_PER_SCREEN_PIXEL = 0.00028
 """OGC's standardized rendering pixel size."""
 _COARSEST_LABELS = 4
@@ -54,6 +59,7 @@ class RunRecord:
     raster: SourceRaster
     fields: FieldNames
     class_counts: Counter[str]
+    extra: tuple[ExtraField, ...] = ()
 
 
 def style_on_load(context: QgsProcessingContext, destination: str, record: RunRecord, default_name: str) -> None:
@@ -96,19 +102,19 @@ class LayerStyle(QgsProcessingLayerPostProcessorInterface):
         if not isinstance(layer, QgsVectorLayer):
             return
         record = self._record
-        class_field, confidence = names_in(layer, record.fields)
+        class_field, confidence = names_in(layer, record.fields, record.extra)
         if self._has_default_name:
             layer.setName(layer_name(record))
-        layer.setRenderer(renderer(shown_classes(record), class_field))
-        layer.setLabeling(labeling(record.raster, class_field, confidence))
+        layer.setRenderer(renderer(shown_classes(record), class_field, layer.geometryType()))
+        layer.setLabeling(labeling(record.raster, class_field, confidence, layer.geometryType()))
         layer.setLabelsEnabled(True)
         describe(layer, record)
         layer.triggerRepaint()
 
 
-def names_in(layer: QgsVectorLayer, wanted: FieldNames) -> tuple[str, str]:
+def names_in(layer: QgsVectorLayer, wanted: FieldNames, extra: tuple[ExtraField, ...] = ()) -> tuple[str, str]:
     """Give the names of the fields of class and confidence in the layer: some formats shorten them."""
-    fields, columns = layer.fields(), output_fields(wanted)
+    fields, columns = layer.fields(), output_fields(wanted, extra)
 
     def name_of(name: str) -> str:
         index = fields.lookupField(name)
@@ -131,34 +137,67 @@ def shown_classes(record: RunRecord) -> list[ModelClass]:
     return found or list(record.definition.classes)
 
 
-def renderer(classes: list[ModelClass], class_field: str) -> QgsCategorizedSymbolRenderer:
-    """Draw each class with the model's colour: a strong outline around a translucent fill."""
-    categories = [QgsRendererCategory(item.name, _symbol(item.color), to_plain(item.name, 80)) for item in classes]
+def renderer(
+    classes: list[ModelClass], class_field: str, geometry: Qgis.GeometryType = Qgis.GeometryType.Polygon
+) -> QgsCategorizedSymbolRenderer:
+    """Draw each class with the model's colour: areas with a strong outline around a translucent fill."""
+    make = {Qgis.GeometryType.Point: _marker, Qgis.GeometryType.Line: _line}.get(geometry, _fill)
+    categories = [QgsRendererCategory(item.name, make(item.color), to_plain(item.name, 80)) for item in classes]
     return QgsCategorizedSymbolRenderer(class_field, categories)
 
 
-def _symbol(color: Color) -> QgsFillSymbol:
-    """Give the symbol of a class; a pale edge around the outline keeps it visible on ground of the same colour."""
-    shade = ",".join(str(value) for value in color)
+def _fill(color: Color) -> QgsSymbol:
+    """Give the symbol of an area; a pale edge around the outline keeps it visible on ground of the same colour."""
     symbol = QgsFillSymbol.createSimple(
         {
-            "color": f"{shade},{_FILL_OPACITY}",
-            "outline_color": "255,255,255,190",
+            "color": f"{_shade(color)},{_FILL_OPACITY}",
+            "outline_color": _PALE,
             "outline_width": "1.1",
             "joinstyle": "miter",
         }
     )
-    outline = {"style": "no", "outline_color": f"{shade},255", "outline_width": "0.6", "joinstyle": "miter"}
+    outline = {"style": "no", "outline_color": f"{_shade(color)},255", "outline_width": "0.6", "joinstyle": "miter"}
     symbol.appendSymbolLayer(QgsSimpleFillSymbolLayer.create(outline))
     return symbol
 
 
-def labeling(raster: SourceRaster, class_field: str, confidence: str) -> QgsVectorLayerSimpleLabeling:
+def _line(color: Color) -> QgsSymbol:
+    """Give the symbol of a line, with the same pale edge."""
+    symbol = QgsLineSymbol.createSimple({"line_color": _PALE, "line_width": "1.1", "joinstyle": "round"})
+    core = {"line_color": f"{_shade(color)},255", "line_width": "0.6", "joinstyle": "round"}
+    symbol.appendSymbolLayer(QgsSimpleLineSymbolLayer.create(core))
+    return symbol
+
+
+def _marker(color: Color) -> QgsSymbol:
+    """Give the symbol of a point, with the same pale edge."""
+    return QgsMarkerSymbol.createSimple(
+        {
+            "name": "circle",
+            "color": f"{_shade(color)},255",
+            "size": "2.4",
+            "outline_color": _PALE,
+            "outline_width": "0.4",
+        }
+    )
+
+
+def _shade(color: Color) -> str:
+    return ",".join(str(value) for value in color)
+
+
+def labeling(
+    raster: SourceRaster,
+    class_field: str,
+    confidence: str,
+    geometry: Qgis.GeometryType = Qgis.GeometryType.Polygon,
+) -> QgsVectorLayerSimpleLabeling:
     """Label objects as `Class 97%`, from the scale on at which they are large enough to carry a text."""
     settings = QgsPalLayerSettings()
     settings.fieldName = f"{quoted(class_field)} || ' ' || round({quoted(confidence)}) || '%'"
     settings.isExpression = True
-    settings.placement = Qgis.LabelPlacement.Horizontal
+    if geometry == Qgis.GeometryType.Polygon:
+        settings.placement = Qgis.LabelPlacement.Horizontal
     settings.setFormat(_text_format())
     settings.scaleVisibility = True
     settings.minimumScale = coarsest_label_scale(raster.cell_size, raster.crs)

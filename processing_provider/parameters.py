@@ -205,8 +205,9 @@ def _how_to_run() -> tuple[Parameter, ...]:
 def _output_layer() -> Parameter:
     return Parameter(
         OUTPUT, tr("Detected objects"), QgsProcessingParameterFeatureSink,
-        tr("Polygons, one for each object."),
-        options={"type": Qgis.ProcessingSourceType.VectorPolygon},
+        tr("One feature for each object: a box, an outline, or - where the model's own program gives them - a point or "
+           "a line."),
+        options={"type": Qgis.ProcessingSourceType.VectorAnyGeometry},
     )  # fmt: skip
 
 

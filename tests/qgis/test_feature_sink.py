@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from qgis.core import (
     Qgis,
     QgsCoordinateReferenceSystem,
     QgsFeatureSink,
+    QgsGeometry,
     QgsMemoryProviderUtils,
     QgsProject,
     QgsVectorFileWriter,
@@ -18,12 +21,15 @@ from qgis.core import (
 from kestrel.inference.errors import JobError, OutputError
 from kestrel.inference.object_file import write_objects
 from kestrel.processing_provider.feature_sink import (
+    ExtraField,
     FieldNames,
     RunFacts,
     check_written,
+    extra_fields,
     features,
     fill_sink,
     output_fields,
+    output_geometry,
     percent,
 )
 from kestrel.tests.qgis.examples import definition, three_objects
@@ -142,3 +148,100 @@ def test_a_file_that_cannot_be_read_back_is_an_error(tmp_path: Path) -> None:
 
 def test_a_destination_that_is_no_file_is_not_checked() -> None:
     check_written("polygons_12345", 3)
+
+
+def file_of(folder: Path, *wkt: str) -> Path:
+    """Write objects of these shapes."""
+    shapes = [bytes(QgsGeometry.fromWkt(text).asWkb()) for text in wkt]
+    objects = three_objects()
+    path = folder / "shapes.npz"
+    n = len(shapes)
+    write_objects(
+        path, replace(objects, wkb=shapes, scores=objects.scores[:n], labels=objects.labels[:n],
+                      tiles=objects.tiles[:n], is_cut=objects.is_cut[:n]),
+    )  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "wkt", "expected"),
+    [
+        ("box", "Polygon ((0 0, 1 0, 1 1, 0 0))", Qgis.WkbType.Polygon),
+        (None, "Polygon ((0 0, 1 0, 1 1, 0 0))", Qgis.WkbType.Polygon),
+        ("polygon", "Polygon ((0 0, 1 0, 1 1, 0 0))", Qgis.WkbType.MultiPolygon),
+        ("point", "Point (1 2)", Qgis.WkbType.Point),
+        ("point", "MultiPoint ((1 2), (3 4))", Qgis.WkbType.MultiPoint),
+        ("line", "LineString (1 2, 3 4)", Qgis.WkbType.LineString),
+        ("line", "MultiLineString ((1 2, 3 4), (5 6, 7 8))", Qgis.WkbType.MultiLineString),
+    ],
+)
+def test_the_worker_decides_the_geometry_and_parts_make_it_a_multi_type(
+    tmp_path: Path, kind: Any, wkt: str, expected: Qgis.WkbType
+) -> None:
+    assert output_geometry(kind, [file_of(tmp_path, wkt)]) == expected
+
+
+@pytest.mark.parametrize("extension", ["gpkg", "shp", "geojson", "fgb"])
+@pytest.mark.parametrize(
+    ("kind", "wkt"),
+    [
+        ("polygon", ("Polygon ((0 0, 4 0, 4 4, 0 4, 0 0),(1 1, 1 2, 2 2, 2 1, 1 1))",
+                     "MultiPolygon (((5 5, 6 5, 6 6, 5 5)),((7 7, 8 7, 8 8, 7 7)))")),
+        ("point", ("Point (1 2)", "MultiPoint ((1 2), (3 4))")),
+        ("line", ("LineString (1 2, 3 4)", "LineString (1 2, 3 4, 5 5)")),
+    ],
+)  # fmt: skip
+def test_outlines_points_and_lines_survive_the_usual_formats(
+    tmp_path: Path, extension: str, kind: str, wkt: tuple[str, ...]
+) -> None:
+    source = file_of(tmp_path, *wkt)
+    run = replace(RUN, geometry=output_geometry(kind, [source]))
+    path = str(tmp_path / f"out.{extension}")
+    options = QgsVectorFileWriter.SaveVectorOptions()
+    options.driverName = QgsVectorFileWriter.driverForExtension(extension)
+    writer = QgsVectorFileWriter.create(
+        path, output_fields(run.fields), run.geometry, QgsCoordinateReferenceSystem("EPSG:32633"),
+        QgsProject.instance().transformContext(), options,
+    )  # fmt: skip
+    fill_sink(writer, path, [source], run)
+    del writer
+    check_written(path, 2)
+    expected = [QgsGeometry.fromWkt(text) for text in wkt]
+    found = [feature.geometry() for feature in QgsVectorLayer(path, "out", "ogr").getFeatures()]
+    for shape in (*expected, *found):
+        shape.convertToMultiType()
+    matches = [sum(shape.isGeosEqual(other) for other in found) for shape in expected]
+    assert matches == [1, 1]
+
+
+ANNOUNCED = [
+    {"name": "Height", "type": "number", "alias": "Height of the tree"},
+    {"name": "Class", "type": "text"},
+    {"name": "count of leaves!", "type": "integer"},
+    {"name": "fid", "type": "integer"},
+]
+
+
+def test_fields_of_the_models_own_follow_kestrels_under_names_that_are_free() -> None:
+    extra = extra_fields(ANNOUNCED, FieldNames())
+    fields = output_fields(FieldNames(), extra)
+    assert [field.name() for field in fields] == [*FIELDS, "Height", "Class_2", "count_of_leaves", "fid_2"]
+    assert [int(field.type()) for field in fields][-4:] == [6, 10, 4, 4]
+    assert fields.field("Height").alias() == "Height of the tree"
+
+
+@pytest.mark.parametrize("announced", [None, "x", [1, {"type": "text"}, {"name": 3}], {"name": "x"}])
+def test_what_is_no_list_of_fields_gives_none(announced: Any) -> None:
+    assert extra_fields(announced, FieldNames()) == ()
+
+
+def test_attributes_fill_their_fields_and_what_does_not_fit_is_left_empty() -> None:
+    attributes = [{"Height": "12.5", "Class": {"a": 1}, "n": 3}, {"Height": "tall", "n": float("nan")}, {}]
+    extra = (
+        ExtraField("Height", "Height", "number"),
+        ExtraField("Class", "Class_2", "text"),
+        ExtraField("n", "n", "integer"),
+    )
+    objects = replace(three_objects(), attributes=attributes)
+    found = [feature.attributes()[len(FIELDS) :] for feature in features(objects, replace(RUN, extra=extra))]
+    assert found == [[12.5, '{"a": 1}', 3], [None, None, None], [None, None, None]]

@@ -94,6 +94,26 @@ def test_labels_appear_where_objects_are_large_enough(cell_size: float, crs: str
     assert coarsest_label_scale(cell_size, QgsCoordinateReferenceSystem(crs)) == expected
 
 
+@pytest.mark.parametrize(
+    ("geometry", "kind"),
+    [
+        (Qgis.WkbType.Point, Qgis.SymbolType.Marker),
+        (Qgis.WkbType.MultiLineString, Qgis.SymbolType.Line),
+        (Qgis.WkbType.MultiPolygon, Qgis.SymbolType.Fill),
+    ],
+)
+def test_each_geometry_is_drawn_in_its_own_way_with_the_models_colours(
+    geometry: Qgis.WkbType, kind: Qgis.SymbolType
+) -> None:
+    layer = QgsMemoryProviderUtils.createMemoryLayer("x", output_fields(FieldNames()), geometry, CRS)
+    LayerStyle(RECORD).postProcessLayer(layer, context(), Listener())
+    categories = layer.renderer().categories()  # they own their symbols
+    top = categories[0].symbol().symbolLayers()[-1]
+    color = top.strokeColor() if kind == Qgis.SymbolType.Fill else top.color()
+    assert (categories[0].symbol().type(), color.getRgb()) == (kind, (10, 200, 30, 255))
+    assert layer.labelsEnabled()
+
+
 def test_custom_properties_tell_programs_where_the_objects_come_from() -> None:
     layer = styled()
     found = {

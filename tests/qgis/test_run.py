@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from qgis.core import (
+    Qgis,
     QgsExpression,
     QgsExpressionContext,
     QgsExpressionContextUtils,
@@ -311,3 +312,32 @@ def test_messages_of_the_worker_reach_the_log(
     run(good, feedback)
     assert ("warning", "Look out.") in feedback.said
     assert feedback.said[-1] == ("info", "Found 3 objects. Palm: 2, House: 1.")
+
+
+FIND_POINTS = """
+sys.path.insert(0, "/usr/lib/python3/dist-packages")
+import numpy as np
+import struct
+from kestrel.inference.object_file import MapObjects
+hand_out(MapObjects(
+    [struct.pack("<BIdd", 1, 1, 500010.0 + i, 5599950.0) for i in range(2)],
+    np.array([0.9, 0.5], np.float32), np.array([0, 1], np.int32), np.array([0, 0]), np.array([False, False]),
+    [{"Height": 12.5, "Note": "old"}, {"Height": 3}]))
+fields = [{"name": "Height", "type": "number"}, {"name": "Note", "type": "text"}]
+say("done", summary={"tiles": 1, "geometry": "point", "fields": fields})
+"""
+
+
+@pytest.mark.parametrize("output", ["out.gpkg", "TEMPORARY_OUTPUT"])
+def test_a_model_of_points_gives_a_layer_of_points_with_its_own_fields(
+    good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    monkeypatch.setenv("KESTREL_PYTHON", write_interpreter(tmp_path, FIND_POINTS))
+    where = context()
+    target = output if output == "TEMPORARY_OUTPUT" else str(tmp_path / output)
+    results, _ = algorithm().run({**good, "OUTPUT": target}, where, Listener(), catchExceptions=False)
+    is_file = output != "TEMPORARY_OUTPUT"
+    layer = QgsVectorLayer(target, "", "ogr") if is_file else where.takeResultLayer(results["OUTPUT"])
+    assert layer.wkbType() == Qgis.WkbType.Point
+    rows = [(feature["Class"], feature["Height"], feature["Note"] or None) for feature in layer.getFeatures()]
+    assert rows == [("Palm", 12.5, "old"), ("House", 3.0, None)]
