@@ -162,11 +162,7 @@ def _build_commands(
     environment = staging / "env"
     interpreter = str(interpreter_in(environment))
     if not uv:
-        pip = [interpreter, "-I", "-m", "pip", "--disable-pip-version-check", "install", "--no-input"]
-        return [
-            [python, "-I", "-m", "venv", str(environment)],
-            [*pip, "--progress-bar", "off", "--require-hashes", "-r", str(requirements)],
-        ]
+        return [[python, "-I", "-m", "venv", str(environment)], _pip_install(interpreter, requirements)]
     install = [uv, "pip", "install", "--python", interpreter]
     make = [uv, "venv", "--no-project", "--relocatable", "--python", python, str(environment)]
     if not torch_backend:
@@ -179,6 +175,63 @@ def _build_commands(
         [*install, "--torch-backend", torch_backend, *torch_pair],
         [*install, "--no-deps", "--require-hashes", "-r", str(rest)],
     ]
+
+
+def install_extra(
+    interpreter: str,
+    requirements: Path,
+    report: Callable[[str], None],
+    is_cancelled: Callable[[], bool],
+    *,
+    uv: str | None = None,
+) -> bool:
+    """Install an optional library into an environment that is there. Call it on the user's word only: it downloads.
+
+    An extra is locked together with the environment's own libraries, so none of them changes. It goes with the
+    environment when that is made again.
+
+    Args:
+        interpreter: The environment's Python.
+        requirements: Locked requirements with hashes, for example requirements/tensorflow.txt.
+        report: Gets each line of the installer.
+        is_cancelled: Asked several times a second; on True the installer is killed.
+        uv: Path of uv; None looks along PATH. Without uv, pip does the same, more slowly.
+
+    Returns:
+        Whether it is installed; False when cancelled.
+
+    Raises:
+        WorkerStartError: There is no such interpreter, or the installer failed, or the environment does not work now.
+    """
+    if not Path(interpreter).is_file():
+        raise WorkerStartError(
+            f"There is no inference environment to install into: {interpreter} does not exist.",
+            hint="Let Kestrel make its environment first, in Settings > Options > Kestrel.",
+        )
+    for command in _extra_commands(interpreter, requirements, uv or shutil.which("uv")):
+        if not _run(command, Path(interpreter).parent, report, is_cancelled, f"Installing {requirements.stem}"):
+            return False
+    found = probe(interpreter)
+    if not found.is_usable:
+        raise WorkerStartError(
+            f"The inference environment does not work with {requirements.stem} in it.",
+            hint=f"{found.problems[0]} Or make the environment again, without it.",
+            problems=found.problems,
+        )
+    report(f"Installed {requirements.stem}.")
+    return True
+
+
+def _pip_install(interpreter: str, requirements: Path) -> list[str]:
+    pip = [interpreter, "-I", "-m", "pip", "--disable-pip-version-check", "install", "--no-input"]
+    return [*pip, "--progress-bar", "off", "--require-hashes", "-r", str(requirements)]
+
+
+def _extra_commands(interpreter: str, requirements: Path, uv: str | None) -> list[list[str]]:
+    if uv:
+        return [[uv, "pip", "install", "--python", interpreter, "--require-hashes", "-r", str(requirements)]]
+    # An environment that uv made has no pip; Python brings one along.
+    return [[interpreter, "-I", "-m", "ensurepip"], _pip_install(interpreter, requirements)]
 
 
 def _split_torch(locked: str) -> tuple[list[str], str]:
@@ -215,7 +268,13 @@ def _replace(target: Path, new: Path, aside: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _run(command: Sequence[str], folder: Path, report: Callable[[str], None], is_cancelled: Callable[[], bool]) -> bool:
+def _run(
+    command: Sequence[str],
+    folder: Path,
+    report: Callable[[str], None],
+    is_cancelled: Callable[[], bool],
+    what: str = "Making the inference environment",
+) -> bool:
     """Run one installer command, telling its lines; False when cancelled."""
     try:
         child = subprocess.Popen(  # nosec B603 - a list, no shell; the arguments are ours or the user's own paths
@@ -260,7 +319,7 @@ def _run(command: Sequence[str], folder: Path, report: Callable[[str], None], is
         _kill(child)
     if code != 0:
         raise WorkerStartError(
-            f"Making the inference environment failed ({Path(command[0]).name} ended with code {code}).",
+            f"{what} failed ({Path(command[0]).name} ended with code {code}).",
             hint=" ".join(last[-3:]),
             output=last,
         )

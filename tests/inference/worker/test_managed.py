@@ -22,6 +22,7 @@ from kestrel.inference.worker.managed import (
     create_environment,
     default_target,
     find_python,
+    install_extra,
     interpreter_in,
     ready_interpreter,
 )
@@ -235,6 +236,94 @@ def test_where_no_python_is_found_the_way_out_is_said(
     monkeypatch.setattr(managed, "_candidates", lambda: iter(()))
     with pytest.raises(WorkerStartError, match="Install one"):
         create_environment(tmp_path / "env", requirements, None, print, lambda: False)
+
+
+# -- Adding an optional library
+
+
+def locked_wheel(folder: Path, name: str, source: str, version: str = "2.0", digest: str = "") -> Path:
+    """Write a wheel and the locked requirements for it."""
+    wheels = folder / "extra"
+    wheels.mkdir()
+    wheel, information = wheels / f"{name}-{version}-py3-none-any.whl", f"{name}-{version}.dist-info"
+    files = {
+        f"{name}.py": source,
+        f"{information}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{information}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(f"{path},sha256={record_hash(content)},{len(content)}\n" for path, content in files.items())
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, content in {**files, f"{information}/RECORD": f"{record}{information}/RECORD,,\n"}.items():
+            archive.writestr(path, content)
+    digest = digest or hashlib.sha256(wheel.read_bytes()).hexdigest()
+    locked = folder / f"{name}.txt"
+    locked.write_text(f"--no-index\n--find-links {wheels.as_uri()}\n{name}=={version} \\\n    --hash=sha256:{digest}\n")
+    return locked
+
+
+def imports(interpreter: str, name: str) -> bool:
+    return subprocess.run([interpreter, "-c", f"import {name}"], capture_output=True, check=False).returncode == 0
+
+
+def test_an_extra_is_added_to_the_environment_that_is_there(tmp_path: Path, project_uv: str) -> None:
+    interpreter = make_interpreter(tmp_path / "environment", GOOD)
+    lines: list[str] = []
+    locked = locked_wheel(tmp_path, "tensorfake", "")
+    assert install_extra(interpreter, locked, lines.append, lambda: False, uv=project_uv)
+    assert imports(interpreter, "tensorfake")
+    assert probe(interpreter).is_usable
+    assert any("tensorfake" in line for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_uv")
+def test_an_extra_is_added_without_uv_to_an_environment_that_lacks_pip(tmp_path: Path) -> None:
+    interpreter = make_interpreter(tmp_path / "environment", GOOD)
+    assert not imports(interpreter, "pip")
+    assert install_extra(interpreter, locked_wheel(tmp_path, "tensorfake", ""), print, lambda: False)
+    assert imports(interpreter, "tensorfake")
+
+
+def test_an_extra_that_was_changed_is_refused(tmp_path: Path, project_uv: str) -> None:
+    interpreter = make_interpreter(tmp_path / "environment", GOOD)
+    locked = locked_wheel(tmp_path, "tensorfake", "", digest="0" * 64)
+    with pytest.raises(WorkerStartError, match="Installing tensorfake failed"):
+        install_extra(interpreter, locked, print, lambda: False, uv=project_uv)
+    assert not imports(interpreter, "tensorfake")
+
+
+def test_an_extra_that_breaks_the_environment_is_told(tmp_path: Path, project_uv: str) -> None:
+    interpreter = make_interpreter(tmp_path / "environment", {**GOOD, "onnx": "import tensorfake_is_absent"})
+    with pytest.raises(WorkerStartError, match="does not work with tensorfake") as caught:
+        install_extra(interpreter, locked_wheel(tmp_path, "tensorfake", ""), print, lambda: False, uv=project_uv)
+    assert "onnx" in caught.value.hint
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_cancelling_an_extra_kills_the_installer(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    uv = write_program(tmp_path / "uv", f"#!/bin/sh\nsleep 60 &\necho $! > {pid_file}\necho downloading\nwait\n")
+    interpreter = make_interpreter(tmp_path / "environment", {})
+    lines: list[str] = []
+    assert not install_extra(interpreter, tmp_path / "extra.txt", lines.append, lambda: bool(lines), uv=str(uv))
+    assert not is_running(int(pid_file.read_text()))
+
+
+def test_an_extra_needs_an_environment(tmp_path: Path) -> None:
+    with pytest.raises(WorkerStartError, match="no inference environment"):
+        install_extra(str(tmp_path / "python"), tmp_path / "extra.txt", print, lambda: False)
+
+
+def test_the_locked_extra_changes_no_library_of_the_environment(repository: Path) -> None:
+    locked = {
+        name: dict(re.findall(r"^([a-z0-9-]+)==(\S+(?: ;[^\\\n]*[^\\\n ])?)", text, re.MULTILINE))
+        for name in ("inference", "tensorflow")
+        for text in [(repository / "requirements" / f"{name}.txt").read_text()]
+    }
+    shared = set(locked["inference"]) & set(locked["tensorflow"])
+    assert {"numpy", "protobuf"} <= shared
+    assert [name for name in sorted(shared) if locked["inference"][name] != locked["tensorflow"][name]] == []
+    assert {"tensorflow-cpu", "tensorflow"} <= set(locked["tensorflow"])
 
 
 # -- Finding a Python, and the place
