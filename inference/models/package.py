@@ -1,35 +1,40 @@
-"""Model packages: open a .dlpk, .zip, .emd, .json or the definition's text, safely, and hand out its members.
+"""Model packages: open a .dlpk, .zip, folder, .emd, .json or the definition's text, safely, and hand out its members.
 
 A package is data from a stranger. Nothing is unpacked wholesale: members are looked at in the directory of the
-archive, refused where they are odd, and copied one by one to names that we choose. Nothing in a package is executed.
+archive, refused where they are odd, and copied one by one to names that we choose. Nothing in a package is executed
+here; a package's program is copied out by program.py, for the consent that was given to its exact content.
 """
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
-import json
 import lzma
+import os
 import re
 import stat
+import struct
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 from ..errors import DiskFullError, ModelPackageError, OutputError
+from . import program
 from .definition import SCHEMA_KEY, ModelDefinition, definition_from_json
+from .emd_text import MAX_JSON_BYTES, EmdText, read_emd, read_json
 from .esri import definition_from_emd
+from .program import ProgramFile
 
 MAX_MEMBERS = 1000
-MAX_JSON_BYTES = 4 * 2**20
 MAX_TOTAL_BYTES = 8 * 2**30
 MAX_RATIO = 1100  # deflate reaches 1032 : 1 at most; more is a lie in the directory
-MAX_JSON_DEPTH = 64
-_MAX_DIGITS = 20
+_MAX_LISTED = 5000  # files of a folder that a loose definition lies in
 _LOCAL_HEADER_BYTES = 30  # the fixed part
 _BLOCK = 2**20
 _LOCATION = re.compile(rb"\x0a\x08location\x12(?:([\x00-\x7f])|([\x80-\xff])\x01)", re.DOTALL)
@@ -39,8 +44,23 @@ _DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
     device + digit for device in ("COM", "LPT") for digit in "0123456789¹²³"
 }
 """Names that Windows opens as devices, whatever follows the first dot."""
+_FOREIGN = (
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"), (b"Rar!\x1a\x07", "a RAR archive"), (b"\x1f\x8b", "a gzip archive"),
+    (b"BZh", "a bzip2 archive"), (b"\xfd7zXZ\x00", "an xz archive"), (b"\x28\xb5\x2f\xfd", "a Zstandard archive"),
+    (b"PK\x07\x08", "one part of a zip archive that was split"), (b"\x89HDF\r\n", "an HDF5 file"),
+    (b"MZ", "a program for Windows"), (b"%PDF", "a PDF document"),
+)  # fmt: skip
+"""How files begin that people take for packages, and what they are."""
+_TAR = slice(257, 262)
+_START_BYTES = 512
+_MAX_TEXTS, _KEY_WITHIN = 20, 2**16  # of a folder, what is looked into for a definition
+_CLUTTER = ("esriinfo/", "__macosx/")  # folders of packing programs, in lower case
+_INFO_STARTS = ("license", "licence", "copying", "notice", "terms", "readme", "thumbnail")
+_INFO_FOLDERS = ("esriinfo/", "modelcharacteristics/")
+_INFO_NAMES = ("model_metrics.html", "metrics.html", "iteminfo.xml")
 _ARCHIVE_ERRORS = (
-    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, EOFError,
+    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, struct.error, NotImplementedError,
+    RuntimeError, EOFError, ValueError, OverflowError,
 )  # fmt: skip
 
 
@@ -87,13 +107,20 @@ class FolderMembers:
     folder: Path
 
     def names(self) -> list[str]:
-        """Give the files' names relative to the folder, down to one folder below: it may be a home with millions."""
-        files = [*self.folder.glob("*"), *self.folder.glob("*/*")]
-        return sorted(p.relative_to(self.folder).as_posix() for p in files if p.is_file())
+        """Give the files' names relative to the folder.
+
+        Only down to one folder below, and a SavedModel's variables: it may be a home folder with millions.
+        """
+        names: list[str] = []
+        for name in _listed(self.folder):
+            names.extend([name] if _is_file(self.folder / name) else _listed(self.folder, name))
+        variables = [name.rpartition("/")[0] + "/variables" for name in names if name.endswith("/saved_model.pb")]
+        inside = [inner for folder in variables for inner in _listed(self.folder, folder)]
+        return sorted(name for name in {*names, *inside} if _is_file(self.folder / name))[:_MAX_LISTED]
 
     def has(self, name: str) -> bool:
-        """Tell whether `names` holds that name, without a look at all the others."""
-        return name.count("/") <= 1 and _is_file(self.folder / name)
+        """Tell whether there is a file of that name, however deep, without a look at all the others."""
+        return _is_file(self.folder / name)
 
     def open(self, name: str) -> IO[bytes]:
         """Open one file."""
@@ -117,10 +144,24 @@ class NoMembers:
         return Path(name).open("rb")
 
 
+def _listed(folder: Path, below: str = "") -> list[str]:
+    """Give the names in a folder, as many as a package may have; nothing where it cannot be read."""
+    names: list[str] = []
+    try:
+        with os.scandir(folder / below) as items:
+            for item in items:
+                names.append(f"{below}/{item.name}" if below else item.name)
+                if len(names) >= _MAX_LISTED:
+                    break
+    except OSError:
+        return names
+    return names
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name that is too long, for example
+    except (OSError, ValueError):  # a name that is too long, or holds a zero
         return False
 
 
@@ -196,8 +237,10 @@ class ModelPackage:
         """Give the hash of what decides the result: the definition, the weights, and the files that belong to them.
 
         Of an archive these are all members except programs; beside a loose definition lies anything, so there they are
-        the files that an ONNX graph names.
+        the files that an ONNX graph names. Of a model that is a program it is the whole file set of that program.
         """
+        if self.definition.program:
+            return hashlib.sha256(self.definition_bytes + bytes.fromhex(self.program_sha256())).hexdigest()
         weights = self.weights_member()
         content, locations = self._weights_hash(weights)
         hashes = {weights: content}
@@ -209,6 +252,48 @@ class ModelPackage:
         for name in sorted(hashes):
             digest.update(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest() + hashes[name])
         return digest.hexdigest()
+
+    def program_files(self) -> list[ProgramFile]:
+        """Give the files that the package's program is made of, see program.py."""
+        return program.program_files(self)
+
+    def program_sha256(self) -> str:
+        """Give the hash of the package's program, which a user consents to, see program.py."""
+        return program.program_sha256(self)
+
+    def extract_program(self, folder: Path, expected_sha256: str) -> Path:
+        """Copy the package's program into a new folder, if it is the one that the user consented to, see program.py."""
+        return program.extract_program(self, folder, expected_sha256)
+
+    def info_files(self) -> list[str]:
+        """Give the full names of the members that are for people: licence, metrics, thumbnails, notes."""
+        is_archive = isinstance(self.members, ZipMembers)
+        return [name for name in self.members.names() if _is_info(name[len(self.root) :], name, is_archive=is_archive)]
+
+    def read_bytes(self, name: str, max_bytes: int) -> bytes:
+        """Give at most so many bytes of a member, by its full name.
+
+        Raises:
+            ModelPackageError: there is none of that name, or it cannot be read.
+        """
+        if not self.members.has(name) or not (isinstance(self.members, NoMembers) or is_safe_name(name)):
+            raise ModelPackageError(f"The package does not hold the file '{name}'.")
+        with _as_package_error(name), self.members.open(name) as stream:
+            return stream.read(max_bytes)
+
+    def read_text(self, name: str, max_bytes: int = 2**18) -> str:
+        """Give the beginning of a member that is a text, by its full name; it may hold anything, HTML too.
+
+        Raises:
+            ModelPackageError: there is none of that name, or it cannot be read.
+        """
+        data = self.read_bytes(name, max_bytes)
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return data.decode("utf-16", "replace")
+        try:
+            return codecs.getincrementaldecoder("utf-8-sig")().decode(data)  # the last character may be cut in two
+        except UnicodeDecodeError:
+            return data.decode("cp1252", "replace")
 
     def _archived(self) -> list[str]:
         return [name for name in self.members.names() if not name.lower().endswith(".py")]
@@ -254,10 +339,46 @@ class ModelPackage:
                 yield block
 
 
+def _is_info(name: str, full: str, *, is_archive: bool) -> bool:
+    lower, base = name.lower(), name.lower().rpartition("/")[2]
+    is_text = is_archive and base.endswith((".txt", ".md")) and lower.count("/") == 0
+    is_named = base.startswith(_INFO_STARTS) or base in _INFO_NAMES
+    return is_text or (is_named and lower.count("/") <= 1) or full.lower().startswith(_INFO_FOLDERS) or (
+        lower.startswith(_INFO_FOLDERS)
+    )  # fmt: skip
+
+
 def _refuse_pointer(start: bytes, name: str) -> None:
     if start.startswith(b"version https://git-lfs"):
         raise ModelPackageError(
             f"The model file '{name}' is a Git LFS pointer, not the model itself.", hint="Fetch it with 'git lfs pull'."
+        )
+
+
+def _refuse_foreign(start: bytes, name: str) -> None:
+    """Refuse by name what people take for a package, by the file's first bytes.
+
+    Raises:
+        ModelPackageError: it is something else.
+    """
+    _refuse_pointer(start, name)
+    kind = next((kind for magic, kind in _FOREIGN if start.startswith(magic)), "")
+    kind = kind or ("a tar archive" if start[_TAR] == b"ustar" else "")
+    if kind:
+        raise ModelPackageError(
+            f"The file '{name}' is {kind}, not a model package.",
+            hint="Unpack it and choose the .emd in it, or pack its files as a zip archive.",
+        )
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<?xml", b"<!doctype")):
+        raise ModelPackageError(
+            f"The file '{name}' is a web page, not the model.",
+            hint="The server sent a page instead of the file: sign in there, and download the package again.",
+        )
+    if text.startswith((b'{"error"', b"{'error'", b'{ "error"')):
+        raise ModelPackageError(
+            f"The file '{name}' holds the error message of a server, not the model.",
+            hint="Sign in at the portal, and download the package again.",
         )
 
 
@@ -288,19 +409,20 @@ def open_package(reference: str) -> ModelPackage:
     """Open a model package.
 
     Args:
-        reference: Path of a .dlpk, .zip, .emd or .json file, or the text of a definition in JSON.
+        reference: Path of a .dlpk, .zip, .emd or .json file, or of a folder that holds one definition; or the text of
+            a definition in JSON.
 
     Raises:
         ModelPackageError: no such file, not a package, or a package with something odd in it.
         ModelUnsupportedError: a model of a kind that Kestrel does not run.
-        UntrustedCodeError: the model is a program, not data.
+        ModelIncompatibleError: parts of the definition that do not fit together.
     """
-    reference = reference.strip()
+    reference = reference.strip().lstrip("\ufeff")
     if not reference:
         raise ModelPackageError("No model was given.", hint="Choose a .dlpk, .emd or .json file.")
     if reference.startswith("{"):
         data = reference.encode("utf-8", "surrogatepass")
-        return _open_definition(data, "given as text", NoMembers(), "")
+        return _open_definition(data, "given as text", NoMembers(), "", "")
     try:
         return _open_file(Path(reference).expanduser())
     except (OSError, RuntimeError) as error:  # RuntimeError: a home that expanduser does not find
@@ -310,24 +432,26 @@ def open_package(reference: str) -> ModelPackage:
 
 def _open_file(path: Path) -> ModelPackage:
     if path.is_dir():
-        raise ModelPackageError(f"The model '{path}' is a folder.", hint="Choose the .dlpk, .emd or .json file in it.")
+        return _open_file(path / _definition_in_folder(path))
     if not path.is_file():
         raise ModelPackageError(
             f"The model file '{path}' does not exist.", hint="Check the path; a network drive may be disconnected."
         )
     with path.open("rb") as stream:
-        start = stream.read(64)
-    if start.startswith(b"PK\x03\x04") and path.suffix.lower() not in (".pth", ".pt"):
+        start = stream.read(_START_BYTES)
+    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")) and path.suffix.lower() not in (".pth", ".pt"):
         return _open_archive(path)
-    _refuse_pointer(start, str(path))
+    _refuse_foreign(start, path.name)
     if path.suffix.lower() in (".emd", ".json"):
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ModelPackageError(f"The model definition '{path.name}' is larger than 4 MB; that is no definition.")
-        return _open_definition(path.read_bytes(), f"'{path.name}'", FolderMembers(path.parent), "")
+        return _open_definition(path.read_bytes(), f"'{path.name}'", FolderMembers(path.parent), "", path.stem)
     raise ModelPackageError(
-        f"The file '{path.name}' is not a model package.",
+        f"The file '{path.name}' is not a model package{'' if start else ': it is empty'}.",
         hint="Kestrel opens .dlpk packages, and .emd or .json definitions that lie beside their weights. "
-        "Describe bare weights with a definition, see docs/definition.md.",
+        "Describe bare weights with a definition, see docs/definition.md."
+        if start
+        else "Copy or download it again.",
     )
 
 
@@ -335,13 +459,14 @@ def _open_archive(path: Path) -> ModelPackage:
     with _as_package_error(path.name), zipfile.ZipFile(path) as archive:
         entries = _checked_entries(archive)
     members = ZipMembers(path, entries)
-    name = _definition_member(members.names(), path.name)
+    name = _definition_member(members.names(), f"The package '{path.name}'")
     with _as_package_error(path.name), members.open(name) as stream:
         data = stream.read(MAX_JSON_BYTES + 1)
     if len(data) > MAX_JSON_BYTES:
         raise ModelPackageError(f"The definition '{name}' is larger than 4 MB; that is no definition.")
+    _refuse_foreign(data[:_START_BYTES], name)
     root = name[: name.rfind("/") + 1]
-    return _open_definition(data, f"'{name}' in '{path.name}'", members, root)
+    return _open_definition(data, f"'{name}' in '{path.name}'", members, root, Path(name).stem)
 
 
 @contextmanager
@@ -361,18 +486,36 @@ def _checked_entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     if len(infos) > MAX_MEMBERS:
         raise ModelPackageError(f"The package has {len(infos)} members; more than {MAX_MEMBERS} are not opened.")
     entries: dict[str, zipfile.ZipInfo] = {}
+    taken: set[str] = set()
     for info in infos:
         name = info.filename.replace("\\", "/")
         if name.endswith("/"):
             continue
         _check_entry(info, name)
-        if name.lower() in {known.lower() for known in entries}:
+        key = _same_everywhere(name)
+        if key in taken:
             raise ModelPackageError(f"The package holds the member '{name}' twice; it is not clear which one counts.")
+        taken.add(key)
         entries[name] = info
+    _check_folders(entries, taken)
     if sum(info.file_size for info in entries.values()) > MAX_TOTAL_BYTES:
         raise ModelPackageError("The package unpacks to more than 8 GB and is not opened.")
     _check_overlap(infos)
     return entries
+
+
+def _same_everywhere(name: str) -> str:
+    """Give what is equal for names that some file system takes for the same."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _check_folders(entries: Mapping[str, zipfile.ZipInfo], taken: set[str]) -> None:
+    for name in entries:
+        folder = _same_everywhere(name).rpartition("/")[0]
+        while folder:
+            if folder in taken:
+                raise ModelPackageError(f"The package holds '{folder}' both as a file and as a folder.")
+            folder = folder.rpartition("/")[0]
 
 
 def _check_overlap(infos: list[zipfile.ZipInfo]) -> None:
@@ -396,98 +539,75 @@ def _check_entry(info: zipfile.ZipInfo, name: str) -> None:
         raise ModelPackageError(f"The package's member '{name}' claims an impossible size.")
 
 
-def _definition_member(names: list[str], package: str) -> str:
-    shallow = [name for name in names if name.count("/") <= 1]
+def _definition_member(names: list[str], where: str) -> str:
+    """Give the name of the definition: the only one at the top, or else the only one in a folder below."""
+    shallow = [name for name in names if name.count("/") <= 1 and not _is_clutter(name)]
     for suffix in (".emd", ".kestrel.json"):
         found = [name for name in shallow if name.lower().endswith(suffix)]
+        found = [name for name in found if "/" not in name] or found
         if len(found) > 1:
             raise ModelPackageError(
-                f"The package '{package}' holds several definitions: {', '.join(sorted(found))}.",
-                hint="Unpack it and choose one of them as the model.",
+                f"{where} holds several definitions: {', '.join(sorted(found)[:8])}.",
+                hint="Unpack it and choose one of them as the model."
+                if where.startswith("The package")
+                else "Choose one of them as the model.",
             )
         if found:
             return found[0]
+    raise _without_definition(names, where)
+
+
+def _is_clutter(name: str) -> bool:
+    return name.lower().startswith(_CLUTTER) or name.rpartition("/")[2].startswith("._")
+
+
+def _without_definition(names: list[str], where: str) -> ModelPackageError:
+    inner = sorted(name for name in names if name.lower().endswith((".dlpk", ".zip")) and not _is_clutter(name))
+    if inner:
+        return ModelPackageError(
+            f"{where} holds no model definition (.emd), but another package: {', '.join(inner[:8])}.",
+            hint=f"Unpack it, and choose '{inner[0]}'." if where.startswith("The package") else f"Choose '{inner[0]}'.",
+        )
     holds = ", ".join(sorted(names)[:8]) or "nothing"
-    raise ModelPackageError(f"The package '{package}' holds no model definition (.emd).", hint=f"It holds: {holds}.")
+    return ModelPackageError(f"{where} holds no model definition (.emd).", hint=f"It holds: {holds}.")
 
 
-def _open_definition(data: bytes, where: str, members: Members, root: str) -> ModelPackage:
-    content = read_json(data, where)
-    if SCHEMA_KEY in content:
-        definition = definition_from_json(content)
-    else:
-        definition = definition_from_emd(content, members.names())
-    return ModelPackage(definition, members, root, data)
-
-
-def read_json(data: bytes, where: str) -> dict[str, Any]:
-    """Read a JSON object strictly: bounded depth, finite numbers, no member twice.
-
-    Args:
-        data: UTF-8, with or without a byte order mark.
-        where: How messages call the text.
+def _definition_in_folder(path: Path) -> str:
+    """Give the name of the only definition in a folder.
 
     Raises:
-        ModelPackageError: not such an object; with line and column where the syntax is at fault.
+        ModelPackageError: there is none, or several.
     """
-    try:
-        content = json.loads(
-            data.decode("utf-8-sig"),
-            object_pairs_hook=_unique_members,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-            parse_int=_bounded,
-        )
-    except UnicodeDecodeError as error:
-        raise ModelPackageError(f"The model definition {where} is not UTF-8 text.") from error
-    except json.JSONDecodeError as error:
+    names = FolderMembers(path).names()
+    if not any(name.lower().endswith((".emd", ".kestrel.json")) for name in names):
+        texts = [name for name in names if name.lower().endswith(".json") and "/" not in name]
+        ours = [name for name in texts[:_MAX_TEXTS] if _is_our_definition(path / name)]
+        if len(ours) == 1:
+            return ours[0]
+    return _definition_member(names, f"The folder '{path}'")
+
+
+def _is_our_definition(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return SCHEMA_KEY.encode() in stream.read(_KEY_WITHIN)
+
+
+def _open_definition(data: bytes, where: str, members: Members, root: str, stem: str) -> ModelPackage:
+    """Read a definition; Kestrel's own strictly, an .emd with repairs."""
+    is_ours = SCHEMA_KEY.encode() in data
+    text = EmdText(read_json(data, where)) if is_ours else read_emd(data, where)
+    if SCHEMA_KEY in text.content:
+        return ModelPackage(definition_from_json(read_json(data, where)), members, root, data)
+    names = [name[len(root) :] for name in members.names() if name.startswith(root)]
+    definition = definition_from_emd(text.content, names, lambda name, n: _start_of(members, root + name, n), stem)
+    return ModelPackage(replace(definition, notes=(*text.notes, *definition.notes)), members, root, data)
+
+
+def _start_of(members: Members, name: str, n_bytes: int) -> bytes:
+    if not members.has(name):
         raise ModelPackageError(
-            f"The model definition {where} is not valid JSON: {error.msg} in line {error.lineno}, column {error.colno}."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ModelPackageError(f"The model definition {where} cannot be used: {reason}.") from error
-    if not isinstance(content, dict):
-        raise ModelPackageError(f"The model definition {where} does not hold a JSON object.")
-    if _depth(content) > MAX_JSON_DEPTH:
-        raise ModelPackageError(f"The model definition {where} cannot be used: it is nested too deeply.")
-    return content
-
-
-def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the member '{twice}' stands in it twice")
-    return content
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if number - number != 0:
-        raise ValueError(f"it holds the number {text}")
-    return number
-
-
-def _bounded(text: str) -> int:
-    if len(text) > _MAX_DIGITS:
-        raise ValueError(f"it holds a number of {len(text)} digits")
-    return int(text)
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"it holds the number {name}")
-
-
-def _depth(value: Any) -> int:
-    depth, level = 0, [value]
-    while level:
-        depth += 1
-        level = [
-            child
-            for item in level
-            if isinstance(item, (dict, list))
-            for child in (item.values() if isinstance(item, dict) else item)
-        ]
-    return depth
+            f"The model definition names the program '{name}', which is not the path of a file.",
+            hint="Check the path; a network drive may be disconnected.",
+        )
+    with _as_package_error(name), members.open(name) as stream:
+        return stream.read(n_bytes)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kestrel.inference.errors import InferenceError, ModelPackageError, ModelUnsupportedError, UntrustedCodeError
+from kestrel.inference.errors import InferenceError, ModelPackageError, ModelUnsupportedError
 from kestrel.inference.models.definition import CellSizeRange, InputSpec, ModelClass, ModelDefinition, TileSpec
 from kestrel.inference.models.esri import definition_from_emd
 from kestrel.tests.fixtures.packages import emd
@@ -97,19 +97,19 @@ def test_cell_sizes_are_put_in_order() -> None:
     [
         ({"Framework": "e.g. TensorFlow"}, ModelPackageError, "template.*Train a model first"),
         (
-            {"Framework": "arcgis.learn.models._inferencing", "ModelName": "RetinaNet"},
+            {"Framework": "arcgis.learn.models._inferencing", "ModelName": "RetinaFace"},
             ModelUnsupportedError,
-            "RetinaNet.*ONNX",
+            "RetinaFace.*ONNX",
         ),
         (
             {"Framework": "PyTorch", "InferenceFunction": "Detector.py"},
-            UntrustedCodeError,
-            r"Detector\.py.*does not run programs",
+            ModelPackageError,
+            r"Detector\.py.*does not hold it",
         ),
         ({"Framework": None, "ModelFile": None}, ModelPackageError, "no model definition"),
-        ({"Framework": "Keras"}, ModelUnsupportedError, "'Keras'.*onnx, torchvision"),
+        ({"Framework": "Keras"}, ModelUnsupportedError, "'Keras'.*ONNX, torchvision"),
         ({"Framework": 5}, ModelUnsupportedError, "'5'"),
-        ({"ModelType": "ImageClassification"}, ModelUnsupportedError, "ImageClassification.*object detection"),
+        ({"ModelType": "ImageClassification"}, ModelUnsupportedError, r"pixel classifier \(ImageClassification\)"),
         ({"ModelFile": None}, ModelPackageError, "'ModelFile' is missing"),
         ({"ModelFile": ["a"]}, ModelPackageError, "'ModelFile'"),
         ({"ImageWidth": 256}, ModelUnsupportedError, "256 x 512"),
