@@ -759,12 +759,14 @@ class _Machine:
     def _result(self, function: Any, arguments: Any) -> Any:
         """Give what a function would give for arguments: a tensor or a mapping where its name says so, else a stub."""
         if not isinstance(function, _Global) or not isinstance(arguments, tuple):
-            return _NO_DATA
+            return function if isinstance(function, _Stub) else _NO_DATA
         maker = _MAKERS.get((function.module, function.name))
         if maker is not None:
             return maker(self, arguments)
-        is_tensor = function.module == "torch._utils" and function.name.startswith("_rebuild")
-        return (_UnreadTensor if is_tensor else _Stub)(f"{function.module}.{function.name}")
+        is_tensor = function.module == "torch._utils" and function.name.startswith("_rebuild_")
+        return (_UnreadTensor if is_tensor and function.name.isidentifier() else _Stub)(
+            f"{function.module}.{function.name}"
+        )
 
     def _ordered(self, arguments: tuple[Any, ...]) -> _Mapping:
         """Give an OrderedDict; Python 2 hands it a list of pairs."""
@@ -973,9 +975,9 @@ def _state(content: Any, name: str) -> dict[str, Any]:
         for candidate in (*wrapped, *inner, content):
             if _is_state(candidate):
                 return dict(candidate.entries)
-        program = next((value for value in (*wrapped, *inner) if isinstance(value, _Stub)), None)
+        program = next((value for value in (*wrapped, *inner) if _is_object(value)), None)
     else:
-        program = content if isinstance(content, _Stub) else None
+        program = content if _is_object(content) else None
     if program is not None:
         raise UntrustedCodeError(
             f"The weights '{name}' are a whole Python object ({program.what[:100]}), which only its own program can "
@@ -988,6 +990,10 @@ def _state(content: Any, name: str) -> dict[str, Any]:
         f"{f', and what stands there is {holds}' if holds else ''}.",
         hint=_SAVE_AGAIN,
     )
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, _Stub) and value is not _NO_DATA
 
 
 def _is_mapping_with(value: Any, key: str) -> bool:
