@@ -1,4 +1,4 @@
-"""What the networks that torch runs share: errors in Kestrel's words, devices, normalisation, weights, backbones."""
+"""What the networks that torch runs share: errors in Kestrel's words, devices, normalisation, resizing, weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from numpy.typing import NDArray
 from torchvision import models
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from ..errors import (
     DeviceMemoryError,
@@ -27,7 +28,6 @@ _BODIES = (
     "densenet121", "densenet161", "densenet169", "densenet201", "mobilenet_v2",
 )  # fmt: skip
 _COUNTER = "num_batches_tracked"  # of batches seen in training: no weight, and absent from frozen batch norms
-
 
 Movable = TypeVar("Movable", torch.nn.Module, torch.Tensor)
 
@@ -98,6 +98,45 @@ class Normaliser:
         """
         pixels = torch.from_numpy(batch).to(self._gain.device).float()
         return pixels.mul(self._gain).add_(self._bias)
+
+
+class TileTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
+    """What torchvision's detectors do to images first and to boxes last: here the size follows that of the tile.
+
+    torchvision's own brings images of all sizes to one. Images come normalised, and masks go out small, as the network
+    gives them: a tile may hold a thousand objects, and pasting each mask into a whole tile would need gigabytes.
+
+    Args:
+        zoom: Pixels of the network in one pixel of the tile.
+        most: Longest side that the network sees; None: any.
+    """
+
+    def __init__(self, zoom: float = 1.0, most: float | None = None) -> None:
+        """Switch torchvision's normalisation off."""
+        super().__init__(min_size=0, max_size=0, image_mean=[0.0], image_std=[1.0])
+        self._zoom, self._most = zoom, most
+
+    def normalize(self, image: torch.Tensor) -> torch.Tensor:
+        """Leave the image as it is."""
+        return image
+
+    def resize(self, image: torch.Tensor, target: None = None) -> tuple[torch.Tensor, None]:
+        """Give the image as the network sees it."""
+        side = max(image.shape[-2:])
+        longest = min(self._zoom * side, self._most or float("inf"))
+        if longest == side:
+            return image, target
+        self.min_size, self.max_size = (longest / side * min(image.shape[-2:]),), longest
+        resized: torch.Tensor = super().resize(image, target)[0]
+        return resized, target
+
+    def postprocess(
+        self, result: list[dict[str, torch.Tensor]], image_shapes: list[Any], original_image_sizes: list[Any]
+    ) -> list[dict[str, torch.Tensor]]:
+        """Take boxes back to the tile's pixels."""
+        masks = [item.pop("masks", None) for item in result]
+        placed: list[dict[str, torch.Tensor]] = super().postprocess(result, image_shapes, original_image_sizes)
+        return [item if mask is None else {**item, "masks": mask} for item, mask in zip(placed, masks)]
 
 
 def fill(network: torch.nn.Module, state: Mapping[str, torch.Tensor], what: str, hint: str = "") -> None:

@@ -18,7 +18,7 @@ from ..detections import Detections, make_detections
 from ..errors import ModelIncompatibleError, ModelPackageError, ModelUnsupportedError, UntrustedCodeError
 from ..models.package import ModelPackage
 from .protocol import DetectorSettings, Traits
-from .torch_common import Normaliser, fill, make_ready, translated
+from .torch_common import Normaliser, TileTransform, fill, make_ready, translated
 
 MAX_DETECTIONS = 1000
 """Most objects of one tile; torchvision's 100 to 300 lose objects in dense scenes."""
@@ -79,13 +79,14 @@ def _build(architecture: str, n_classes: int, arguments: Mapping[str, Any], fixe
         f"{prefix}nms_thresh": float(arguments["nms_overlap"]),
         per_image: MAX_DETECTIONS,
     }
-    # torchvision's own tests use this switch. A tile's side need not be the argument's: small rasters have small tiles.
-    size = {} if fixed else {"_skip_resize": True}
     builder: Callable[..., torch.nn.Module] = getattr(detection, architecture)
-    return builder(
+    network = builder(
         weights=None, weights_backbone=None, num_classes=n_classes,
-        image_mean=[0.0] * _N_BANDS, image_std=[1.0] * _N_BANDS, **limits, **size,
+        image_mean=[0.0] * _N_BANDS, image_std=[1.0] * _N_BANDS, **limits,
     )  # fmt: skip
+    if not fixed:
+        network.transform = TileTransform()
+    return network
 
 
 def _read_state(path: Path, name: str) -> dict[str, torch.Tensor]:

@@ -144,12 +144,12 @@ def test_a_tile_of_any_size_is_seen_as_it_is(tmp_path: Path, architecture: str) 
     save_file(build(architecture).state_dict(), str(tmp_path / "w.safetensors"))
     detector = load_weights(tmp_path, tmp_path / "w.safetensors", architecture)
     network = build(architecture)
-    network.transform._skip_resize = True
     network.transform.image_mean, network.transform.image_std = [0.0] * 3, [1.0] * 3
     for name in ("score_thresh", "nms_thresh", "detections_per_img"):
         holder = network.roi_heads if hasattr(network, "roi_heads") else network
         setattr(holder, name, {"score_thresh": 0.01, "nms_thresh": 0.45, "detections_per_img": 1000}[name])
     for size in (128, 256):
+        network.transform.min_size, network.transform.max_size = (size,), size
         batch = noise(3, size, size)[None]
         with torch.inference_mode():
             expected = network(list(torch.from_numpy(batch).float() / 255))[0]
