@@ -241,10 +241,13 @@ def _yolov3(emd: EmdReader, chip: int) -> dict[str, Any]:
 
 def _rtdetr(emd: EmdReader, chip: int) -> dict[str, Any]:
     parameters = Reader({**_arguments_of_constructor(emd), **emd.child("ModelParameters").data}, "ModelParameters")
+    options: dict[str, Any] = {}
     for key in ("n_queries", "num_queries"):
         if key in parameters.data:
-            return {"n_queries": parameters.integer(key, None, minimum=1, maximum=_MOST)}
-    return {}
+            options["n_queries"] = parameters.integer(key, None, minimum=1, maximum=_MOST)
+    if parameters.data.get("cross_attn_method") in ("default", "discrete"):
+        options["cross_attn_method"] = parameters.data["cross_attn_method"]
+    return options
 
 
 def _nothing(emd: EmdReader, chip: int) -> dict[str, Any]:
