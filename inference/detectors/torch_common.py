@@ -161,6 +161,44 @@ def fill(network: torch.nn.Module, state: Mapping[str, torch.Tensor], what: str,
     network.load_state_dict({name: state.get(name, tensor) for name, tensor in own.items()})
 
 
+def check_bands(state: Mapping[str, torch.Tensor], first: str, n_bands: int, what: str) -> None:
+    """Refuse weights whose first convolution, the tensor `first`, takes other bands than the definition names.
+
+    Raises:
+        ModelIncompatibleError: the numbers differ.
+    """
+    weight = state.get(first)
+    if weight is not None and weight.dim() == 4 and weight.shape[1] != n_bands:
+        raise ModelIncompatibleError(
+            f"The weights of {what} take {weight.shape[1]} bands (tensor '{first}' is {_shape(weight)}), and the "
+            f"definition names {n_bands}.",
+            hint="Set ExtractBands in the model definition to the bands of the training.",
+        )
+
+
+def check_classes(state: Mapping[str, torch.Tensor], last: str, expected: int, per_class: int, what: str) -> None:
+    """Refuse weights whose last layer, the tensor `last`, was made for another number of classes.
+
+    Args:
+        state: The weights.
+        last: Name of the tensor.
+        expected: Rows that it should have.
+        per_class: How many of them belong to one class.
+        what: The network's name for messages.
+
+    Raises:
+        ModelIncompatibleError: the numbers differ.
+    """
+    weight = state.get(last)
+    if weight is not None and weight.dim() > 0 and len(weight) != expected:
+        gap = abs(len(weight) - expected) / per_class
+        raise ModelIncompatibleError(
+            f"The weights of {what} know {gap:g} {'more' if len(weight) > expected else 'fewer'} classes than the "
+            f"definition names (tensor '{last}' is {_shape(weight)}, expected {expected} rows).",
+            hint="Set Classes in the model definition to those of the training, in their order.",
+        )
+
+
 def _first_difference(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str:
     """Say what does not fit, or nothing."""
     missing = [name for name in own if name not in state and not name.endswith(_COUNTER)]
