@@ -1,0 +1,449 @@
+"""Models that are programs: a package's own raster function, or TorchScript. They run in a process of their own.
+
+Nothing of the package is imported or run in this process. The host (inference/host) is started only when the user
+consented to the exact content of the program, gets a private copy of exactly that, and ends with this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..detections import Detections, make_detections
+from ..errors import (
+    BackendMissingError,
+    DeviceMemoryError,
+    DeviceUnavailableError,
+    InferenceError,
+    ModelError,
+    ModelIncompatibleError,
+    ModelPackageError,
+    ModelUnsupportedError,
+    ProtocolError,
+    TileError,
+)
+from ..host.frames import Frame, read_frame, write_frame
+from ..models.definition import ModelDefinition
+from ..models.emd_text import read_emd
+from ..models.package import ModelPackage
+from ..models.program import extract_program, placed, program_sha256, untrusted
+from ..preprocess import make_normalisation
+from ..versions import SETUP_HINT
+from ..worker.environment import child_environment
+from ..worker.probe import NO_WINDOW
+from .features import FeatureReader, fields_from_esri
+from .protocol import Detector, DetectorSettings, Traits
+
+START_FILE = Path(__file__).resolve().parent.parent / "host" / "__main__.py"
+
+ANSWER_LIMIT = 600.0
+"""Seconds that a program has for one answer: to load a large network from a slow disk, or for one tile on a CPU."""
+MAX_BLOCK = 16384
+"""Largest side of a block; functions ask for k x k tiles at once."""
+
+_DEFINITION_FILE = "kestrel-definition.emd"
+_END_LIMIT = 2.0
+_TAIL_LINES = 20
+_MAX_LINE = 2000
+_TORCHSCRIPT_STRIDE = 32
+_GEOMETRIES = {1: "point", 2: "point", 3: "line", 4: "polygon"}
+
+
+def load(package: ModelPackage, arguments: Mapping[str, Any], settings: DetectorSettings, folder: Path) -> Detector:
+    """Load a package whose model is a program, see `load_detector`.
+
+    Raises:
+        UntrustedCodeError: the user has not consented to exactly this program.
+    """
+    if not settings.allowed_code:
+        raise untrusted(package, program_sha256(package))
+    device = _device_number(settings.device)
+    program = extract_program(package, folder / "program", settings.allowed_code)
+    work = folder / "work"
+    work.mkdir(mode=0o700)
+    host = _Host(work, settings.n_threads)
+    try:
+        if package.definition.kind == "torchscript":
+            return _torchscript(host, package, program, arguments, device, settings.n_threads)
+        return _raster_function(host, package, program, arguments, device)
+    except BaseException:
+        host.close()
+        raise
+
+
+def _device_number(device: str) -> int:
+    """Give what raster functions call a device: -1 for the CPU, the number of a GPU."""
+    if device == "cpu":
+        return -1
+    kind, _, number = device.partition(":")
+    if kind != "cuda":
+        raise DeviceUnavailableError(
+            f"Programs of model packages do not run on the device '{device}'.", hint="Choose processor CPU."
+        )
+    return int(number or 0)
+
+
+# -- Raster functions --------------------------------------------------------------------------------------------------
+
+
+def _raster_function(
+    host: _Host, package: ModelPackage, program: Path, arguments: Mapping[str, Any], device: int
+) -> RasterFunctionDetector:
+    definition = package.definition
+    own = {spec.name for spec in definition.own_arguments}
+    start = Frame("start", {
+        "kind": "python",
+        "file": str(placed(package, program, definition.program)),
+        "definition": str(_definition_file(package, program)),
+        "device": device,
+        "arguments": {name: value for name, value in arguments.items() if name in own and value is not None},
+        "bands": list(range(len(definition.input.bands))) if _has_names(definition) else list(definition.input.bands),
+        "chip": definition.tile.size,
+    })  # fmt: skip
+    told = host.ask(start, "ready").members
+    fields = fields_from_esri(told.get("fields"))
+    traits = _traits(told, definition, fields)
+    return RasterFunctionDetector(host, traits, FeatureReader(definition.classes, fields, traits.padding or 0))
+
+
+def _has_names(definition: ModelDefinition) -> bool:
+    return any(isinstance(band, str) for band in definition.input.bands)
+
+
+def _definition_file(package: ModelPackage, program: Path) -> Path:
+    """Give the definition as a file that every reader of JSON reads, beside the copies of the files that it names."""
+    folder = program / package.root
+    content = read_emd(package.definition_bytes, "of the package").content
+    weights = package.definition.weights
+    place = placed(package, program, weights) if weights and _is_there(package, weights) else None
+    if place is not None:
+        content["ModelFile"] = place.relative_to(folder).as_posix() if folder in place.parents else str(place)
+    path = folder / _DEFINITION_FILE
+    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return path
+
+
+def _is_there(package: ModelPackage, name: str) -> bool:
+    try:
+        package.find(name)
+    except ModelPackageError:  # not every function has weights, or those that it says
+        return False
+    return True
+
+
+def _traits(told: Mapping[str, Any], definition: ModelDefinition, fields: tuple[dict[str, str], ...]) -> Traits:
+    bands, padding, tx, ty = (told.get(name) for name in ("bands", "padding", "tx", "ty"))
+    if not isinstance(bands, list) or not all(type(value) is int for value in (padding, tx, ty, *bands)):
+        raise ModelUnsupportedError("The model's function gave a configuration that cannot be understood.")
+    _check_bands(bands, definition)
+    padding, tx, ty = int(padding or 0), int(tx or 0), int(ty or 0)
+    if tx != ty:
+        raise ModelUnsupportedError(
+            f"The model's function wants blocks of {tx} x {ty} pixels; Kestrel cuts square blocks."
+        )
+    if padding < 0 or not 0 < tx + 2 * padding <= MAX_BLOCK:
+        raise ModelUnsupportedError(
+            f"The model's function wants blocks of {tx} pixels with a padding of {padding}; the largest block is "
+            f"{MAX_BLOCK} pixels.",
+            hint="A smaller batch_size makes the blocks of most functions smaller.",
+        )
+    return Traits(
+        stride=1, receptive_field_radius=None, is_dense=False, network_size=tx + 2 * padding, max_batch=1,
+        n_callers=1, padding=padding, wants_raw=True, geometry=_GEOMETRIES.get(told.get("geometry", 4), "polygon"),
+        fields=fields,
+    )  # fmt: skip
+
+
+def _check_bands(wanted: list[int], definition: ModelDefinition) -> None:
+    stated = list(definition.input.bands)
+    fits = len(wanted) == len(stated) if _has_names(definition) else wanted == stated
+    if not fits:
+        raise ModelIncompatibleError(
+            f"The model's function wants the bands {wanted}, and its definition names {stated}.",
+            hint="Write the function's bands into ExtractBands of the definition.",
+        )
+
+
+class RasterFunctionDetector:
+    """A raster function that runs in the host."""
+
+    def __init__(self, host: _Host, traits: Traits, reader: FeatureReader) -> None:
+        """Take the parts."""
+        self._host, self._traits, self._reader = host, traits, reader
+
+    @property
+    def traits(self) -> Traits:
+        """Describe the function."""
+        return self._traits
+
+    def predict(self, batch: NDArray[Any]) -> list[Detections]:
+        """Find objects, see `Detector.predict`.
+
+        Shape:
+            batch (N, C + 1, S, S) in the raster's own type; the last band is 1 where pixels are valid, 0 elsewhere.
+
+        Raises:
+            TileError: the function failed on a block.
+        """
+        return [self._predict(block) for block in batch]
+
+    def close(self) -> None:
+        """End the function's process."""
+        self._host.close()
+
+    def _predict(self, block: NDArray[Any]) -> Detections:
+        mask = (block[-1:] > 0).astype(np.uint8)
+        answer = self._host.ask(Frame("block", {}, {"pixels": block[:-1], "mask": mask}), "found")
+        vectors = answer.arrays.get("vectors")
+        if vectors is None or vectors.dtype != np.uint8:
+            raise ProtocolError("The process of the model's program sent an answer without features.")
+        return self._reader.read(vectors.tobytes())
+
+
+# -- TorchScript -------------------------------------------------------------------------------------------------------
+
+
+def _torchscript(
+    host: _Host, package: ModelPackage, program: Path, arguments: Mapping[str, Any], device: int, n_threads: int
+) -> TorchScriptDetector:
+    definition = package.definition
+    told = host.ask(Frame("start", {
+        "kind": "torchscript",
+        "file": str(placed(package, program, definition.program)),
+        "device": device,
+        "n_threads": n_threads,
+        "n_bands": len(definition.input.bands),
+        "size": definition.tile.size,
+    }), "ready").members  # fmt: skip
+    traits = Traits(
+        stride=definition.tile.stride or _TORCHSCRIPT_STRIDE,
+        receptive_field_radius=None,
+        is_dense=False,
+        network_size=None if definition.tile.is_variable else definition.tile.size,
+        max_batch=None if told.get("takes_batch") is True else 1,
+    )
+    return TorchScriptDetector(host, traits, definition, float(arguments["threshold"]))
+
+
+class TorchScriptDetector:
+    """A TorchScript network that runs in the host, and suppresses duplicates itself."""
+
+    def __init__(self, host: _Host, traits: Traits, definition: ModelDefinition, threshold: float) -> None:
+        """Take the parts."""
+        self._host, self._traits, self._threshold = host, traits, threshold
+        self._normalisation = make_normalisation(definition.input)
+        self._label_offset = int(definition.options.get("label_offset", 1))
+        self._n_classes = len(definition.classes)
+
+    @property
+    def traits(self) -> Traits:
+        """Describe the network."""
+        return self._traits
+
+    def predict(self, batch: NDArray[Any]) -> list[Detections]:
+        """Find objects, see `Detector.predict`.
+
+        Raises:
+            TileError: the network failed.
+        """
+        answer = self._host.ask(Frame("block", {}, {"images": self._normalisation.apply(batch)}), "found").arrays
+        counts, boxes, scores, labels = (answer.get(name) for name in ("counts", "boxes", "scores", "labels"))
+        if counts is None or boxes is None or scores is None or labels is None or len(counts) != len(batch):
+            raise ProtocolError("The process of the model's program sent an answer without detections.")
+        if counts.min() < 0 or not int(counts.sum()) == len(boxes) == len(scores) == len(labels):
+            raise ProtocolError("The process of the model's program sent detections that do not belong together.")
+        ends = np.cumsum(counts)[:-1]
+        parts = zip(np.split(boxes, ends), np.split(scores, ends), np.split(labels, ends))
+        return [self._detections(*part) for part in parts]
+
+    def close(self) -> None:
+        """End the network's process."""
+        self._host.close()
+
+    def _detections(self, boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any]) -> Detections:
+        is_sound = np.isfinite(boxes).all(axis=1) & np.isfinite(scores) & np.isfinite(labels)
+        boxes, scores = boxes[is_sound], scores[is_sound]
+        labels = labels[is_sound].astype(np.int64) - self._label_offset
+        is_box = (boxes[:, 2] >= boxes[:, 0]) & (boxes[:, 3] >= boxes[:, 1])
+        keep = is_box & (scores >= self._threshold) & (labels >= 0) & (labels < self._n_classes)
+        return make_detections(boxes[keep], np.clip(scores[keep], 0, 1), labels[keep])
+
+
+# -- The process -------------------------------------------------------------------------------------------------------
+
+
+class _Host:
+    """The process and the threads that read from it. It ends with this process: by its group, or by its closed pipe."""
+
+    def __init__(self, work: Path, n_threads: int) -> None:
+        """Start the process.
+
+        Raises:
+            ModelError: that is not possible.
+        """
+        try:
+            self._process = _spawn(work, n_threads)
+        except OSError as error:
+            raise ModelError(f"The process for the model's program cannot be started: {error.strerror}.") from error
+        self._answers: queue.Queue[Frame | ProtocolError | None] = queue.Queue(2)
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._log = threading.Thread(target=_copy_log, args=(self._process.stderr, self._tail), daemon=True)
+        self._log.start()
+        threading.Thread(target=_read_answers, args=(self._process.stdout, self._answers), daemon=True).start()
+        self._finalizer = weakref.finalize(self, _end, self._process)
+
+    def ask(self, request: Frame, expected: str) -> Frame:
+        """Send a request and wait for its answer.
+
+        Raises:
+            TileError: the program failed on this request, and may do better with another.
+            ModelError: it cannot be used at all, or its process died.
+            DeviceMemoryError: it ran out of memory.
+        """
+        is_start = request.type == "start"
+        try:
+            write_frame(self._stdin, request)
+        except (OSError, ValueError):  # nobody reads any more; or it was closed before
+            raise self._died() from None
+        try:
+            answer = self._answers.get(timeout=ANSWER_LIMIT)
+        except queue.Empty:
+            self.close()
+            raise ModelError(
+                f"The model's program did not answer within {ANSWER_LIMIT:.0f} seconds and was ended.",
+                hint="Choose a GPU, or a smaller batch_size, which makes its blocks smaller.",
+                stderr_tail=list(self._tail),
+            ) from None
+        if answer is None:
+            raise self._died()
+        if isinstance(answer, ProtocolError):
+            self.close()
+            raise answer
+        if answer.type == "error":
+            raise _error(answer.members, is_start=is_start)
+        if answer.type != expected:
+            self.close()
+            raise ProtocolError(f"The process of the model's program sent '{answer.type[:50]}', not '{expected}'.")
+        return answer
+
+    @property
+    def _stdin(self) -> BinaryIO:
+        if self._process.stdin is None:  # it was asked for
+            raise OSError
+        return self._process.stdin  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """End the process, and wait for the last of what it wrote."""
+        self._finalizer()
+        self._log.join(_END_LIMIT)
+
+    def _died(self) -> ModelError:
+        """Say how the process ended that gives no answer."""
+        end = time.monotonic() + _END_LIMIT
+        while self._process.poll() is None and time.monotonic() < end:
+            time.sleep(0.01)
+        code = self._process.poll()
+        self.close()
+        last = next((line for line in reversed(self._tail) if line.strip()), "")
+        return ModelError(
+            f"The process of the model's program died (exit code {code})" + (f": {last[:300]}" if last else "."),
+            hint="The job's log holds what the program wrote. The program itself has to be repaired, or the memory was "
+            "used up.",
+            exit_code=code,
+            stderr_tail=list(self._tail),
+        )
+
+
+def _spawn(work: Path, n_threads: int) -> subprocess.Popen[bytes]:
+    """Start the host in this process's group, with nothing of this process but the pipes."""
+    environment = {name: value for name, value in child_environment(os.environ).items() if not _may_be_secret(value)}
+    environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(max(1, n_threads))
+    # A list, no shell: this interpreter and a file of ours; what runs in there, the user consented to.
+    return subprocess.Popen(  # nosec B603
+        [sys.executable, "-I", "-u", "-X", "utf8", str(START_FILE)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=work,
+        env=environment,
+        close_fds=True,
+        creationflags=NO_WINDOW,
+    )
+
+
+def _may_be_secret(value: str) -> bool:
+    """Tell whether a variable holds an address with a user's name and password, as those of proxies may."""
+    return "://" in value and "@" in value
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+    process.kill()
+    process.wait()
+
+
+def _read_answers(stream: Any, answers: queue.Queue[Frame | ProtocolError | None]) -> None:
+    """Read answers until the end, which is told as None."""
+    try:
+        while (frame := read_frame(stream)) is not None:
+            answers.put(frame)
+    except ProtocolError as error:
+        answers.put(error)
+    except (OSError, ValueError):  # closed by this side
+        pass
+    answers.put(None)
+
+
+def _copy_log(stream: Any, tail: deque[str]) -> None:
+    """Copy what the program writes to the job's log, and keep the last lines."""
+    while line := stream.readline(_MAX_LINE):
+        text = line.decode("utf-8", "replace")
+        tail.append(text.rstrip("\r\n"))
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+
+def _error(told: Mapping[str, Any], *, is_start: bool) -> InferenceError:
+    """Give the error for what the host told."""
+    kind, stage, name, text, missing = (
+        str(told.get(key) or "") for key in ("kind", "stage", "exception", "message", "missing")
+    )
+    what = f"{name}: {text}" if text else name
+    if kind == "memory":
+        return DeviceMemoryError(
+            "The memory does not hold one block of the model's program.",
+            hint="A smaller batch_size makes the blocks of most functions smaller.",
+            batch_size=1,
+        )
+    if kind == "import" and is_start:
+        library = f"the library '{missing}'" if missing else f"something ({what})"
+        return BackendMissingError(
+            f"The model's program needs {library}, which the inference environment lacks.",
+            hint="Install it into the environment that Settings > Options > Kestrel names. " + SETUP_HINT,
+            library=missing,
+        )
+    if kind == "unusable":
+        return ModelUnsupportedError(f"The model's program cannot be used: {text}.")
+    if is_start:
+        return ModelError(
+            f"The model's program failed at the start{f' (in {stage})' if stage else ''}: {what}",
+            hint="The job's log holds the whole message. The program may want a newer or older library.",
+            stage=stage,
+        )
+    return TileError(f"The model's program failed on a tile{f' (in {stage})' if stage else ''}: {what}", stage=stage)

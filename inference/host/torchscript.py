@@ -1,0 +1,157 @@
+"""A TorchScript file of a package: loaded by torch, run on batches, its output brought to one form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .frames import Frame
+from .stages import UnusableProgram, stage
+
+
+def load_torchscript(request: Mapping[str, Any]) -> TorchScript:
+    """Load a TorchScript file, and look at what it gives for an empty image.
+
+    Args:
+        request: `file`, a path; `device`, the number of the GPU or -1; `n_threads`; `n_bands` and `size` of the
+            images.
+
+    Raises:
+        UnusableProgram: its output has a form that is not known.
+        Stage: it failed; where, and with what as the cause.
+    """
+    import torch
+
+    torch.set_num_threads(max(1, int(request["n_threads"])))
+    device = torch.device("cpu" if int(request["device"]) < 0 else f"cuda:{int(request['device'])}")
+    with stage("load"):
+        network = torch.jit.load(str(request["file"]), map_location=device).eval()  # type: ignore[no-untyped-call]
+    program = TorchScript(network, device)
+    size = int(request["size"])
+    with stage("forward"):
+        program.probe(torch.zeros((1, int(request["n_bands"]), size, size), device=device))
+    return program
+
+
+class TorchScript:
+    """A network that is ready for batches."""
+
+    def __init__(self, network: Any, device: Any) -> None:
+        """Take the parts."""
+        self._network, self._device = network, device
+        self._takes_list = _takes_list(network)
+        self._takes_batch = False
+
+    def probe(self, batch: Any) -> None:
+        """Find out what the output looks like: only the form of torchvision tells image from image."""
+        self._takes_batch = _as_dicts(self._forward(batch)) is not None
+        self._run(batch)
+
+    def describe(self) -> dict[str, Any]:
+        """Give whether a batch may hold more than one image."""
+        return {"takes_batch": self._takes_batch}
+
+    def find(self, request: Frame) -> dict[str, NDArray[Any]]:
+        """Run a batch.
+
+        Shape:
+            request.arrays: images (N, C, S, S) float32, normalised; gives counts (N,) int64, and for all images
+            together boxes (M, 4), scores (M,), labels (M,).
+        """
+        import torch
+
+        with stage("forward"):
+            images = torch.from_numpy(np.asarray(request.arrays["images"], np.float32)).to(self._device)
+            found = self._run(images)
+        return {
+            "counts": np.array([len(scores) for _, scores, _ in found], np.int64),
+            "boxes": np.concatenate([boxes for boxes, _, _ in found]),
+            "scores": np.concatenate([scores for _, scores, _ in found]),
+            "labels": np.concatenate([labels for _, _, labels in found]),
+        }
+
+    def _forward(self, batch: Any) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            return self._network(list(batch) if self._takes_list else batch)
+
+    def _run(self, batch: Any) -> list[tuple[NDArray[Any], ...]]:
+        if self._takes_batch:
+            items = _as_dicts(self._forward(batch)) or []
+            if len(items) != len(batch):
+                raise UnusableProgram(f"it gave {len(items)} results for {len(batch)} images")
+            return [_triple((item["boxes"], item["scores"], item["labels"])) for item in items]
+        return [_single(self._forward(batch[number : number + 1])) for number in range(len(batch))]
+
+
+def _takes_list(network: Any) -> bool:
+    """Tell whether the network takes a list of images, as torchvision's detectors do, or a batch."""
+    arguments = network.forward.schema.arguments[1:]
+    return bool(arguments) and "List[Tensor]" in str(arguments[0].type)
+
+
+def _as_dicts(output: Any) -> list[Any] | None:
+    """Give torchvision's form, a list of dicts, alone or after the losses; None for another form."""
+    if isinstance(output, tuple) and len(output) == 2 and isinstance(output[0], dict):
+        output = output[1]
+    is_list = isinstance(output, (list, tuple)) and len(output) > 0
+    keys = {"boxes", "scores", "labels"}
+    return list(output) if is_list and all(isinstance(item, dict) and keys <= set(item) for item in output) else None
+
+
+def _single(output: Any) -> tuple[NDArray[Any], ...]:
+    """Read the result for one image: three tensors, or one with six columns."""
+    if isinstance(output, (list, tuple)) and len(output) == 1:
+        output = output[0]
+    if hasattr(output, "shape"):
+        table = _squeezed(output, 2)
+        if table is not None and table.shape[1] == 6:
+            return table[:, :4], table[:, 4], table[:, 5]
+    is_three = isinstance(output, (list, tuple)) and len(output) == 3 and all(hasattr(o, "shape") for o in output)
+    found: tuple[NDArray[Any], ...] | None = _triple(output) if is_three else None
+    if found is None:
+        raise UnusableProgram(
+            f"it gives {_described(output)}; known are torchvision's list of dicts, three tensors (boxes, scores, "
+            "labels), and one tensor of six columns"
+        )
+    return found
+
+
+def _triple(tensors: Any) -> Any:
+    """Give boxes, scores and labels, told apart by shape and type; None where they are not that."""
+    tensors = list(tensors)
+    # Boxes with a batch axis are the only tensor of three axes; without one, scores with such an axis look like boxes.
+    order = sorted(range(len(tensors)), key=lambda number: -tensors[number].dim())
+    of_boxes = next((n for n in order if (b := _squeezed(tensors[n], 2)) is not None and b.shape[1] == 4), None)
+    if of_boxes is None:
+        return None
+    boxes: Any = _squeezed(tensors.pop(of_boxes), 2)
+    columns = [(column, t.is_floating_point()) for t in tensors if (column := _squeezed(t, 1)) is not None]
+    if len(columns) != 2 or any(len(column) != len(boxes) for column, _ in columns):
+        return None
+    # By type where that tells them apart: some exporters give labels before scores.
+    (first, first_is_float), (second, second_is_float) = columns
+    return (boxes, second, first) if second_is_float and not first_is_float else (boxes, first, second)
+
+
+def _squeezed(tensor: Any, n_dimensions: int) -> NDArray[Any] | None:
+    """Give a tensor as an array of so many dimensions, without a batch axis of one; None where it is not that."""
+    array: NDArray[Any] = tensor.detach().float().cpu().numpy()
+    if array.ndim == n_dimensions + 1 and array.shape[0] == 1:
+        array = array[0]
+    return array if array.ndim == n_dimensions else None
+
+
+def _described(output: Any, depth: int = 0) -> str:
+    if hasattr(output, "shape"):
+        return f"a tensor {list(output.shape)}"
+    if isinstance(output, dict):
+        return f"a dict of {', '.join(map(str, list(output)[:8]))}"
+    if isinstance(output, (list, tuple)) and depth < 2:
+        inner = ", ".join(_described(item, depth + 1) for item in output[:8])
+        return f"a {type(output).__name__} of {len(output)} ({inner})"
+    return type(output).__name__
