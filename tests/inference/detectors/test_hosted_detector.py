@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import shapely
 import torch
 from hypothesis import given
@@ -40,6 +41,8 @@ from kestrel.inference.models.package import ModelPackage, open_package
 from kestrel.inference.models.program import program_sha256
 from kestrel.tests.fixtures.packages import write_zip
 from kestrel.tests.fixtures.raster_functions import CLASSES, answering, folder_package, write_finder
+from kestrel.tests.fixtures.rasters import write_raster
+from kestrel.tests.fixtures.runs import run
 
 BLOCK = 2 * (64 - 2 * 8) + 2 * 8
 """Side of the block that the function Finder asks for: 2 x 2 chips of 64 pixels with a padding of 8."""
@@ -733,3 +736,53 @@ def test_a_file_that_is_no_torchscript_is_told(tmp_path: Path, load: Load) -> No
     (tmp_path / "m" / "net.pt").write_bytes(b"nothing")
     with pytest.raises(ModelError, match="in load"):
         load(package)
+
+
+# -- From the raster to the map ----------------------------------------------------------------------------------------
+
+
+def spotted_raster(folder: Path, spots: list[tuple[int, int]], **values: int) -> Path:
+    """Write a black raster of 300 x 200 pixels of 0.5 m with bright squares of 6 pixels."""
+    pixels = np.zeros((3, 200, 300), np.uint8)
+    for x, y in spots:
+        pixels[:, y : y + 6, x : x + 6] = values.get("value", 200)
+    return write_raster(folder / "spots.tif", pixels)
+
+
+def test_objects_of_a_raster_function_lie_where_they_are_on_the_map(tmp_path: Path) -> None:
+    spots = [(x, y) for y in range(3, 190, 17) for x in range(2, 290, 19)]
+    model = write_finder(tmp_path / "model")
+    allowed = program_sha256(open_package(str(model)))
+    raster = spotted_raster(tmp_path, spots)
+    result = run(tmp_path / "job", raster, model, allowed_code=allowed)
+    with rasterio.open(raster) as dataset:
+        transform = dataset.transform
+    corners = [(transform @ (x, y), transform @ (x + 6, y + 6)) for x, y in spots]
+    expected = sorted((min(a[0], b[0]), min(a[1], b[1]), max(a[0], b[0]), max(a[1], b[1])) for a, b in corners)
+    np.testing.assert_allclose(sorted(map(tuple, result.bounds)), expected)
+    assert {item["Pixels"] for part in result.objects for item in part.attributes or []} == {36}
+
+
+def test_points_of_a_raster_function_are_points_on_the_map(tmp_path: Path) -> None:
+    spots = [(20, 30), (93, 90), (250, 150)]
+    model = write_finder(tmp_path / "model")
+    allowed = program_sha256(open_package(str(model)))
+    raster = spotted_raster(tmp_path, spots)
+    result = run(tmp_path / "job", raster, model, allowed_code=allowed, arguments={"as_points": True})
+    assert sorted(shape.geom_type for shape in result.geometries) == ["Point"] * 3
+
+
+def test_a_tile_on_which_a_function_fails_is_put_aside(tmp_path: Path) -> None:
+    model = write_finder(tmp_path / "model")
+    allowed = program_sha256(open_package(str(model)))
+    pixels = np.zeros((3, 200, 300), np.uint8)
+    pixels[:, 10:16, 10:16], pixels[:, 150:156, 250:256] = 201, 200
+    result = run(tmp_path / "job", write_raster(tmp_path / "spots.tif", pixels), model, allowed_code=allowed)
+    assert len(result) == 1
+    assert [message.id for message in result.messages("warning")] == ["quarantined"]
+
+
+def test_a_run_without_consent_is_refused(tmp_path: Path) -> None:
+    model = write_finder(tmp_path / "model")
+    with pytest.raises(UntrustedCodeError):
+        run(tmp_path / "job", spotted_raster(tmp_path, [(20, 30)]), model)
