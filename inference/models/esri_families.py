@@ -81,7 +81,7 @@ def family_name(emd: EmdReader, configuration: str) -> str:
     by_class = _BY_CLASS.get(emd.word("ModelFileConfigurationClass").lower(), "")
     if name.lower() in FAMILIES:
         return FAMILIES[name.lower()].name
-    if by_class:
+    if by_class and name.lower() in ("", "modelextension"):
         return by_class
     if name.lower() in _OTHERS:
         return _OTHERS[name.lower()]
