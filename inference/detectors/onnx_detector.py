@@ -34,6 +34,8 @@ from .protocol import DetectorSettings, Traits
 _NUMPY_TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
 _STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 _DEFAULT_PADDING_STRIDE = 32
+_SIZE_INPUT = "orig_target_sizes"
+"""Input of RT-DETR's exports beside the images: each one's width and height, in whose pixels its boxes come."""
 _RUNTIME_ERRORS = tuple(
     item for item in vars(onnxruntime_pybind11_state).values() if isinstance(item, type) and issubclass(item, Exception)
 )
@@ -137,12 +139,13 @@ class OnnxRunner:
             ModelUnsupportedError: the graph takes something other than a batch of images.
             ModelIncompatibleError: the graph's channels are not the definition's bands.
         """
-        inputs = session.get_inputs()
+        inputs = [item for item in session.get_inputs() if not _is_size_input(item)]
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in _NUMPY_TYPES:
-            found = ", ".join(f"{item.name} {item.type} {item.shape}" for item in inputs)
+            found = ", ".join(f"{item.name} {item.type} {item.shape}" for item in session.get_inputs())
             raise ModelUnsupportedError(f"The model takes {found}; Kestrel feeds one image batch (N, C, H, W).")
         self._session = session
         self._name = inputs[0].name
+        self._takes_sizes = len(session.get_inputs()) > 1
         self._dtype = _NUMPY_TYPES[inputs[0].type]
         batch, channels, height, width = (size if isinstance(size, int) else None for size in inputs[0].shape)
         n_bands = len(definition.input.bands)
@@ -180,9 +183,16 @@ class OnnxRunner:
         n_missing = (self.fixed_batch or 0) - len(batch)
         if n_missing > 0:
             fed = np.concatenate([fed, np.repeat(fed[-1:], n_missing, axis=0)])
+        feeds = {self._name: np.ascontiguousarray(fed)}
+        if self._takes_sizes:
+            feeds[_SIZE_INPUT] = np.full((len(fed), 2), fed.shape[-1], np.int64)
         with _translated(len(batch)):
-            outputs: list[NDArray[Any]] = self._session.run(None, {self._name: np.ascontiguousarray(fed)})
+            outputs: list[NDArray[Any]] = self._session.run(None, feeds)
         return outputs
+
+
+def _is_size_input(item: Any) -> bool:
+    return bool(item.name == _SIZE_INPUT and item.type == "tensor(int64)" and len(item.shape) == 2)
 
 
 def _check_normalisation(dtype: Any, normalisation: Normalisation) -> None:
@@ -334,7 +344,8 @@ class BoxesOnnxDetector:
         outputs = dict(zip(self._runner.output_names, self._runner.run(batch)))
         boxes, scores, labels = outputs["boxes"], outputs["scores"], outputs.get("labels")
         has_batch_axis = boxes.ndim != _RANK_OF_ONE
-        if not has_batch_axis or len(boxes) != len(batch):  # torchvision's export, and graphs that look at one image
+        n_fed = self._runner.fixed_batch or len(batch)
+        if not has_batch_axis or len(boxes) != n_fed:  # torchvision's export, and graphs that look at one image
             if (self._runner.fixed_batch or 1) > 1:
                 raise _mixed_batch(self._runner.fixed_batch)
             if len(batch) > 1:  # a graph that did not declare its outputs' form
