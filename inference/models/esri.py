@@ -38,6 +38,7 @@ from .esri_families import (
     family_name,
     family_of,
     is_arcgis_name,
+    label_offset,
     network_options,
     own_arguments,
     stated_backbone,
@@ -269,14 +270,16 @@ def _copy_of(emd: EmdReader, name: str, chip: int, error: ModelError) -> _Model:
         return _as_graph(emd, family, chip, graph)
     if traced:
         emd.note(f"{error.message} Its copy in TorchScript form, '{traced}', is used instead.")
-        return _changed(_of_family(emd, family, chip, "torchscript", traced), program=traced)
+        model = _of_family(emd, family, chip, "torchscript", traced)
+        options = {**model.options, "label_offset": label_offset(family.name)}
+        return _changed(model, options=options, program=traced, geometry="box", own_arguments=())
     raise error
 
 
 def _as_graph(emd: EmdReader, family: Family, chip: int, graph: str) -> _Model:
     """Give a model that is run from its ONNX form, which decodes its boxes itself."""
     model = _of_family(emd, family, chip, "onnx", graph)
-    return _changed(model, options={}, geometry="box", own_arguments=())
+    return _changed(model, options={"label_offset": label_offset(family.name)}, geometry="box", own_arguments=())
 
 
 def _changed(model: _Model, **parts: Any) -> _Model:

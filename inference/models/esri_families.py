@@ -153,8 +153,9 @@ def network_options(emd: EmdReader, family: Family, chip: int) -> dict[str, Any]
         ModelPackageError: a member is not what it should be.
         ModelIncompatibleError: the tile does not suit the network.
     """
-    options = {"family": family.name, "backbone": backbone_of(emd, family)}
-    return {**options, **_READERS[family.name](emd, chip)}
+    # Where the package names no backbone, the weights tell it, or the detector's own default holds.
+    named = {"backbone": backbone_of(emd, family)} if stated_backbone(emd) else {}
+    return {"family": family.name, **named, **_READERS[family.name](emd, chip)}
 
 
 _COUNTS = (
@@ -307,6 +308,11 @@ def _own_default(emd: EmdReader, spec: ArgumentSpec) -> Any:
         return text.replace(" ", "")
     emd.note(f"The package's tta_scales '{text[:60]}' are no factors; 1 is taken.")
     return spec.default
+
+
+def label_offset(family: str) -> int:
+    """Give the label of the first class in what a copy of the network gives: 1 where label 0 is the background."""
+    return 0 if family in ("RetinaNet", "YOLOv3", "MMDetection") else 1
 
 
 def default_arguments_of(emd: EmdReader, threshold: float, nms_overlap: float, tile_size: int) -> dict[str, Any]:

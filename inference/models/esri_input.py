@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Union
 
 from ..errors import ModelIncompatibleError, ModelPackageError, ModelUnsupportedError
@@ -192,6 +192,13 @@ def _places(emd: EmdReader, bands: Bands, length: int) -> tuple[int, ...]:
             hint='Write the bands\' numbers into the .emd: "ExtractBands": [0, 1, 2].',
         )
     return known
+
+
+def without_radiometric_offset(spec: InputSpec, offset: float = 1000.0) -> InputSpec:
+    """Give the normalisation of pixels from which an offset is subtracted first: Sentinel-2's since January 2022."""
+    pairs = [(spec.scale[index % len(spec.scale)], spec.mean[index % len(spec.mean)])
+             for index in range(max(len(spec.scale), len(spec.mean)))]  # fmt: skip
+    return replace(spec, mean=tuple(mean + offset * scale for scale, mean in pairs))
 
 
 def preprocessing(emd: EmdReader) -> tuple[str, ...]:

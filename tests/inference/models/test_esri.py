@@ -228,11 +228,11 @@ def test_a_copy_is_told_with_the_reason() -> None:
     graph = found({"ModelName": "MMDetection", "ModelParameters": {"model": "atss"}}, ["model.pth", "model.onnx"])
     assert "MMDetection model (atss) is built by" in graph.notes[0]
     assert "'model.onnx', is used instead" in graph.notes[0]
-    assert ("box", (), {}) == (graph.geometry, graph.own_arguments, graph.options)
+    assert ("box", (), {"label_offset": 0}) == (graph.geometry, graph.own_arguments, graph.options)
     traced = found({"ModelParameters": {"backbone": "vit_b"}}, ["model.pth", "model-cpu.pt"])
     assert "backbone 'vit_b'" in traced.notes[0]
     assert "TorchScript form, 'model-cpu.pt', is used instead" in traced.notes[0]
-    assert "FasterRCNN" == traced.options["family"]
+    assert ("FasterRCNN", 1) == (traced.options["family"], traced.options["label_offset"])
 
 
 def test_a_function_of_its_own_tells_its_arguments_without_being_run() -> None:
@@ -688,8 +688,9 @@ json_values = st.recursive(
 
 KEYS = [
     *emd(), *arcgis_emd("SingleShotDetector"), "DataRange", "MinCellSize", "MaxCellSize", "Kestrel",
-    "InferenceFunction", "NormalizationStats", "Kwargs", "MaskRCNNkwargs", "Bands", "Preprocessing", "TorchScript", "ONNX", "ModelFiles",
-    "Padding", "Threshold", "tta_scales", "test_time_augmentation", "accuracy", "per_class_metrics",
+    "InferenceFunction", "NormalizationStats", "Kwargs", "MaskRCNNkwargs", "Bands", "Preprocessing", "TorchScript",
+    "ONNX", "ModelFiles", "Padding", "Threshold", "tta_scales", "test_time_augmentation", "accuracy",
+    "per_class_metrics",
 ]  # fmt: skip
 
 

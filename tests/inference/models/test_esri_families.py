@@ -10,6 +10,7 @@ from kestrel.inference.errors import InferenceError, ModelIncompatibleError, Mod
 from kestrel.inference.models.arguments import argument_specs, resolve_arguments
 from kestrel.inference.models.definition import InputSpec, ModelDefinition
 from kestrel.inference.models.esri import definition_from_emd
+from kestrel.inference.models.esri_input import without_radiometric_offset
 from kestrel.tests.fixtures.esri_packages import ERAS, arcgis_emd, of_era, statistics
 
 FAMILIES = ("FasterRCNN", "MaskRCNN", "SingleShotDetector", "RetinaNet", "YOLOv3", "RTDetrV2")
@@ -234,6 +235,7 @@ def test_a_yolo_has_nine_anchors(form: str) -> None:
 
 def test_an_rt_detr_says_its_queries_only_where_the_package_does() -> None:
     assert {"family": "RTDetrV2", "backbone": "resnet18vd"} == read("RTDetrV2").options
+    assert "discrete" == read("RTDetrV2", Kwargs={"cross_attn_method": "discrete"}).options["cross_attn_method"]
     assert 100 == read("RTDetrV2", Kwargs={"num_queries": 100}).options["n_queries"]
 
 
@@ -242,22 +244,25 @@ def test_an_rt_detr_says_its_queries_only_where_the_package_does() -> None:
     [
         ("FasterRCNN", {"ModelParameters": {"backbone": "resnet101"}}, "resnet101"),
         ("FasterRCNN", {"ModelParameters": {"backbone": "ResNet50"}}, "resnet50"),
-        ("FasterRCNN", {"ModelParameters": None}, "resnet50"),
-        ("MaskRCNN", {"ModelParameters": {}}, "resnet50"),
         ("SingleShotDetector", {"ModelParameters": None, "backbone": "vgg16"}, "vgg16"),
-        ("SingleShotDetector", {"ModelParameters": None, "backbone": None}, "resnet34"),
         ("RetinaNet", {"ModelParameters": {"backbone": "torchvision.models.resnet50"}}, "resnet50"),
-        ("YOLOv3", {"ModelParameters": None}, "darknet53"),
         ("YOLOv3", {"ModelParameters": {"backbone": "Darknet-53"}}, "darknet53"),
         ("RTDetrV2", {"ModelParameters": {"backbone": "resnet50"}}, "resnet50vd"),
         ("RTDetrV2", {"ModelParameters": {"backbone": "r101vd"}}, "resnet101vd"),
         ("RTDetrV2", {"ModelParameters": {"backbone": "resnet34-vd"}}, "resnet34vd"),
-        ("RTDetrV2", {"ModelParameters": {}}, "resnet18vd"),
     ],
 )
 def test_backbones_have_one_name_each(family: str, stated: dict[str, Any], backbone: str) -> None:
     result = read(family, **stated)
     assert (backbone, backbone) == (result.options["backbone"], result.facts["backbone"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_backbone_that_is_not_named_is_left_to_the_weights(family: str) -> None:
+    for stated in (None, {}, {"backbone": None}):
+        result = read(family, ModelParameters=stated, backbone=None)
+        assert "backbone" not in result.options
+        assert "backbone" not in result.facts
 
 
 @pytest.mark.parametrize(
@@ -345,6 +350,9 @@ def test_sentinel_numbers_can_be_corrected_for_their_offset() -> None:
     result = read("RetinaNet", n_bands=4, Preprocessing="SentinelService")
     assert "radiometric_offset_correction" in {spec.name for spec in result.own_arguments}
     assert "reflectance times 10000" in result.notes[0]
+    corrected = without_radiometric_offset(result.input)
+    assert network_input(result.input, 2, 500) == pytest.approx(network_input(corrected, 2, 1500))
+    assert (0.5 - 0.0) == pytest.approx(network_input(without_radiometric_offset(InputSpec(scale=(0.001,))), 0, 1500))
     landsat = read("RetinaNet", n_bands=4, Preprocessing=["LandsatService", "Other"])
     assert ["Landsat numbers" in landsat.notes[0], "'Other'" in landsat.notes[1]] == [True, True]
     assert "radiometric_offset_correction" not in {spec.name for spec in landsat.own_arguments}
