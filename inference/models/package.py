@@ -291,7 +291,7 @@ class ModelPackage:
         if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             return data.decode("utf-16", "replace")
         try:
-            return codecs.getincrementaldecoder("utf-8-sig")().decode(data)  # the last character may be cut in two
+            return codecs.getincrementaldecoder("utf-8-sig")().decode(data, final=len(data) < max_bytes)
         except UnicodeDecodeError:
             return data.decode("cp1252", "replace")
 

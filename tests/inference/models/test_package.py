@@ -17,9 +17,11 @@ from kestrel.inference.errors import (
     ModelPackageError,
     ModelUnsupportedError,
     OutputError,
+    UntrustedCodeError,
 )
 from kestrel.inference.models.emd_text import read_json
 from kestrel.inference.models.package import is_safe_name, open_package
+from kestrel.tests.fixtures.esri_packages import CONTAINERS, ERAS, LAYOUTS, arcgis_emd, file_of, write_package
 from kestrel.tests.fixtures.packages import (
     definition,
     emd,
@@ -168,6 +170,181 @@ def test_a_home_folder_full_of_files_is_not_searched_through(tmp_path: Path) -> 
     assert "a/b/c/model.onnx" == package.weights_member()  # a file that is named is not searched for
 
 
+# -- Esri's packages ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["p.dlpk", "p.zip", "folder"])
+def test_packages_of_every_era_and_layout_open(tmp_path: Path, name: str, layout: str, era: str) -> None:
+    canary = tmp_path / "canary"
+    path = write_package(tmp_path / name, arcgis_emd("FasterRCNN"), b"weights", layout=layout, era=era, canary=canary)
+    for reference in {path, tmp_path / name}:  # a folder opens by itself, too
+        package = open_package(str(reference))
+        assert ("arcgis", "FasterRCNN", ()) == (
+            package.definition.kind, package.definition.options["family"], package.definition.notes
+        )  # fmt: skip
+        out = tmp_path / f"out-{reference.name}"
+        assert b"weights" == package.extract(package.weights_member(), out).read_bytes()
+        assert package.sha256()
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_every_container_of_weights_is_handed_out_as_it_is(tmp_path: Path, container: str) -> None:
+    torch = pytest.importorskip("torch")
+    state = {"layer.weight": torch.arange(6.0).reshape(2, 3)}
+    path = write_package(tmp_path / "p.dlpk", arcgis_emd("RetinaNet"), state, container=container)
+    package = open_package(str(path))
+    weights = package.extract(package.weights_member(), tmp_path / "weights").read_bytes()
+    assert weights == file_of(state, container) or "safetensors" not in container
+    assert weights.startswith(b"PK") == (container in ("bare", "zip", "model_opt", "model_opt_numpy"))
+
+
+def test_damage_in_a_package_is_repaired_and_told(tmp_path: Path) -> None:
+    text = json.dumps(arcgis_emd("FasterRCNN", ModelFile="model"))[:-1] + ",}"
+    path = write_zip(tmp_path / "p.dlpk", [("f/Palms.emd", text), ("f/model.pth", b"weights")])
+    definition_ = open_package(str(path)).definition
+    assert ("Palms", "model.pth") == (definition_.name, definition_.weights)
+    assert [
+        "The model definition 'f/Palms.emd' in 'p.dlpk', line 1: there is a comma too many, which was passed over.",
+        "ModelFile says 'model'; the package's file 'model.pth' was taken for it.",
+    ] == list(definition_.notes)
+
+
+def test_text_of_an_emd_is_repaired_too(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"weights")
+    text = json.dumps(emd(ModelFile=str(tmp_path / "model.onnx")))[:-1] + ",}"
+    for reference in (text, "\ufeff" + text):
+        package = open_package(reference)
+        assert "given as text, line 1: there is a comma too many" in package.definition.notes[0]
+        assert str(tmp_path / "model.onnx") == package.weights_member()
+
+
+def test_a_definition_at_the_top_comes_before_those_in_folders(tmp_path: Path) -> None:
+    entries = [*good_entries(), ("source/Other.emd", "{}"), ("esriinfo/x.emd", "{}"), ("__MACOSX/._Cells.emd", "{}"),
+               ("._Cells.emd", "{}")]  # fmt: skip
+    assert "Cells" == open_package(str(write_zip(tmp_path / "p.dlpk", entries))).definition.name
+
+
+@pytest.mark.parametrize("name", ["m.emd", "m.kestrel.json", "whatever.json", "sub/m.emd"])
+def test_a_folder_with_one_definition_opens(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    _write(path, json.dumps(definition() if name.endswith("json") else emd()))
+    _write(tmp_path / "other.json", '{"type": "FeatureCollection"}')
+    (path.parent / "model.onnx").write_bytes(b"weights")
+    package = open_package(str(tmp_path))
+    assert b"weights" == package.extract(package.weights_member(), tmp_path / "out").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["a.emd", "b.emd"], r"The folder '.*' holds several definitions: a\.emd, b\.emd\. Choose one of them"),
+        (["a/x.emd", "b/x.emd"], r"several definitions: a/x\.emd, b/x\.emd"),
+        (["a.dlpk"], r"holds no model definition \(\.emd\), but another package: a\.dlpk\. Choose 'a\.dlpk'"),
+        (["a.pth"], r"holds no model definition \(\.emd\)\. It holds: a\.pth"),
+    ],
+)
+def test_a_folder_without_one_definition_is_refused_with_what_to_choose(
+    tmp_path: Path, names: list[str], reason: str
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        _write(tmp_path / name, json.dumps(emd()))
+    with pytest.raises(ModelPackageError, match=reason):
+        open_package(str(tmp_path))
+
+
+def test_what_is_for_people_is_found_and_read_in_part(tmp_path: Path) -> None:
+    extra = {"LICENSE": "Lizenz für alle".encode(), "notes.txt": b"n", "esriinfo/iteminfo.xml": b"<x/>",
+             "esriinfo/thumbnail/thumbnail.png": b"png", "source/deep/README.md": b"r", "data.bin": b"d"}  # fmt: skip
+    for name in ("p.dlpk", "folder"):
+        path = write_package(tmp_path / name, arcgis_emd("FasterRCNN"), b"weights", layout="folder", extra=extra)
+        package = open_package(str(path))
+        found = {member[len(package.root) :] for member in package.info_files()}
+        assert {
+            "LICENSE",
+            "esriinfo/iteminfo.xml",
+            "model_metrics.html",
+            "ModelCharacteristics/loss_graph.png",
+        } <= found
+        assert ("notes.txt" in found) == (name == "p.dlpk")  # beside a loose definition lie other people's texts
+        assert not {"data.bin", "source/deep/README.md", "model.pth"} & found
+        assert "Lizenz für alle" == package.read_text(package.root + "LICENSE")
+        assert "Lizenz f" == package.read_text(package.root + "LICENSE", 9)  # in the middle of a character
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ("ä".encode("cp1252"), "ä"),
+        ("ä".encode("utf-16"), "ä"),
+        (b"\xef\xbb\xbfa", "a"),
+        (b"\x81", "\ufffd"),
+        (b"", ""),
+    ],
+)
+def test_texts_for_people_are_read_in_their_encoding(tmp_path: Path, data: bytes, text: str) -> None:
+    package = open_package(str(write_zip(tmp_path / "p.dlpk", [*good_entries(), ("LICENSE", data)])))
+    assert text == package.read_text("LICENSE")
+
+
+@pytest.mark.parametrize("name", ["missing", "../secret", "/etc/passwd", "sub/../../secret"])
+def test_only_members_are_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    _write(folder / "m.emd", json.dumps(emd()))
+    for reference in (folder / "m.emd", write_zip(tmp_path / "p.dlpk", good_entries())):
+        with pytest.raises(ModelPackageError, match="does not hold the file"):
+            open_package(str(reference)).read_text(name)
+
+
+# -- Programs ----------------------------------------------------------------------------------------------------------
+
+OWN = {"Framework": "PyTorch", "InferenceFunction": "Own.py", "ModelFile": None}
+
+
+def test_a_package_with_a_program_of_its_own_opens_without_running_it(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    path = write_package(tmp_path / "p.dlpk", {**arcgis_emd("FasterRCNN"), "InferenceFunction": "Own.py"},
+                         canary=canary, layout="windows")  # fmt: skip
+    package = open_package(str(path))
+    assert ("python", "Own.py") == (package.definition.kind, package.definition.program)
+    assert "model/Own.py" in {file.name for file in package.program_files()}
+    copy = package.extract_program(tmp_path / "copy", package.program_sha256())
+    assert (copy / "model" / "Own.py").is_file()
+    with pytest.raises(UntrustedCodeError):
+        package.extract_program(tmp_path / "other", "0" * 64)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("form", ["p.dlpk", "folder"])
+def test_the_hash_of_a_program_changes_with_all_of_its_files(tmp_path: Path, form: str) -> None:
+    def digest(name: str, **files: bytes) -> str:
+        target = tmp_path / name / form
+        target.parent.mkdir()
+        path = write_package(target, {**emd(), **OWN}, b"w", extra={f"{key}.py": value for key, value in files.items()})
+        return open_package(str(path)).sha256()
+
+    first = digest("1", Own=b"a", helper=b"b")
+    assert first == digest("2", Own=b"a", helper=b"b")
+    others = [digest("3", Own=b"x", helper=b"b"), digest("4", Own=b"a", helper=b"x"), digest("5", Own=b"a")]
+    assert 4 == len({first, *others})
+
+
+def test_the_hash_of_a_traced_copy_changes_with_it(tmp_path: Path) -> None:
+    def digest(name: str, traced: bytes) -> str:
+        data = arcgis_emd("DETReg", TorchScript={"CPU": "c.pt"})
+        package = open_package(str(write_package(tmp_path / name, data, b"weights", extra={"c.pt": traced})))
+        assert "c.pt" == package.definition.program
+        return package.sha256()
+
+    assert digest("a.dlpk", b"1") == digest("b.dlpk", b"1") != digest("c.dlpk", b"2")
+
+
 # -- Packages that are refused -----------------------------------------------------------------------------------------
 
 
@@ -190,6 +367,13 @@ def overlapping(path: Path) -> Path:
             archive.writestr(name, content)
         archive.writestr("twin.bin", b"weights")
         archive.filelist[-1].header_offset = archive.filelist[-2].header_offset
+    return path
+
+
+def bad_name(path: Path) -> Path:
+    # The name is not UTF-8, and its entry says that it is.
+    patch_directory(write_zip(path, [*good_entries(), ("xx.bin", b"")]), "xx.bin", flag_bits=0x800)
+    path.write_bytes(path.read_bytes().replace(b"xx.bin", b"\xff\xfe.bin"))
     return path
 
 
@@ -223,6 +407,31 @@ EVIL: dict[str, tuple[Callable[[Path], Path], str]] = {
     "pipe": (evil((entry_of_kind("pipe", FIFO), "")), "link or device"),
     "device": (evil((entry_of_kind("null", DEVICE), "")), "link or device"),
     "case collision": (evil(("MODEL.onnx", "x")), "twice"),
+    "collision of composed characters": (evil(("\u00e9.bin", "x"), ("e\u0301.bin", "x")), "twice"),
+    "file and folder": (evil(("model.onnx/x", "x")), "both as a file and as a folder"),
+    "flags that lie about the name's text": (bad_name, "damaged"),
+    "7-Zip": (lambda path: _write(path, b"7z\xbc\xaf\x27\x1c" + bytes(40)), "is a 7-Zip archive.*Unpack it"),
+    "RAR": (lambda path: _write(path, b"Rar!\x1a\x07\x01\x00"), "is a RAR archive"),
+    "gzip": (lambda path: _write(path, b"\x1f\x8b\x08\x00"), "is a gzip archive"),
+    "bzip2": (lambda path: _write(path, b"BZh91AY"), "is a bzip2 archive"),
+    "xz": (lambda path: _write(path, b"\xfd7zXZ\x00"), "is an xz archive"),
+    "tar": (lambda path: _write(path, bytes(257) + b"ustar" + bytes(300)), "is a tar archive"),
+    "part of a zip": (lambda path: _write(path, b"PK\x07\x08" + bytes(40)), "one part of a zip archive"),
+    "HDF5": (lambda path: _write(path, b"\x89HDF\r\n\x1a\n"), "is an HDF5 file"),
+    "program": (lambda path: _write(path, b"MZ\x90\x00"), "is a program for Windows"),
+    "web page": (lambda path: _write(path, b"\n<!DOCTYPE html><html>"), "is a web page.*sign in"),
+    "web page as definition": (emd_text("<html><body>Sign in"), "'Cells.emd' is a web page"),
+    "pointer as definition": (emd_text(POINTER.decode()), "'Cells.emd' is a Git LFS pointer"),
+    "error of a portal": (
+        lambda path: _write(path, b'{"error":{"code":499}}'), "error message of a server.*Sign",
+    ),
+    "package in a package": (
+        lambda path: write_zip(path, [("Model.dlpk", b"PK\x03\x04")]), "but another package: Model.dlpk.*choose 'Model",
+    ),
+    "two definitions in folders": (
+        lambda path: write_zip(path, [("a/x.emd", "{}"), ("b/x.emd", "{}")]), "several definitions: a/x.emd, b/x.emd",
+    ),
+    "empty archive": (lambda path: write_zip(path, []), "no model definition.*nothing"),
     "encrypted": (encrypted, "encrypted"),
     "lying size": (too_large, "impossible size"),
     "overlap": (overlapping, "overlaps"),
@@ -242,7 +451,7 @@ EVIL: dict[str, tuple[Callable[[Path], Path], str]] = {
     "nothing in it": (lambda path: write_zip(path, [("a/", b"")]), "no model definition.*nothing"),
     "a pointer": (lambda path: _write(path, POINTER), "Git LFS pointer.*git lfs pull"),
     "no zip": (lambda path: _write(path, b"hello"), "not a model package"),
-    "nothing": (lambda path: _write(path, b""), "not a model package"),
+    "nothing": (lambda path: _write(path, b""), "not a model package: it is empty"),
     "cut off": (lambda path: _write(path, write_zip(path, good_entries()).read_bytes()[:-40]), "damaged"),
 }  # fmt: skip
 
