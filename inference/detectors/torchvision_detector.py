@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError  # nosec B403  # the exception's name only; nothing is unpickled here
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torchvision.models import detection
 
 from ..detections import Detections, make_detections
-from ..errors import ModelIncompatibleError, ModelPackageError, ModelUnsupportedError, UntrustedCodeError
+from ..errors import ModelIncompatibleError, ModelUnsupportedError
 from ..models.package import ModelPackage
 from .protocol import DetectorSettings, Traits
 from .torch_common import Normaliser, TileTransform, fill, make_ready, translated
+from .weights import read_state
 
 MAX_DETECTIONS = 1000
 """Most objects of one tile; torchvision's 100 to 300 lose objects in dense scenes."""
@@ -27,10 +24,6 @@ _RCNN = ("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mo
          "fasterrcnn_mobilenet_v3_large_320_fpn")  # fmt: skip
 _ONE_STAGE = ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn", "ssd300_vgg16",
               "ssdlite320_mobilenet_v3_large")  # fmt: skip
-_LOADING_ERRORS = (
-    UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, IndexError, TypeError,
-)  # fmt: skip
-"""What torch.load was seen to raise on damaged and on foreign files."""
 _FIXED_SIZE = {"ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 320}
 _N_BANDS = 3
 _STRIDE = 128  # of the coarsest pyramid level that one of these networks uses
@@ -49,7 +42,7 @@ def load(
         )
     fixed = _FIXED_SIZE.get(architecture)
     network = _build(architecture, len(definition.classes) + label_offset, arguments, fixed)
-    state = _read_state(package.extract(package.weights_member(), folder / "weights"), package.weights_member())
+    state = read_state(package.extract(package.weights_member(), folder / "weights"), package.weights_member())
     fill(network, state, architecture, "Check the architecture, and that the classes are as many as in training.")
     return TorchvisionDetector(
         make_ready(network, settings),
@@ -87,37 +80,6 @@ def _build(architecture: str, n_classes: int, arguments: Mapping[str, Any], fixe
     if not fixed:
         network.transform = TileTransform()
     return network
-
-
-def _read_state(path: Path, name: str) -> dict[str, torch.Tensor]:
-    if name.lower().endswith(".safetensors"):
-        try:
-            return load_file(str(path))
-        except SafetensorError as error:
-            raise ModelPackageError(f"The weights '{name}' are damaged: {error}.") from error
-    if _is_torchscript(path):
-        raise UntrustedCodeError(
-            f"The file '{name}' is TorchScript, which is a program, and Kestrel does not run programs from packages.",
-            hint="Save the network's state dict (safetensors, or torch.save(model.state_dict())), or export to ONNX.",
-        )
-    try:
-        state = torch.load(str(path), map_location="cpu", weights_only=True)
-    except _LOADING_ERRORS as error:
-        raise ModelPackageError(
-            f"The weights '{name}' cannot be read as plain tensors.",
-            hint="The file holds more than weights, or is damaged. Save the state dict alone, best as safetensors.",
-        ) from error
-    state = state.get("model", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ModelPackageError(f"The weights '{name}' are no state dict: names with tensors were expected.")
-    return state
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name or name.endswith("constants.pkl") for name in archive.namelist())
 
 
 class TorchvisionDetector:
