@@ -54,7 +54,7 @@ class GdalRaster:
 
     def __init__(self, name: str, spec: InputSpec, cell_size: float | None) -> None:
         """Open the raster once to look at it; each reading thread opens it again."""
-        if name.lstrip().startswith("<"):
+        if "<" in name and ">" in name:  # GDAL finds XML anywhere in a name
             raise RasterOpenError("A raster given as XML text is not opened.", hint="Save it as a .vrt file first.")
         self._name = name
         self._cell_size = cell_size
