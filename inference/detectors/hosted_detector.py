@@ -48,10 +48,13 @@ from ..worker.probe import NO_WINDOW
 from .features import FeatureReader, fields_from_esri
 from .protocol import Detector, DetectorSettings, Traits
 
-START_FILE = Path(__file__).resolve().parent.parent / "host" / "__main__.py"
+# Symbolic links stay as they are, see the start file.
+START_FILE = Path(__file__).absolute().parent.parent / "host" / "__main__.py"
 
 ANSWER_LIMIT = 600.0
 """Seconds that a program has for one answer: to load a large network from a slow disk, or for one tile on a CPU."""
+MAX_DEATHS = 3
+"""Tiles on which a program may take its process down with it; each costs a new start."""
 MAX_BLOCK = 16384
 """Largest side of a block; functions ask for k x k tiles at once."""
 
@@ -72,6 +75,7 @@ def load(package: ModelPackage, arguments: Mapping[str, Any], settings: Detector
     if not settings.allowed_code:
         raise untrusted(package, program_sha256(package))
     device = _device_number(settings.device)
+    folder = folder.absolute()  # the host works in another one
     program = extract_program(package, folder / "program", settings.allowed_code)
     work = folder / "work"
     work.mkdir(mode=0o700)
@@ -114,7 +118,7 @@ def _raster_function(
         "bands": list(range(len(definition.input.bands))) if _has_names(definition) else list(definition.input.bands),
         "chip": definition.tile.size,
     })  # fmt: skip
-    told = host.ask(start, "ready").members
+    told = host.start(start)
     fields = fields_from_esri(told.get("fields"))
     traits = _traits(told, definition, fields)
     return RasterFunctionDetector(host, traits, FeatureReader(definition.classes, fields, traits.padding or 0))
@@ -207,8 +211,7 @@ class RasterFunctionDetector:
 
     def _predict(self, block: NDArray[Any]) -> Detections:
         mask = (block[-1:] > 0).astype(np.uint8)
-        answer = self._host.ask(Frame("block", {}, {"pixels": block[:-1], "mask": mask}), "found")
-        vectors = answer.arrays.get("vectors")
+        vectors = self._host.find({"pixels": block[:-1], "mask": mask}).get("vectors")
         if vectors is None or vectors.dtype != np.uint8:
             raise ProtocolError("The process of the model's program sent an answer without features.")
         return self._reader.read(vectors.tobytes())
@@ -221,20 +224,22 @@ def _torchscript(
     host: _Host, package: ModelPackage, program: Path, arguments: Mapping[str, Any], device: int, n_threads: int
 ) -> TorchScriptDetector:
     definition = package.definition
-    told = host.ask(Frame("start", {
+    told = host.start(Frame("start", {
         "kind": "torchscript",
         "file": str(placed(package, program, definition.program)),
         "device": device,
         "n_threads": n_threads,
         "n_bands": len(definition.input.bands),
         "size": definition.tile.size,
-    }), "ready").members  # fmt: skip
+    }))  # fmt: skip
+    is_outlined = told.get("has_masks") is True and definition.geometry != "box" and not arguments.get("return_bboxes")
     traits = Traits(
         stride=definition.tile.stride or _TORCHSCRIPT_STRIDE,
         receptive_field_radius=None,
         is_dense=False,
         network_size=None if definition.tile.is_variable else definition.tile.size,
         max_batch=None if told.get("takes_batch") is True else 1,
+        geometry="polygon" if is_outlined else "box",
     )
     return TorchScriptDetector(host, traits, definition, float(arguments["threshold"]))
 
@@ -260,34 +265,60 @@ class TorchScriptDetector:
         Raises:
             TileError: the network failed.
         """
-        answer = self._host.ask(Frame("block", {}, {"images": self._normalisation.apply(batch)}), "found").arrays
-        counts, boxes, scores, labels = (answer.get(name) for name in ("counts", "boxes", "scores", "labels"))
+        answer = self._host.find({"images": self._normalisation.apply(batch)})
+        counts, boxes, scores, labels, masks = (answer.get(n) for n in ("counts", "boxes", "scores", "labels", "masks"))
         if counts is None or boxes is None or scores is None or labels is None or len(counts) != len(batch):
             raise ProtocolError("The process of the model's program sent an answer without detections.")
-        if counts.min() < 0 or not int(counts.sum()) == len(boxes) == len(scores) == len(labels):
+        if self._traits.geometry == "box" or masks is None:
+            masks = np.empty((len(boxes), 0), np.uint8)
+        if counts.min() < 0 or not int(counts.sum()) == len(boxes) == len(scores) == len(labels) == len(masks):
             raise ProtocolError("The process of the model's program sent detections that do not belong together.")
         ends = np.cumsum(counts)[:-1]
-        parts = zip(np.split(boxes, ends), np.split(scores, ends), np.split(labels, ends))
-        return [self._detections(*part) for part in parts]
+        parts = zip(*(np.split(array, ends) for array in (boxes, scores, labels, masks)))
+        return [self._detections(*part, side=batch.shape[-1]) for part in parts]
 
     def close(self) -> None:
         """End the network's process."""
         self._host.close()
 
-    def _detections(self, boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any]) -> Detections:
+    def _detections(
+        self, boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any], masks: NDArray[Any], *, side: int
+    ) -> Detections:
         is_sound = np.isfinite(boxes).all(axis=1) & np.isfinite(scores) & np.isfinite(labels)
-        boxes, scores = boxes[is_sound], scores[is_sound]
-        labels = labels[is_sound].astype(np.int64) - self._label_offset
         is_box = (boxes[:, 2] >= boxes[:, 0]) & (boxes[:, 3] >= boxes[:, 1])
-        keep = is_box & (scores >= self._threshold) & (labels >= 0) & (labels < self._n_classes)
-        return make_detections(boxes[keep], np.clip(scores[keep], 0, 1), labels[keep])
+        numbers = np.where(is_sound, labels, -1).astype(np.int64) - self._label_offset
+        keep = is_sound & is_box & (scores >= self._threshold) & (numbers >= 0) & (numbers < self._n_classes)
+        shapes = None if self._traits.geometry == "box" else [_outline(mask, side) for mask in masks[keep]]
+        found = make_detections(boxes[keep], np.clip(scores[keep], 0, 1), numbers[keep], shapes=shapes)
+        if shapes is None:
+            return found
+        return found.take(np.array([shape is not None for shape in shapes], dtype=bool))
+
+
+def _outline(bits: NDArray[np.uint8], side: int) -> Any:
+    """Give the outline of a packed mask, None where it covers nothing."""
+    from .arcgis.masks import outline  # here, because it loads torch, which few of these models need in this process
+
+    return outline(np.unpackbits(bits, axis=-1, count=side).astype(bool)) if bits.ndim == 2 else None
 
 
 # -- The process -------------------------------------------------------------------------------------------------------
 
 
+class _EndedError(Exception):
+    """The program's process has ended without an answer. No error of the tree: those have codes of their own."""
+
+    def __init__(self, error: ModelError) -> None:
+        """Keep the error that tells it."""
+        super().__init__(str(error))
+        self.error = error
+
+
 class _Host:
-    """The process and the threads that read from it. It ends with this process: by its group, or by its closed pipe."""
+    """The process and the threads that read from it. It ends with this process: by its group, or by its closed pipe.
+
+    When the program takes its process down on a tile, a new one is started, a few times.
+    """
 
     def __init__(self, work: Path, n_threads: int) -> None:
         """Start the process.
@@ -295,8 +326,14 @@ class _Host:
         Raises:
             ModelError: that is not possible.
         """
+        self._work, self._n_threads = work, n_threads
+        self._start: Frame | None = None
+        self._n_deaths = 0
+        self._launch()
+
+    def _launch(self) -> None:
         try:
-            self._process = _spawn(work, n_threads)
+            self._process = _spawn(self._work, self._n_threads)
         except OSError as error:
             raise ModelError(f"The process for the model's program cannot be started: {error.strerror}.") from error
         self._answers: queue.Queue[Frame | ProtocolError | None] = queue.Queue(2)
@@ -306,15 +343,39 @@ class _Host:
         threading.Thread(target=_read_answers, args=(self._process.stdout, self._answers), daemon=True).start()
         self._finalizer = weakref.finalize(self, _end, self._process)
 
-    def ask(self, request: Frame, expected: str) -> Frame:
-        """Send a request and wait for its answer.
+    def start(self, request: Frame) -> Mapping[str, Any]:
+        """Load the program, and give what it says of itself.
 
         Raises:
-            TileError: the program failed on this request, and may do better with another.
-            ModelError: it cannot be used at all, or its process died.
+            ModelError: it cannot be used, or its process died.
             DeviceMemoryError: it ran out of memory.
         """
-        is_start = request.type == "start"
+        self._start = request
+        try:
+            return self._ask(request, "ready").members
+        except _EndedError as ended:
+            raise ended.error from None
+
+    def find(self, arrays: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        """Give what the program finds in a block.
+
+        Raises:
+            TileError: the program failed on this block.
+            ModelError: it failed too often in a way that ended its process.
+            DeviceMemoryError: it ran out of memory.
+        """
+        try:
+            return self._ask(Frame("block", {}, arrays), "found").arrays
+        except _EndedError as ended:
+            error = ended.error
+            self._n_deaths += 1
+            if self._n_deaths > MAX_DEATHS or self._start is None:
+                raise error from None
+            self._launch()
+            self.start(self._start)
+            raise TileError(error.message, hint=error.hint, **error.context) from None
+
+    def _ask(self, request: Frame, expected: str) -> Frame:
         try:
             write_frame(self._stdin, request)
         except (OSError, ValueError):  # nobody reads any more; or it was closed before
@@ -323,18 +384,19 @@ class _Host:
             answer = self._answers.get(timeout=ANSWER_LIMIT)
         except queue.Empty:
             self.close()
-            raise ModelError(
+            late = ModelError(
                 f"The model's program did not answer within {ANSWER_LIMIT:.0f} seconds and was ended.",
                 hint="Choose a GPU, or a smaller batch_size, which makes its blocks smaller.",
                 stderr_tail=list(self._tail),
-            ) from None
+            )
+            raise _EndedError(late) from None
         if answer is None:
             raise self._died()
         if isinstance(answer, ProtocolError):
             self.close()
             raise answer
         if answer.type == "error":
-            raise _error(answer.members, is_start=is_start)
+            raise _error(answer.members, is_start=request.type == "start")
         if answer.type != expected:
             self.close()
             raise ProtocolError(f"The process of the model's program sent '{answer.type[:50]}', not '{expected}'.")
@@ -351,7 +413,7 @@ class _Host:
         self._finalizer()
         self._log.join(_END_LIMIT)
 
-    def _died(self) -> ModelError:
+    def _died(self) -> _EndedError:
         """Say how the process ended that gives no answer."""
         end = time.monotonic() + _END_LIMIT
         while self._process.poll() is None and time.monotonic() < end:
@@ -359,12 +421,14 @@ class _Host:
         code = self._process.poll()
         self.close()
         last = next((line for line in reversed(self._tail) if line.strip()), "")
-        return ModelError(
-            f"The process of the model's program died (exit code {code})" + (f": {last[:300]}" if last else "."),
-            hint="The job's log holds what the program wrote. The program itself has to be repaired, or the memory was "
-            "used up.",
-            exit_code=code,
-            stderr_tail=list(self._tail),
+        return _EndedError(
+            ModelError(
+                f"The process of the model's program died (exit code {code})" + (f": {last[:300]}" if last else "."),
+                hint="The job's log holds what the program wrote. The program itself has to be repaired, or the memory "
+                "was used up.",
+                exit_code=code,
+                stderr_tail=list(self._tail),
+            )
         )
 
 
@@ -430,6 +494,11 @@ def _error(told: Mapping[str, Any], *, is_start: bool) -> InferenceError:
             "The memory does not hold one block of the model's program.",
             hint="A smaller batch_size makes the blocks of most functions smaller.",
             batch_size=1,
+        )
+    if kind == "import" and is_start and missing.split(".")[0] == "arcgis":
+        return ModelUnsupportedError(
+            "The model's program needs arcgis, a library of Esri that Kestrel neither has nor uses.",
+            hint="Use a version of the model that does without, for example in ONNX form.",
         )
     if kind == "import" and is_start:
         library = f"the library '{missing}'" if missing else f"something ({what})"

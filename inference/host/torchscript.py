@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .frames import Frame
 from .stages import UnusableProgram, stage
+
+_IN_MASK = 0.5  # of a pixel's probability
 
 
 def load_torchscript(request: Mapping[str, Any]) -> TorchScript:
@@ -36,6 +39,20 @@ def load_torchscript(request: Mapping[str, Any]) -> TorchScript:
     return program
 
 
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What was found in one image.
+
+    Shape:
+        boxes (M, 4), scores (M,), labels (M,); masks (M, S, S) bool, or None where the network gives none.
+    """
+
+    boxes: NDArray[Any]
+    scores: NDArray[Any]
+    labels: NDArray[Any]
+    masks: NDArray[np.bool_] | None = None
+
+
 class TorchScript:
     """A network that is ready for batches."""
 
@@ -44,34 +61,39 @@ class TorchScript:
         self._network, self._device = network, device
         self._takes_list = _takes_list(network)
         self._takes_batch = False
+        self._has_masks = False
 
     def probe(self, batch: Any) -> None:
         """Find out what the output looks like: only the form of torchvision tells image from image."""
         self._takes_batch = _as_dicts(self._forward(batch)) is not None
-        self._run(batch)
+        self._has_masks = self._run(batch)[0].masks is not None
 
     def describe(self) -> dict[str, Any]:
-        """Give whether a batch may hold more than one image."""
-        return {"takes_batch": self._takes_batch}
+        """Give whether a batch may hold more than one image, and whether objects have masks."""
+        return {"takes_batch": self._takes_batch, "has_masks": self._has_masks}
 
     def find(self, request: Frame) -> dict[str, NDArray[Any]]:
         """Run a batch.
 
         Shape:
             request.arrays: images (N, C, S, S) float32, normalised; gives counts (N,) int64, and for all images
-            together boxes (M, 4), scores (M,), labels (M,).
+            together boxes (M, 4), scores (M,), labels (M,), and where there are masks their bits (M, S, S / 8).
         """
         import torch
 
         with stage("forward"):
             images = torch.from_numpy(np.asarray(request.arrays["images"], np.float32)).to(self._device)
             found = self._run(images)
-        return {
-            "counts": np.array([len(scores) for _, scores, _ in found], np.int64),
-            "boxes": np.concatenate([boxes for boxes, _, _ in found]),
-            "scores": np.concatenate([scores for _, scores, _ in found]),
-            "labels": np.concatenate([labels for _, _, labels in found]),
+        answer = {
+            "counts": np.array([len(item.scores) for item in found], np.int64),
+            "boxes": np.concatenate([item.boxes for item in found]),
+            "scores": np.concatenate([item.scores for item in found]),
+            "labels": np.concatenate([item.labels for item in found]),
         }
+        masks = [item.masks for item in found if item.masks is not None]
+        if len(masks) == len(found):
+            answer["masks"] = np.packbits(np.concatenate(masks), axis=-1)
+        return answer
 
     def _forward(self, batch: Any) -> Any:
         import torch
@@ -79,13 +101,16 @@ class TorchScript:
         with torch.inference_mode():
             return self._network(list(batch) if self._takes_list else batch)
 
-    def _run(self, batch: Any) -> list[tuple[NDArray[Any], ...]]:
-        if self._takes_batch:
-            items = _as_dicts(self._forward(batch)) or []
-            if len(items) != len(batch):
-                raise UnusableProgram(f"it gave {len(items)} results for {len(batch)} images")
-            return [_triple((item["boxes"], item["scores"], item["labels"])) for item in items]
-        return [_single(self._forward(batch[number : number + 1])) for number in range(len(batch))]
+    def _run(self, batch: Any) -> list[_Found]:
+        side = int(batch.shape[-1])
+        if not self._takes_batch:
+            return [_single(self._forward(batch[number : number + 1]), side) for number in range(len(batch))]
+        items = _as_dicts(self._forward(batch)) or []
+        if len(items) != len(batch):
+            raise UnusableProgram(f"it gave {len(items)} results for {len(batch)} images")
+        keys = ("boxes", "scores", "labels", "masks")
+        found = [_tensors([item[key] for key in keys if key in item], side) for item in items]
+        return [item if item is not None else _refuse(items) for item in found]
 
 
 def _takes_list(network: Any) -> bool:
@@ -103,47 +128,63 @@ def _as_dicts(output: Any) -> list[Any] | None:
     return list(output) if is_list and all(isinstance(item, dict) and keys <= set(item) for item in output) else None
 
 
-def _single(output: Any) -> tuple[NDArray[Any], ...]:
-    """Read the result for one image: three tensors, or one with six columns."""
+def _single(output: Any, side: int) -> _Found:
+    """Read the result for one image: three tensors, with masks four, or one with six columns."""
     if isinstance(output, (list, tuple)) and len(output) == 1:
         output = output[0]
     if hasattr(output, "shape"):
         table = _squeezed(output, 2)
         if table is not None and table.shape[1] == 6:
-            return table[:, :4], table[:, 4], table[:, 5]
-    is_three = isinstance(output, (list, tuple)) and len(output) == 3 and all(hasattr(o, "shape") for o in output)
-    found: tuple[NDArray[Any], ...] | None = _triple(output) if is_three else None
-    if found is None:
-        raise UnusableProgram(
-            f"it gives {_described(output)}; known are torchvision's list of dicts, three tensors (boxes, scores, "
-            "labels), and one tensor of six columns"
-        )
-    return found
+            return _Found(table[:, :4], table[:, 4], table[:, 5])
+    is_some = isinstance(output, (list, tuple)) and all(hasattr(item, "shape") for item in output)
+    found = _tensors(list(output), side) if is_some else None
+    return found if found is not None else _refuse(output)
 
 
-def _triple(tensors: Any) -> Any:
-    """Give boxes, scores and labels, told apart by shape and type; None where they are not that."""
-    tensors = list(tensors)
-    # Boxes with a batch axis are the only tensor of three axes; without one, scores with such an axis look like boxes.
+def _refuse(output: Any) -> NoReturn:
+    raise UnusableProgram(
+        f"it gives {_described(output)}; known are torchvision's list of dicts, three tensors (boxes, scores, "
+        "labels) or four (masks), and one tensor of six columns"
+    )
+
+
+def _tensors(tensors: list[Any], side: int) -> _Found | None:
+    """Read boxes, scores, labels and perhaps masks, told apart by shape and type; None where they are not that."""
+    # Boxes with a batch axis are the only table of three axes; without one, scores with such an axis look like boxes.
     order = sorted(range(len(tensors)), key=lambda number: -tensors[number].dim())
     of_boxes = next((n for n in order if (b := _squeezed(tensors[n], 2)) is not None and b.shape[1] == 4), None)
     if of_boxes is None:
         return None
-    boxes: Any = _squeezed(tensors.pop(of_boxes), 2)
-    columns = [(column, t.is_floating_point()) for t in tensors if (column := _squeezed(t, 1)) is not None]
+    boxes: Any = _squeezed(tensors[of_boxes], 2)
+    rest = [tensor for number, tensor in enumerate(tensors) if number != of_boxes]
+    columns = [(column, t.is_floating_point()) for t in rest if (column := _squeezed(t, 1)) is not None]
+    masks = [mask for t in rest if (mask := _masks(t, len(boxes), side)) is not None]
     if len(columns) != 2 or any(len(column) != len(boxes) for column, _ in columns):
+        return None
+    if len(columns) + len(masks) < len(rest) - 1:  # one more may be there, of masks in a form that is not known
         return None
     # By type where that tells them apart: some exporters give labels before scores.
     (first, first_is_float), (second, second_is_float) = columns
-    return (boxes, second, first) if second_is_float and not first_is_float else (boxes, first, second)
+    is_swapped = second_is_float and not first_is_float
+    scores, labels = (second, first) if is_swapped else (first, second)
+    return _Found(boxes, scores, labels, masks[0] if masks else None)
+
+
+def _masks(tensor: Any, n: int, side: int) -> NDArray[np.bool_] | None:
+    """Give masks of the whole image, (n, 1, side, side) of 0 to 1; None where the tensor is none."""
+    if tuple(tensor.shape) != (n, 1, side, side):
+        return None
+    masks: NDArray[np.bool_] = (tensor.detach()[:, 0] >= _IN_MASK).cpu().numpy()
+    return masks
 
 
 def _squeezed(tensor: Any, n_dimensions: int) -> NDArray[Any] | None:
     """Give a tensor as an array of so many dimensions, without a batch axis of one; None where it is not that."""
+    has_axis = tensor.dim() == n_dimensions + 1 and tensor.shape[0] == 1
+    if not has_axis and tensor.dim() != n_dimensions:
+        return None
     array: NDArray[Any] = tensor.detach().float().cpu().numpy()
-    if array.ndim == n_dimensions + 1 and array.shape[0] == 1:
-        array = array[0]
-    return array if array.ndim == n_dimensions else None
+    return array[0] if has_axis else array
 
 
 def _described(output: Any, depth: int = 0) -> str:
