@@ -19,6 +19,7 @@ from kestrel.inference.errors import (
     OutputError,
     UntrustedCodeError,
 )
+from kestrel.inference.models.checkpoint import read_checkpoint
 from kestrel.inference.models.emd_text import read_json
 from kestrel.inference.models.package import is_safe_name, open_package
 from kestrel.tests.fixtures.esri_packages import CONTAINERS, ERAS, LAYOUTS, arcgis_emd, file_of, write_package
@@ -191,14 +192,18 @@ def test_packages_of_every_era_and_layout_open(tmp_path: Path, name: str, layout
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_every_container_of_weights_is_handed_out_as_it_is(tmp_path: Path, container: str) -> None:
+def test_every_container_of_weights_holds_the_same_numbers(tmp_path: Path, container: str) -> None:
     torch = pytest.importorskip("torch")
-    state = {"layer.weight": torch.arange(6.0).reshape(2, 3)}
+    state = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.tensor([1, 2])}
     path = write_package(tmp_path / "p.dlpk", arcgis_emd("RetinaNet"), state, container=container)
     package = open_package(str(path))
-    weights = package.extract(package.weights_member(), tmp_path / "weights").read_bytes()
-    assert weights == file_of(state, container) or "safetensors" not in container
-    assert weights.startswith(b"PK") == (container in ("bare", "zip", "model_opt", "model_opt_numpy"))
+    weights = package.extract(package.weights_member(), tmp_path / "weights")
+    if container == "safetensors":
+        assert file_of(state, container) == weights.read_bytes()
+        return
+    assert weights.read_bytes().startswith(b"PK") != ("legacy" in container)
+    tensors = {name: tensor.numpy().tolist() for name, tensor in read_checkpoint(weights, "weights").items()}
+    assert {"layer.weight": [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]], "layer.bias": [1, 2]} == tensors
 
 
 def test_damage_in_a_package_is_repaired_and_told(tmp_path: Path) -> None:
@@ -618,6 +623,23 @@ def test_flipped_bytes_never_cause_anything_but_a_refusal(tmp_path: Path, data: 
     path.write_bytes(content)
     try:
         open_package(str(path)).sha256()
+    except InferenceError as error:
+        assert error.message  # both outcomes are right
+
+
+SOUND = [json.dumps(emd(), indent=1), *(json.dumps(arcgis_emd(name, n_bands=4)) for name in ("MaskRCNN", "YOLOv3"))]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(SOUND), st.lists(st.tuples(st.floats(0, 1), st.text("{}[]:,\"'\\#/\n 0aN", max_size=3)), max_size=5)
+)
+def test_any_damage_to_a_definition_is_repaired_or_refused(text: str, cuts: list[tuple[float, str]]) -> None:
+    for place, put in cuts:
+        at = 1 + int(place * (len(text) - 1))
+        text = text[:at] + put + text[at + 2 :]
+    try:
+        assert open_package(text).definition.classes
     except InferenceError as error:
         assert error.message  # both outcomes are right
 
