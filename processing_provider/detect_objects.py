@@ -26,6 +26,7 @@ from .destination import HalfOutput, sole_writer
 from .feature_sink import RunFacts, check_written, extra_fields, fill_sink, output_fields, output_geometry
 from .feedback import EventListener, as_processing_exception, cancelled_exception, foreseen, is_main_thread
 from .help import algorithm_help
+from .icon import ICON_PATH
 from .job_builder import (
     JSON_KEYS,
     DetectionPlan,
@@ -39,8 +40,6 @@ from .job_run import JobRun, start_run
 from .layer_style import RunRecord, style_on_load
 from .parameters import output_table, parameter_table
 from .text import to_plain, tr
-
-ICON_PATH = str(Path(__file__).parent.parent / "resources" / "icons" / "kestrel.svg")
 
 
 class DetectObjectsAlgorithm(QgsProcessingAlgorithm):

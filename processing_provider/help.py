@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable
 
-from .parameters import output_table, parameter_table
+from .parameters import Output, Parameter, output_table, parameter_table
 from .text import tr
 
 
 def algorithm_help() -> str:
     """Give the help as HTML."""
+    return f"{_introduction()}{_tables(parameter_table(), output_table())}{_fields()}"
+
+
+def table_help(introduction: str, parameters: Iterable[Parameter], outputs: Iterable[Output]) -> str:
+    """Give the help of an algorithm that needs no more than an introduction, as HTML."""
+    return f"<p>{html.escape(introduction, quote=False)}</p>{_tables(parameters, outputs)}"
+
+
+def _tables(parameters: Iterable[Parameter], outputs: Iterable[Output]) -> str:
     return "".join(
         [
-            _introduction(),
             f"<h2>{tr('Parameters')}</h2>",
-            *(_entry(row.label, row.help) for row in parameter_table()),
+            *(_entry(row.label, row.help) for row in parameters),
             f"<h2>{tr('Outputs')}</h2>",
-            *(_entry(row.label, row.help) for row in output_table()),
-            _fields(),
+            *(_entry(row.label, row.help) for row in outputs),
         ]
     )
 

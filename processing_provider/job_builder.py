@@ -30,13 +30,15 @@ from ..inference.models.arguments import parse_arguments, resolve_arguments
 from ..inference.models.definition import ModelDefinition
 from ..inference.models.package import ModelPackage, open_package
 from . import parameters as keys
+from .code_consent import allowed_code
 from .destination import check_destination, output_file
 from .feature_sink import FieldNames
+from .fit_check import fit_warnings
 from .interpreter import find_interpreter
 from .mask import dissolve
 from .raster_source import SourceRaster, check_bands, source_raster
 
-JSON_KEYS = (keys.MODEL, keys.ARGUMENTS, keys.OBJECTS_OF_INTEREST)
+JSON_KEYS = (keys.MODEL, keys.ARGUMENTS, keys.OBJECTS_OF_INTEREST, keys.ALLOW_PACKAGE_CODE)
 """Text parameters that programs may also give as a JSON value."""
 
 
@@ -105,7 +107,7 @@ def build_plan(
     """
     reader = ParameterReader(algorithm, parameters, context)
     raster = source_raster(_raster_layer(reader))
-    reference = _model_reference(reader)
+    reference = model_reference(reader.text(keys.MODEL))
     package = open_package(reference)
     check_bands(raster, package.definition)
     arguments = parse_arguments(reader.text(keys.ARGUMENTS))
@@ -123,6 +125,7 @@ def build_plan(
         objects_of_interest=objects_of_interest(reader.text(keys.OBJECTS_OF_INTEREST), package.definition),
         extent=extent,
         cell_size=reader.number(keys.CELL_SIZE),
+        allowed_code=allowed_code(package, reader.text(keys.ALLOW_PACKAGE_CODE)),
         **_run_options(reader),
     )
     return DetectionPlan(
@@ -134,7 +137,7 @@ def build_plan(
         output=output,
         mask=_mask_source(reader),
         transforms=context.transformContext(),
-        warnings=warnings,
+        warnings=(*warnings, *fit_warnings(package.definition, raster)),
     )
 
 
@@ -170,8 +173,12 @@ def _raster_layer(reader: ParameterReader) -> Any:
     return layer
 
 
-def _model_reference(reader: ParameterReader) -> str:
-    text = reader.text(keys.MODEL)
+def model_reference(text: str) -> str:
+    """Give a model's path as any process finds it, or the text of its definition.
+
+    Raises:
+        ModelPackageError: the path begins with a home that does not exist.
+    """
     if not text or text.startswith("{"):
         return text
     try:

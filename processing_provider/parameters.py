@@ -41,6 +41,7 @@ CLASS_VALUE_FIELD = "CLASS_VALUE_FIELD"
 PROCESSOR_TYPE = "PROCESSOR_TYPE"
 GPU_ID = "GPU_ID"
 PARALLEL_PROCESSING_FACTOR = "PARALLEL_PROCESSING_FACTOR"
+ALLOW_PACKAGE_CODE = "ALLOW_PACKAGE_CODE"
 OUTPUT = "OUTPUT"
 
 OBJECT_COUNT = "OBJECT_COUNT"
@@ -198,6 +199,13 @@ def _how_to_run() -> tuple[Parameter, ...]:
             PARALLEL_PROCESSING_FACTOR, tr("Parallel processing factor"), QgsProcessingParameterString,
             tr("Processor cores to use: a count (4) or a share (75%)."),
             default="100%", is_optional=True, is_advanced=True,
+        ),
+        Parameter(
+            ALLOW_PACKAGE_CODE, tr("Allow the program of the package"), QgsProcessingParameterString,
+            tr("Some models are programs. For scripts and qgis_process: the hash (SHA-256) of the exact content that "
+               "may run, as the message of the refused run tells it. Empty: what was allowed in QGIS's window, below "
+               "the model's name."),
+            is_optional=True, is_advanced=True,
         ),
     )  # fmt: skip
 

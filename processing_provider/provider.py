@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from qgis.core import QgsProcessingProvider
 from qgis.PyQt.QtGui import QIcon
 
+from .describe_model import DescribeModelAlgorithm
 from .detect_objects import DetectObjectsAlgorithm
-
-ICON_PATH = str(Path(__file__).parent.parent / "resources" / "icons" / "kestrel.svg")
+from .icon import ICON_PATH
 
 
 class KestrelProvider(QgsProcessingProvider):
@@ -37,4 +35,5 @@ class KestrelProvider(QgsProcessingProvider):
 
     def loadAlgorithms(self) -> None:
         """Register the algorithms."""
-        self.addAlgorithm(DetectObjectsAlgorithm())
+        for algorithm in (DetectObjectsAlgorithm(), DescribeModelAlgorithm()):
+            self.addAlgorithm(algorithm)

@@ -13,6 +13,7 @@ from qgis.core import QgsCoordinateReferenceSystem, QgsProviderRegistry, QgsRast
 
 from ..inference.errors import ModelIncompatibleError, RasterOpenError
 from ..inference.models.definition import ModelDefinition
+from ..inference.models.fit_rules import find_band
 
 _EXPORT = "Save it as a file first: layer menu > Export > Save As, as raw data in GeoTIFF form."
 
@@ -30,6 +31,17 @@ class SourceRaster:
     band_names: tuple[str, ...]
     """Description of each band, or its colour where it has none; bands of transparency are left out."""
     has_palette: bool
+    dtype: str = "uint8"
+    """Type of the first band's values, as numpy calls it."""
+    band_numbers: tuple[int, ...] = ()
+    """0-based numbers of those bands in the file; empty: as they stand."""
+
+    def band_index(self, band: int | str) -> int | None:
+        """Give the 0-based number in the file of a band that a model names; None where there is none."""
+        place = find_band(band, self.band_names) if isinstance(band, str) else band
+        if place is None or place >= len(self.band_names):
+            return None
+        return self.band_numbers[place] if self.band_numbers else place
 
 
 def source_raster(layer: QgsRasterLayer) -> SourceRaster:
@@ -61,6 +73,8 @@ def source_raster(layer: QgsRasterLayer) -> SourceRaster:
             if color != gdal.GCI_AlphaBand
         ),
         has_palette=colors == [gdal.GCI_PaletteIndex],
+        dtype=_dtype(bands[0].DataType) if bands else "",
+        band_numbers=tuple(number for number, color in enumerate(colors) if color != gdal.GCI_AlphaBand),
     )
 
 
@@ -97,16 +111,21 @@ def check_bands(raster: SourceRaster, definition: ModelDefinition) -> None:
     """
     if raster.has_palette and len(definition.input.bands) == 3:
         return
-    names = [name.lower() for name in raster.band_names]
+    names = raster.band_names
     for band in definition.input.bands:
-        is_there = band.lower() in names if isinstance(band, str) else band < len(names)
-        if not is_there:
+        if raster.band_index(band) is None:
             wanted = f"the band '{band}'" if isinstance(band, str) else f"band {band + 1}"
             raise ModelIncompatibleError(
                 f"The model '{definition.name}' reads {wanted}, but the raster '{raster.name}' has "
                 f"{len(names)} band{'s' if len(names) != 1 else ''}: {', '.join(raster.band_names)}.",
                 hint="Choose a raster with the bands that the model was trained on.",
             )
+
+
+def _dtype(kind: int) -> str:
+    """Give the numpy name of a GDAL type."""
+    name = str(gdal.GetDataTypeName(kind)).lower()
+    return {"byte": "uint8"}.get(name, name)
 
 
 def _open(name: str, connection: str) -> Any:

@@ -37,3 +37,14 @@ def to_plain(value: object, max_length: int = 2000) -> str:
 
 def _shortened(text: str, max_length: int) -> str:
     return text if len(text) <= max_length else text[: max_length - 1] + "\u2026"
+
+
+def size_text(n_bytes: int) -> str:
+    """Give a number of bytes as people read it: 812 bytes, 4.2 kB, 170 MB."""
+    if n_bytes < 1000:
+        return tr("{count} bytes").format(count=n_bytes)
+    power, unit = next((item for item in _UNITS if n_bytes < 999.5 * item[0]), _UNITS[-1])
+    return f"{n_bytes / power:.3g} {unit}"
+
+
+_UNITS = ((10**3, "kB"), (10**6, "MB"), (10**9, "GB"))

@@ -23,8 +23,8 @@ from qgis.PyQt.QtWidgets import (
 
 from ..inference.errors import InferenceError
 from ..inference.worker.managed import default_target
+from ..processing_provider.icon import ICON_PATH
 from ..processing_provider.interpreter import BACKEND_SETTING, SETTING, VARIABLE, find_interpreter, managed_interpreter
-from ..processing_provider.provider import ICON_PATH
 from ..processing_provider.text import to_plain, tr
 from .environment_task import EnvironmentTask, ProbeTask
 from .messages import show_error, show_success

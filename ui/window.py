@@ -9,8 +9,8 @@ from qgis.gui import QgsGui
 from qgis.PyQt.QtGui import QIcon
 from qgis.PyQt.QtWidgets import QAction
 
+from ..processing_provider.icon import ICON_PATH
 from ..processing_provider.parameters import INPUT
-from ..processing_provider.provider import ICON_PATH
 from ..processing_provider.text import tr
 from .factories import widget_factories
 from .options_page import KestrelOptionsFactory

@@ -18,6 +18,7 @@ from rasterio.vrt import WarpedVRT
 
 from ..errors import ModelIncompatibleError, RasterOpenError, RasterReadError
 from ..models.definition import InputSpec
+from ..models.fit_rules import find_band
 from ..tiling import Window
 from .source import RasterInfo
 
@@ -252,11 +253,12 @@ def _band_number(dataset: Any, band: int | str) -> int:
     if isinstance(band, str):
         names = [str(description or "").lower() for description in dataset.descriptions]
         names = [name or color.name.lower() for name, color in zip(names, colors)]
-        if band.lower() not in names:
+        place = find_band(band, names)
+        if place is None:
             raise ModelIncompatibleError(
                 f"The model needs a band named '{band}', and the raster's bands are: {', '.join(names)}."
             )
-        return names.index(band.lower()) + 1
+        return place + 1
     return [index for index, color in enumerate(colors, 1) if color != ColorInterp.alpha][band]
 
 

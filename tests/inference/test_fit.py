@@ -47,6 +47,20 @@ def test_a_coarser_one_is_told_with_the_cell_size_that_fits(
     assert text.endswith(f"Set CELL_SIZE to {remedy}.")
 
 
-@pytest.mark.parametrize("trained", [None, CellSizeRange(1e-6, 2e-6, 4326), CellSizeRange(1, 2, 999999)])
+@pytest.mark.parametrize("trained", [None, CellSizeRange(1, 2, 999999)])
 def test_what_cannot_be_compared_gives_no_warning(trained: CellSizeRange | None) -> None:
     assert [] == warnings(32617, 404000, 3284000, 0.6, trained)
+
+
+# At the latitude of the rasters below a degree is 98 to 111 km: these are 0.09 to 0.13 m.
+DEGREES = CellSizeRange(0.85e-6, 1.3e-6, 4326)
+
+
+@pytest.mark.parametrize(("cell", "n_warnings"), [(0.1, 0), (0.6, 1), (0.02, 1)])
+def test_a_range_in_degrees_is_taken_at_the_rasters_latitude(cell: float, n_warnings: int) -> None:
+    assert n_warnings == len(warnings(32617, 404000, 3284000, cell, DEGREES))
+
+
+def test_esris_own_numbers_of_reference_systems_are_known() -> None:
+    (text,) = warnings(32617, 404000, 3284000, 0.6, CellSizeRange(1, 1, 102100))
+    assert "trained on 0.87 m" in text  # a metre of Web Mercator at 29.7 degrees

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,111 @@ def write_model(folder: Path, name: str = "model.emd", **changes: Any) -> str:
     return str(path)
 
 
+PROGRAM = """
+class Finder:
+    def getParameterInfo(self):
+        return [
+            {"name": "raster", "dataType": "raster", "value": None, "required": True},
+            {"name": "score_threshold", "dataType": "numeric", "value": 0.4, "required": False,
+             "displayName": "Confidence Score Threshold", "description": "Lowest score."},
+            {"name": "mode", "dataType": "string", "value": "fast", "required": False, "domain": ("fast", "exact"),
+             "displayName": "Mode", "description": "How to look."},
+        ]
+"""
+
+
+def write_program(path: Path, source: str = PROGRAM, **changes: Any) -> str:
+    """Write a .dlpk whose model is a raster function; give its path."""
+    definition = {
+        "Framework": "PyTorch",
+        "ModelType": "ObjectDetection",
+        "ModelName": "Finder of trees",
+        "ModelFile": "weights.pth",
+        "InferenceFunction": "Finder.py",
+        "ImageHeight": 256,
+        "ImageWidth": 256,
+        "ExtractBands": [0, 1, 2],
+        "Classes": CLASSES,
+        **changes,
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("Finder.emd", json.dumps(definition))
+        archive.writestr("weights.pth", b"weights" * 1000)
+        archive.writestr("Finder.py", source)
+        archive.writestr("helpers/geometry.py", "HALF = 0.5\n")
+    return str(path)
+
+
+def mask_rcnn_emd(**changes: Any) -> dict[str, Any]:
+    """Give the definition of a MaskRCNN as arcgis.learn writes it."""
+    cell = {"spatialReference": {"wkid": 26917, "latestWkid": 26917}}
+    return {
+        "Framework": "arcgis.learn.models._inferencing",
+        "ModelConfiguration": "_maskrcnn_inferencing",
+        "ModelName": "MaskRCNN",
+        "ModelType": "InstanceDetection",
+        "ModelFile": "roofs.pth",
+        "InferenceFunction": "ArcGISInstanceDetector.py",
+        "ExtractBands": [0, 1, 2],
+        "ImageHeight": 400,
+        "ImageWidth": 400,
+        "ImageSpaceUsed": "MAP_SPACE",
+        "ImageryType": "RGB",
+        "SupportsVariableTileSize": True,
+        "Classes": [
+            {"Value": 1, "Name": "Roof", "Color": [214, 69, 65]},
+            {"Value": 2, "Name": "Solar panel", "Color": [45, 85, 170]},
+            {"Value": 3, "Name": "Pool", "Color": [60, 180, 190]},
+        ],
+        "MinCellSize": {"x": 0.1, "y": 0.1, **cell},
+        "MaxCellSize": {"x": 0.15, "y": 0.15, **cell},
+        "ArcGISLearnVersion": "2.4.0",
+        "ModelParameters": {"backbone": "resnet50", "backend": "pytorch"},
+        "MaskRCNNkwargs": {},
+        "average_precision_score": {"Roof": 0.83, "Solar panel": 0.71, "Pool": 0.9},
+        "License": "CC BY 4.0",
+        **changes,
+    }
+
+
+def write_mask_rcnn(path: Path, **changes: Any) -> str:
+    """Write a .dlpk of a MaskRCNN with weights that nobody loads; give its path."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("roofs.emd", json.dumps(mask_rcnn_emd(**changes)))
+        archive.writestr("roofs.pth", b"\x80\x02weights" * 1000)
+        archive.writestr("ArcGISInstanceDetector.py", "import arcgis\n")
+        archive.writestr("README.md", "# Roofs\n")
+    return str(path)
+
+
 def write_raster(
     path: Path,
     n_bands: int = 3,
     epsg: int | None = 32633,
     transform: tuple[float, ...] | None = (500000, 1, 0, 5600000, 0, -1),
+    kind: int = gdal.GDT_Byte,
+    values: tuple[float, float] | None = None,
+    names: tuple[str, ...] = (),
 ) -> str:
-    """Write a GeoTIFF of 100 x 80 pixels; give its path."""
-    dataset = gdal.GetDriverByName("GTiff").Create(str(path), 100, 80, n_bands, gdal.GDT_Byte)
+    """Write a GeoTIFF of 100 x 80 pixels; give its path.
+
+    Args:
+        path: The file.
+        n_bands: How many bands.
+        epsg: Its coordinate reference system.
+        transform: Its geotransform.
+        kind: GDAL's type of the values.
+        values: Lowest and highest value; None: all are 0.
+        names: Descriptions of the bands.
+    """
+    dataset = gdal.GetDriverByName("GTiff").Create(str(path), 100, 80, n_bands, kind)
+    for number in range(n_bands):
+        band = dataset.GetRasterBand(number + 1)
+        if values is not None:
+            ramp = np.linspace(values[0], values[1], 100)
+            band.WriteArray(np.tile(ramp, (80, 1)))
+        if number < len(names):
+            band.SetDescription(names[number])
     if transform is not None:
         dataset.SetGeoTransform(transform)
     if epsg is not None:

@@ -13,7 +13,7 @@ from osgeo import gdal
 from qgis.core import Qgis, QgsApplication, QgsProject, QgsSettings, QgsVectorLayer
 
 from kestrel.processing_provider import detect_objects
-from kestrel.tests.qgis.examples import polygon_layer, refusal, write_model, write_raster
+from kestrel.tests.qgis.examples import polygon_layer, refusal, write_model, write_program, write_raster
 
 Setup = Callable[[Path], dict[str, Any]]
 
@@ -138,12 +138,13 @@ def _package_without_definition(folder: Path) -> dict[str, Any]:
     return {"MODEL": str(folder / "x.dlpk")}
 
 
-def _folder_as_model(folder: Path) -> dict[str, Any]:
-    return {"MODEL": str(folder)}
+def _folder_without_model(folder: Path) -> dict[str, Any]:
+    (folder / "empty").mkdir()
+    return {"MODEL": str(folder / "empty")}
 
 
 def _python_program(folder: Path) -> dict[str, Any]:
-    return {"MODEL": write_model(folder, "program.emd", Framework="PyTorch", InferenceFunction="run.py")}
+    return {"MODEL": write_program(folder / "program.dlpk")}
 
 
 def _layer_in_edit_mode(folder: Path) -> dict[str, Any]:
@@ -166,8 +167,8 @@ BAD_THINGS: list[tuple[Setup, list[str]]] = [
     (_empty_mask, ["mask holds no polygon"]),
     (_file_that_is_no_package, ["not a model package"]),
     (_package_without_definition, ["no model definition", "readme.txt"]),
-    (_folder_as_model, ["is a folder"]),
-    (_python_program, ["Python program", "run.py"]),
+    (_folder_without_model, ["no model definition"]),
+    (_python_program, ["is a program ('Finder.py'", "ALLOW_PACKAGE_CODE="]),
     (_layer_in_edit_mode, ["'edited', which is being edited"]),
 ]
 

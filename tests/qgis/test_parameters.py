@@ -22,6 +22,7 @@ PARAMETERS = {
     "PROCESSOR_TYPE": ("enum", "Auto", "required advanced"),
     "GPU_ID": ("number", None, "optional advanced"),
     "PARALLEL_PROCESSING_FACTOR": ("string", "100%", "optional advanced"),
+    "ALLOW_PACKAGE_CODE": ("string", None, "optional advanced"),
     "OUTPUT": ("sink", None, "required"),
 }
 

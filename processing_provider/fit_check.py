@@ -1,0 +1,192 @@
+"""Does a raster suit a model, asked before anything runs: cell size, bands by name, values."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from osgeo import gdal
+from qgis.core import (
+    Qgis,
+    QgsCoordinateReferenceSystem,
+    QgsCoordinateTransform,
+    QgsCoordinateTransformContext,
+    QgsCsException,
+    QgsPointXY,
+    QgsRasterLayer,
+    QgsUnitTypes,
+)
+
+from ..inference.errors import ModelIncompatibleError, RasterOpenError
+from ..inference.models.definition import CellSizeRange, ModelDefinition
+from ..inference.models.fit_rules import (
+    CellSizeProblem,
+    Unit,
+    band_warnings,
+    cell_size_problem,
+    ground_side,
+    range_in_metres,
+    value_warnings,
+)
+from .raster_source import SourceRaster, check_bands, source_raster
+
+_REMOTE = ("/vsicurl", "/vsis3", "/vsigs", "/vsiaz", "/vsiadls", "/vsioss", "/vsiswift", "/vsihdfs", "/vsiwebhdfs")
+_SAMPLES = 3
+"""Windows of pixels a side: nine of them are read, wherever the raster's blocks lie."""
+_WINDOW = 96
+_LATITUDES = 89.9
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """How a raster suits a model.
+
+    Attributes:
+        cell_size: Its pixels are too fine or too coarse; None: they suit, or nobody knows.
+        texts: What else does not suit, and what makes the run impossible.
+        is_possible: A run could start.
+        ground: Side of a pixel on the ground in metres, None where its place is not known.
+    """
+
+    cell_size: CellSizeProblem | None
+    texts: tuple[str, ...]
+    is_possible: bool = True
+    ground: float | None = None
+
+    def all_texts(self) -> list[str]:
+        """Give everything that a person should read."""
+        return [*([self.cell_size.text] if self.cell_size else []), *self.texts]
+
+
+def fit_of_layer(definition: ModelDefinition, layer: QgsRasterLayer, cell_size: float | None = None) -> FitReport:
+    """Compare a layer with a model; also where Kestrel cannot read it."""
+    try:
+        return fit_report(definition, source_raster(layer), cell_size)
+    except RasterOpenError as error:
+        return FitReport(None, (str(error),), is_possible=False)
+
+
+def fit_report(definition: ModelDefinition, raster: SourceRaster, cell_size: float | None = None) -> FitReport:
+    """Compare a raster with a model.
+
+    Args:
+        definition: The model.
+        raster: The raster.
+        cell_size: The parameter CELL_SIZE, in the raster's units; None: the raster's own.
+    """
+    place = _ground(raster)
+    problem = _cell_size_problem(definition, raster, place, cell_size)
+    ground = place[0] if place else None
+    try:
+        check_bands(raster, definition)
+    except ModelIncompatibleError as error:
+        return FitReport(problem, (str(error),), is_possible=False, ground=ground)
+    return FitReport(problem, fit_warnings(definition, raster), ground=ground)
+
+
+def fit_warnings(definition: ModelDefinition, raster: SourceRaster) -> tuple[str, ...]:
+    """Tell what does not suit besides the cell size, which the worker looks at."""
+    if raster.has_palette:
+        return ()
+    found = value_range(raster, definition)
+    return (*band_warnings(definition, raster.band_names), *value_warnings(definition, raster.dtype, found))
+
+
+def _cell_size_problem(
+    definition: ModelDefinition, raster: SourceRaster, place: tuple[float, float] | None, cell_size: float | None
+) -> CellSizeProblem | None:
+    unit = unit_of(definition.cell_size)
+    if definition.cell_size is None or unit is None or place is None:
+        return None
+    actual, latitude = place
+    side = raster.cell_size
+    if cell_size is not None and cell_size > 0:
+        actual, side = actual * cell_size / side, cell_size
+    low, high = range_in_metres(definition.cell_size, unit, latitude)
+    return cell_size_problem(low, high, actual, side)
+
+
+def unit_of(cell_size: CellSizeRange | None) -> Unit | None:
+    """Give the unit of a model's cell size; None where its coordinate reference system is not known."""
+    if cell_size is None or cell_size.wkid is None:
+        return Unit()
+    for authority in ("EPSG", "ESRI"):
+        crs = QgsCoordinateReferenceSystem(f"{authority}:{cell_size.wkid}")
+        if crs.isValid():
+            to_metres = QgsUnitTypes.fromUnitToUnitFactor(crs.mapUnits(), Qgis.DistanceUnit.Meters)
+            return Unit(is_degree=True) if crs.isGeographic() else Unit(to_metres)
+    return None
+
+
+def _ground(raster: SourceRaster) -> tuple[float, float] | None:
+    """Give a pixel's side on the ground in metres, and its latitude, at the raster's centre."""
+    centre, side = raster.extent.center(), raster.cell_size
+    globe = QgsCoordinateReferenceSystem("EPSG:4326")
+    corners = [centre, QgsPointXY(centre.x() + side, centre.y()), QgsPointXY(centre.x(), centre.y() + side)]
+    try:
+        # No context of a project: a shift of datum by some metres does not matter here.
+        transform = QgsCoordinateTransform(raster.crs, globe, QgsCoordinateTransformContext())
+        points = [transform.transform(corner) for corner in corners]
+    except QgsCsException:
+        return None
+    longitudes, latitudes = [point.x() for point in points], [point.y() for point in points]
+    if not all(math.isfinite(value) for value in (*longitudes, *latitudes)) or abs(latitudes[0]) > _LATITUDES:
+        return None
+    size = ground_side(longitudes, latitudes)
+    return None if size is None else (size, latitudes[0])
+
+
+def value_range(raster: SourceRaster, definition: ModelDefinition) -> tuple[float, float] | None:
+    """Give lowest and highest value of a sample of the pixels of the model's bands; None where that would take time.
+
+    Nine small windows are read: a look at the whole raster could take minutes, and QGIS's own statistics write a file
+    beside the raster.
+    """
+    if raster.connection.startswith(_REMOTE):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        gdal.PushErrorHandler("CPLQuietErrorHandler")
+        try:
+            dataset = gdal.Open(raster.connection)
+            return _sampled(dataset, _band_numbers(raster, definition)) if dataset is not None else None
+        except (RuntimeError, ImportError, ValueError, TypeError):
+            return None  # a damaged file: the run says so
+        finally:
+            gdal.PopErrorHandler()
+
+
+def _band_numbers(raster: SourceRaster, definition: ModelDefinition) -> list[int]:
+    places = [raster.band_index(band) for band in definition.input.bands]
+    return [place for place in places if place is not None]
+
+
+def _sampled(dataset: Any, bands: list[int]) -> tuple[float, float] | None:
+    import numpy as np
+
+    lows, highs = [], []
+    for x, y in _windows(dataset.RasterXSize, dataset.RasterYSize):
+        width, height = min(_WINDOW, dataset.RasterXSize), min(_WINDOW, dataset.RasterYSize)
+        valid = _mask(dataset, x, y, width, height)
+        for place in bands:
+            band = dataset.GetRasterBand(place + 1)
+            values = np.asarray(band.ReadAsArray(x, y, width, height), np.float64)
+            values = values[valid & np.isfinite(values)]
+            if len(values):
+                lows.append(float(values.min()))
+                highs.append(float(values.max()))
+    return (min(lows), max(highs)) if lows else None
+
+
+def _mask(dataset: Any, x: int, y: int, width: int, height: int) -> Any:
+    return dataset.GetRasterBand(1).GetMaskBand().ReadAsArray(x, y, width, height) > 0
+
+
+def _windows(width: int, height: int) -> list[tuple[int, int]]:
+    def starts(size: int) -> list[int]:
+        last = max(size - _WINDOW, 0)
+        return sorted({round(last * step / (_SAMPLES - 1)) for step in range(_SAMPLES)})
+
+    return [(x, y) for y in starts(height) for x in starts(width)]
