@@ -1,10 +1,11 @@
 # Each target does its own set-up; a fresh clone needs no step before it.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-demo setup-inference setup-dev demo test check lint types bench train package verify-package run lock screenshots clean
+.PHONY: help setup setup-demo setup-inference setup-dev demo test check lint types fuzz bench train package verify-package run lock screenshots clean
 
 QGIS_PYTHON ?= /usr/bin/python3
 TORCH_BACKEND ?=
 DATA ?= ../shared/data/trees_neon
+SECONDS ?= 60
 SETUP = $(QGIS_PYTHON) -u tools/setup.py --qgis-python $(QGIS_PYTHON) $(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND))
 DEV = build/env/qgis/bin/python
 INFERENCE = build/env/inference/bin/python
@@ -46,6 +47,9 @@ lint: setup-dev ## Check style, allowed imports and the Qt 6 rules (needs no QGI
 types: setup ## Check types: strictly in inference/, with QGIS's own stubs elsewhere
 	@MYPYPATH=build/plugins $(DEV) -m mypy --strict --follow-imports=silent --cache-dir build/mypy/inference --python-executable $(INFERENCE) -p kestrel.inference
 	@MYPYPATH=build/plugins $(DEV) -m mypy --follow-imports=silent --cache-dir build/mypy/qgis -m kestrel -m kestrel.plugin -p kestrel.processing_provider -p kestrel.ui
+
+fuzz: setup-inference ## Throw mutated packages and weights at the readers (SECONDS=60; SEED=number repeats a run)
+	@$(INFERENCE) tools/fuzz.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 bench: setup-inference ## Measure the speed of detection on this machine
 	@$(INFERENCE) benchmarks/bench.py

@@ -27,7 +27,7 @@ _WIDE_FIELD = 1
 """Extra field that holds numbers of 64 bits."""
 _MAX_DIRECTORY_BYTES = 16 * 2**20
 _MAX_COMMENT = 2**16
-_FULL_16, _FULL_32 = 2**16 - 1, 2**32 - 1
+_FULL_32 = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def read_directory(stream: IO[bytes], size: int) -> tuple[dict[str, tuple[int, i
     Raises:
         MalformedError: no such directory, or one too long to be honest.
     """
-    n_entries, directory_size, start = _end_of_directory(stream, size)
+    n_entries, directory_size, start = end_of_directory(stream, size)
     if n_entries > _MAX_MEMBERS or directory_size > _MAX_DIRECTORY_BYTES:
         raise MalformedError(f"its archive lists {n_entries} members")
     if start + directory_size > size:
@@ -68,8 +68,12 @@ def read_directory(stream: IO[bytes], size: int) -> tuple[dict[str, tuple[int, i
     return entries, start
 
 
-def _end_of_directory(stream: IO[bytes], size: int) -> tuple[int, int, int]:
-    """Give the directory's number of entries, its size, and its place."""
+def end_of_directory(stream: IO[bytes], size: int) -> tuple[int, int, int]:
+    """Give what an archive's end says of its directory: the number of entries, its size in bytes, and its place.
+
+    Raises:
+        MalformedError: it has no end.
+    """
     tail_at = max(size - _END.size - _MAX_COMMENT - _END_64_LOCATOR.size, 0)
     stream.seek(tail_at)
     tail = stream.read(size - tail_at)
@@ -77,13 +81,10 @@ def _end_of_directory(stream: IO[bytes], size: int) -> tuple[int, int, int]:
     if at < 0 or at + _END.size > len(tail):
         raise MalformedError("its end is missing")
     _, _, _, _, n_entries, directory_size, start, _ = _END.unpack_from(tail, at)
-    if n_entries != _FULL_16 and _FULL_32 not in (directory_size, start):
+    locator = tail[max(at - _END_64_LOCATOR.size, 0) : at]
+    if len(locator) < _END_64_LOCATOR.size or not locator.startswith(b"PK\x06\x07"):
         return n_entries, directory_size, start
-    if at < _END_64_LOCATOR.size:
-        raise MalformedError("its archive's directory is broken")
-    signature, _, end_at, _ = _END_64_LOCATOR.unpack_from(tail, at - _END_64_LOCATOR.size)
-    if signature != b"PK\x06\x07":
-        return n_entries, directory_size, start  # 65,535 entries, plainly
+    _, _, end_at, _ = _END_64_LOCATOR.unpack(locator)
     stream.seek(min(end_at, size))
     signature, _, _, _, _, _, _, n_entries, directory_size, start = _END_64.unpack(stream.read(_END_64.size))
     if signature != b"PK\x06\x06":
