@@ -61,6 +61,13 @@ def test_objects_are_those_of_the_formulae(state: esri.State, chip: int, box_dec
     reference.assert_same(found, wanted)
 
 
+def test_every_candidate_of_every_level_is_that_of_the_formulae(state: esri.State) -> None:
+    batch = pictures(1, 3, 64)
+    found = build(state, 64, threshold=0.0, nms_overlap=1.0).predict(batch)[0]
+    assert len(found) == 9 * (8 * 8 + 4 * 4 + 2 * 2 + 1 + 1)
+    reference.assert_same(found, expect(state, batch, threshold=0.0, nms_overlap=1.0)[0])
+
+
 def test_the_decodes_differ(state: esri.State) -> None:
     batch = pictures(1, 3, 96)
     arcgis, textbook = (build(state, 96, box_decoding=name).predict(batch)[0] for name in ("arcgis", "textbook"))
