@@ -29,9 +29,12 @@ from . import program
 from .definition import SCHEMA_KEY, ModelDefinition, definition_from_json
 from .emd_text import MAX_JSON_BYTES, EmdText, read_emd, read_json
 from .esri import definition_from_emd
+from .pickle_machine import MalformedError
 from .program import ProgramFile
+from .stored_zip import end_of_directory
 
 MAX_MEMBERS = 1000
+_MAX_DIRECTORY_BYTES = 2**20  # a kilobyte for each: names, dates, rights
 MAX_TOTAL_BYTES = 8 * 2**30
 MAX_RATIO = 1100  # deflate reaches 1032 : 1 at most; more is a lie in the directory
 _MAX_LISTED = 5000  # files of a folder that a loose definition lies in
@@ -425,7 +428,7 @@ def open_package(reference: str) -> ModelPackage:
         return _open_definition(data, "given as text", NoMembers(), "", "")
     try:
         return _open_file(Path(reference).expanduser())
-    except (OSError, RuntimeError) as error:  # RuntimeError: a home that expanduser does not find
+    except (OSError, RuntimeError, ValueError) as error:  # a home that expanduser does not find; a zero in the name
         reason = getattr(error, "strerror", None) or error
         raise ModelPackageError(f"The model file '{reference[:200]}' cannot be read: {reason}.") from error
 
@@ -456,6 +459,7 @@ def _open_file(path: Path) -> ModelPackage:
 
 
 def _open_archive(path: Path) -> ModelPackage:
+    _check_directory(path)
     with _as_package_error(path.name), zipfile.ZipFile(path) as archive:
         entries = _checked_entries(archive)
     members = ZipMembers(path, entries)
@@ -467,6 +471,19 @@ def _open_archive(path: Path) -> ModelPackage:
     _refuse_foreign(data[:_START_BYTES], name)
     root = name[: name.rfind("/") + 1]
     return _open_definition(data, f"'{name}' in '{path.name}'", members, root, Path(name).stem)
+
+
+def _check_directory(path: Path) -> None:
+    """Refuse a directory that is too long before zipfile reads it, which takes many times its bytes."""
+    try:
+        with _as_package_error(path.name), path.open("rb") as stream:
+            n_entries, n_bytes, _ = end_of_directory(stream, path.stat().st_size)
+    except MalformedError as error:
+        raise ModelPackageError(
+            f"The package '{path.name}' is damaged: {error}.", hint="Copy or download it again."
+        ) from error
+    if n_bytes > _MAX_DIRECTORY_BYTES:
+        raise ModelPackageError(f"The package has {n_entries} members; more than {MAX_MEMBERS} are not opened.")
 
 
 @contextmanager

@@ -548,7 +548,7 @@ def test_a_definition_given_as_text_names_its_weights_by_an_absolute_path(weight
 
 @pytest.mark.parametrize(
     "reference",
-    ["", "  ", "/nowhere/m.dlpk", "~nobody-of-that-name/m.dlpk", "x" * 5000, "[" * 5000, "a\x00b", "{", "{}",
+    ["", "  ", "/nowhere/m.dlpk", "~nobody-of-that-name/m.dlpk", "~a\x00b", "x" * 5000, "[" * 5000, "a\x00b", "{", "{}",
      '{"a": 1}', '{"kestrel_definition": 1}', '{"x": "\ud800"}', "https://host/m.dlpk", "/vsizip/m.zip"],
 )  # fmt: skip
 def test_a_reference_to_nothing_is_refused(reference: str) -> None:
