@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from rasterio.features import rasterize
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from kestrel.inference.detectors import load_detector
 from kestrel.inference.detectors.arcgis import rcnn
 from kestrel.inference.detectors.protocol import Detector, DetectorSettings
+from kestrel.inference.detectors.torch_common import TileTransform
 from kestrel.inference.errors import ModelIncompatibleError, ModelUnsupportedError
 from kestrel.inference.models.arguments import resolve_arguments
 from kestrel.inference.models.definition import ModelDefinition
@@ -139,6 +141,20 @@ def test_tiles_of_another_side_become_one_and_a_half_times_as_large_too(side: in
     other = esri.rcnn("FasterRCNN", chip=side)
     other.network.load_state_dict(model.state)
     esri.assert_same(found, other.run(batch, 0.3, 0.1))
+
+
+@pytest.mark.parametrize(("zoom", "most", "side", "seen"), [
+    (1.5, None, 400, 600), (1.5, None, 333, 499), (1.0, 1333, 400, 400), (1.0, 1333, 1400, 1333), (2.0, None, 400, 800),
+])  # fmt: skip
+def test_the_network_sees_a_tile_in_the_size_that_torchvision_would_give_it(
+    zoom: float, most: int | None, side: int, seen: int
+) -> None:
+    image = torch.rand(1, side, side, generator=torch.Generator().manual_seed(0))
+    (ours,) = TileTransform(zoom, most)([image])[0].tensors
+    (theirs,) = GeneralizedRCNNTransform(zoom * side, most or 2 * side, [0.0], [1.0])([image])[0].tensors
+    assert torch.equal(ours, theirs)
+    assert ours.shape[-1] == -(-seen // 32) * 32
+    assert bool(ours[0, seen - 1].any()) and not ours[0, seen:].any()
 
 
 def test_a_tile_is_seen_alike_alone_and_among_others() -> None:
