@@ -1,7 +1,7 @@
 """PyTorch checkpoints (.pth, .pt) as data: the names and tensors of a state dict, and nothing else that a file holds.
 
 A checkpoint is a pickle with the tensors' numbers behind it, in one of two containers. The pickle runs on a machine of
-our own that calls nothing (pickle_machine.py): optimizers, schedules, numpy scalars and whole modules become stubs.
+our own that calls nothing (stack_machine.py): optimizers, schedules, numpy scalars and whole modules become stubs.
 
     container                  pickle                           numbers
     zip (torch 1.6 and later)  member data.pkl                  one member a storage, not compressed
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import ModelError, ModelPackageError, ModelUnsupportedError, UntrustedCodeError
-from .pickle_machine import (
+from .stack_machine import (
     DTYPES,
     NO_DATA,
     Machine,

@@ -29,8 +29,8 @@ from . import program
 from .definition import SCHEMA_KEY, ModelDefinition, definition_from_json
 from .emd_text import MAX_JSON_BYTES, EmdText, read_emd, read_json
 from .esri import definition_from_emd
-from .pickle_machine import MalformedError
 from .program import ProgramFile
+from .stack_machine import MalformedError
 from .stored_zip import end_of_directory
 
 MAX_MEMBERS = 1000

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO
 
-from .pickle_machine import MAX_TENSORS, MalformedError
+from .stack_machine import MAX_TENSORS, MalformedError
 
 _MAX_MEMBERS = MAX_TENSORS + 1000
 _END = struct.Struct("<4s4H2LH")
