@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from qgis.PyQt.QtCore import QEvent, QObject, Qt, pyqtSignal
@@ -9,7 +10,7 @@ from qgis.PyQt.QtWidgets import QComboBox, QDoubleSpinBox, QLineEdit, QSpinBox, 
 
 from ..inference.errors import JobError
 from ..inference.models.arguments import ArgumentSpec, convert
-from ..processing_provider.text import tr
+from ..processing_provider.text import to_plain, tr
 
 _HIGHEST_INTEGER = 2**31 - 1
 _HIGHEST_NUMBER = 1e9
@@ -114,6 +115,28 @@ class ChoiceEditor(Editor):
         self._box.setCurrentIndex(self._box.findData(value))
 
 
+class ListEditor(Editor):
+    """A list with the texts that are allowed, and automatic where there is no default."""
+
+    def __init__(self, spec: ArgumentSpec, value: Any) -> None:
+        self._box = box = QComboBox()
+        if spec.default is None:
+            box.addItem(tr("automatic"), None)
+        for choice in spec.choices:
+            box.addItem(to_plain(choice, 80), choice)
+        box.setCurrentIndex(box.findData(spec.default if value is None else value))
+        super().__init__(box)
+        box.currentIndexChanged.connect(lambda *_: self.edited.emit())
+
+    def value(self) -> Any:
+        """Give the text, or None for automatic."""
+        return self._box.currentData()
+
+    def enter(self, value: Any) -> None:
+        """Change the choice."""
+        self._box.setCurrentIndex(self._box.findData(value))
+
+
 class TextEditor(Editor):
     """A line of text; also for a value that is not of the argument's type, so that it is seen and can be mended."""
 
@@ -143,12 +166,14 @@ def make_editor(spec: ArgumentSpec, value: Any) -> Editor:
         return NumberEditor(spec, value)
     if spec.kind == "boolean":
         return ChoiceEditor(spec, value)
+    if spec.kind == "choice":
+        return ListEditor(spec, value)
     return TextEditor(spec, value)
 
 
 def _in_own_type(spec: ArgumentSpec, value: Any) -> tuple[Any, bool]:
     """Give the value in the argument's type, and whether that was possible; the range does not matter here."""
-    unlimited = ArgumentSpec(spec.name, spec.kind, spec.default, spec.help)
+    unlimited = replace(spec, minimum=None, maximum=None)
     try:
         return convert(unlimited, value), True
     except JobError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from qgis.PyQt.QtCore import QSize, Qt, pyqtSignal
@@ -133,11 +134,13 @@ class ArgumentsTable(QWidget):
 
     def _rows(self) -> list[ArgumentSpec]:
         known = {spec.name for spec in self._specs}
-        unknown = [
-            ArgumentSpec(name, "text", None, tr("Not an argument of this model: without effect."))
-            for name in self._given
-            if name not in known
-        ]
+        is_program = self._definition is not None and self._definition.kind == "python"
+        meaning = (
+            tr("Handed on to the model's own program.")
+            if is_program
+            else tr("Not an argument of this model: without effect.")
+        )
+        unknown = [ArgumentSpec(name, "text", None, meaning) for name in self._given if name not in known]
         return [*self._specs, *unknown]
 
     def _fill(self) -> None:
@@ -207,17 +210,21 @@ def _specs_of(definition: ModelDefinition) -> tuple[ArgumentSpec, ...]:
 
 def _specs_without_model() -> tuple[ArgumentSpec, ...]:
     """Give the common arguments, whose defaults are not known as long as the model is not."""
-    return tuple(
-        ArgumentSpec(spec.name, spec.kind, None, spec.help, spec.minimum, spec.maximum) for spec in COMMON_ARGUMENTS
-    )
+    return tuple(replace(spec, default=None) for spec in COMMON_ARGUMENTS)
 
 
 def _explained(spec: ArgumentSpec) -> str:
-    return to_plain(f"{spec.name}: {spec.help} ({spec.expected()})")
+    return to_plain(f"{_title(spec)}: {spec.help} ({spec.expected()})")
+
+
+def _title(spec: ArgumentSpec) -> str:
+    """Give how people call an argument, and the name that is stored."""
+    is_labelled = spec.label and spec.label.lower() != spec.name.lower()
+    return f"{spec.label} ({spec.name})" if is_labelled else spec.name
 
 
 def _name_item(spec: ArgumentSpec) -> QTableWidgetItem:
-    item = QTableWidgetItem(to_plain(spec.name, 80))
+    item = QTableWidgetItem(to_plain(_title(spec), 80))
     item.setFlags(Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable)
     item.setToolTip(to_ui(f"{spec.help} ({spec.expected()})", 600))
     return item

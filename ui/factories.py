@@ -13,7 +13,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from qgis.core import QgsProcessingContext, QgsProcessingParameterDefinition, QgsVariantUtils
+from qgis.core import (
+    QgsProcessingContext,
+    QgsProcessingParameterDefinition,
+    QgsProcessingUtils,
+    QgsProject,
+    QgsRasterLayer,
+    QgsVariantUtils,
+)
 from qgis.gui import (
     QgsAbstractProcessingParameterWidgetWrapper,
     QgsProcessingGui,
@@ -22,7 +29,7 @@ from qgis.gui import (
 from qgis.PyQt.QtWidgets import QVBoxLayout, QWidget
 
 from ..processing_provider.job_builder import as_json_text, is_json
-from ..processing_provider.parameters import ARGUMENTS_WIDGET, MODEL, MODEL_WIDGET
+from ..processing_provider.parameters import ARGUMENTS_WIDGET, CELL_SIZE, INPUT, MODEL, MODEL_WIDGET
 from .arguments_widget import ArgumentsTable, CompactArguments, ModelerArguments
 from .model_widget import ModelChooser
 
@@ -34,11 +41,36 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
         super().__init__(parameter, kind)
         self._kind = kind
         self._chooser: ModelChooser | None = None
+        self._others: dict[str, Any] = {}
 
     def createWidget(self) -> QWidget:
         """Make the chooser."""
         self._chooser = ModelChooser(is_compact=self._kind == QgsProcessingGui.WidgetType.Batch)
         return _container(self._chooser)
+
+    def postInitialize(self, wrappers: list[QgsAbstractProcessingParameterWidgetWrapper]) -> None:
+        """Find the raster and the cell size of the same window: the model is compared with them."""
+        if self._kind != QgsProcessingGui.WidgetType.Standard or self._chooser is None:
+            return
+        for wrapper in wrappers:
+            name = wrapper.parameterDefinition().name()
+            if name in (INPUT, CELL_SIZE):
+                self._others[name] = wrapper
+                wrapper.widgetValueHasChanged.connect(lambda *_: self._compare())
+        self._chooser.cell_size_wanted.connect(lambda size: self._take_cell_size(size))
+        self._compare()
+
+    def _compare(self) -> None:
+        if self._chooser is None or INPUT not in self._others:
+            return
+        layer = _raster_layer(self._others[INPUT].parameterValue())
+        size = self._others[CELL_SIZE].parameterValue() if CELL_SIZE in self._others else None
+        self._chooser.set_raster(layer, size if isinstance(size, (int, float)) and size > 0 else None)
+
+    def _take_cell_size(self, size: float) -> None:
+        if CELL_SIZE in self._others:
+            self._others[CELL_SIZE].setParameterValue(size, _context())
+            self._compare()
 
     def setWidgetValue(self, value: Any, context: QgsProcessingContext) -> None:
         """Show a value."""
@@ -89,6 +121,22 @@ class ArgumentsWrapper(QgsAbstractProcessingParameterWidgetWrapper):
     def widgetValue(self) -> str:
         """Give the value."""
         return self._editor.value() if self._editor is not None else ""
+
+
+def _context() -> QgsProcessingContext:
+    context = QgsProcessingContext()
+    context.setProject(QgsProject.instance())
+    return context
+
+
+def _raster_layer(value: Any) -> QgsRasterLayer | None:
+    """Give the raster that a widget shows: a layer of the project, or a file; None where there is none."""
+    if isinstance(value, QgsRasterLayer):
+        return value
+    if QgsVariantUtils.isNull(value) or not isinstance(value, str) or not value:
+        return None
+    layer = QgsProcessingUtils.mapLayerFromString(value, _context(), True, QgsProcessingUtils.LayerHint.Raster)
+    return layer if isinstance(layer, QgsRasterLayer) else None
 
 
 def _container(child: QWidget) -> QWidget:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qgis.core import Qgis, QgsCoordinateReferenceSystem, QgsSettings, QgsUnitTypes
+from qgis.core import QgsRasterLayer, QgsSettings
 from qgis.PyQt.QtCore import Qt, QTimer, pyqtSignal
 from qgis.PyQt.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QLineEdit, QMenu, QToolButton, QVBoxLayout, QWidget
 
 from ..inference.errors import InferenceError
 from ..inference.models.definition import CellSizeRange, ModelDefinition
-from ..inference.models.package import open_package
+from ..inference.models.package import ModelPackage, open_package
+from ..processing_provider.code_consent import Consent
+from ..processing_provider.description_html import unit_name
+from ..processing_provider.fit_check import fit_of_layer
 from ..processing_provider.text import to_plain, tr
+from .model_info import ConsentNotice, FitNotice, ModelInfoPanel, state_of
 
 SHIPPED = Path(__file__).parent.parent / "resources" / "models"
 RECENT_SETTING = "kestrel/recent_models"
@@ -29,12 +33,14 @@ class ModelChooser(QWidget):
 
     Signals:
         changed: the value is another one.
+        cell_size_wanted: the cell size that fits the model, in the raster's units, was asked for.
 
     Args:
         is_compact: One line without the description below, for table cells.
     """
 
     changed = pyqtSignal()
+    cell_size_wanted = pyqtSignal(float)
 
     def __init__(self, parent: QWidget | None = None, is_compact: bool = False) -> None:
         super().__init__(parent)
@@ -48,8 +54,22 @@ class ModelChooser(QWidget):
         self._info = QLabel()
         self._info.setTextFormat(Qt.TextFormat.PlainText)
         self._info.setWordWrap(True)
+        self._is_compact = is_compact
         self._info.setVisible(not is_compact)
+        self.consent = ConsentNotice()
+        self.consent.decided.connect(lambda: self._show_package())
+        self.fit = FitNotice()
+        self.fit.cell_size_wanted.connect(lambda size: self.cell_size_wanted.emit(size))
+        self.panel = ModelInfoPanel()
+        self._allow = QToolButton()
+        self._allow.setText("!")
+        self._allow.setToolTip(tr("This model holds a program that has not been allowed yet."))
+        self._allow.clicked.connect(lambda *_: self.consent.pressed.emit())
+        self._allow.setVisible(False)
+        self._layer: QgsRasterLayer | None = None
+        self._cell_size: float | None = None
         self._seen = ""
+        self.package: ModelPackage | None = None
         self.definition: ModelDefinition | None = None
         """What the chosen model is; None where there is no usable one."""
         self._lay_out()
@@ -66,6 +86,7 @@ class ModelChooser(QWidget):
         row.setContentsMargins(0, 0, 0, 0)
         row.setSpacing(2)
         row.addWidget(self._line, 1)
+        row.addWidget(self._allow)
         row.addWidget(known)
         row.addWidget(browse)
         column = QVBoxLayout(self)
@@ -73,6 +94,15 @@ class ModelChooser(QWidget):
         column.setSpacing(2)
         column.addLayout(row)
         column.addWidget(self._info)
+        below = QWidget(self)
+        parts = QVBoxLayout(below)
+        parts.setContentsMargins(0, 0, 0, 0)
+        parts.setSpacing(2)
+        for part in (self.consent, self.fit, self.panel):
+            parts.addWidget(part)
+        # Not without a parent in a table's cell: a part that is shown would be a window of its own there.
+        below.setVisible(not self._is_compact)
+        column.addWidget(below)
         self.setFocusProxy(self._line)
 
     def value(self) -> str:
@@ -94,14 +124,38 @@ class ModelChooser(QWidget):
         if value == self._seen:
             return
         self._seen = value
-        self.definition, text, is_error = _looked_at(value)
+        self.package, text, is_error = _looked_at(value)
+        self.definition = self.package.definition if self.package is not None else None
         self._info.setText(text)
         self._info.setStyleSheet(f"color: {ERROR_COLOR}" if is_error else "")
         self._line.setStyleSheet(f"color: {ERROR_COLOR}" if is_error else "")
         self._line.setToolTip(text)
         if self.definition is not None and not value.startswith("{"):
             remember(value)
+        self._show_package()
+        self._show_fit()
         self.changed.emit()
+
+    def set_raster(self, layer: QgsRasterLayer | None, cell_size: float | None) -> None:
+        """Compare the model with a raster.
+
+        Args:
+            layer: The raster; None: there is none.
+            cell_size: The cell size that the model shall see, in the raster's units; None: the raster's own.
+        """
+        self._layer, self._cell_size = layer, cell_size
+        self._show_fit()
+
+    def _show_package(self) -> None:
+        self.consent.show_package(self.package, self.value())
+        self._allow.setVisible(self._is_compact and state_of(self.package) is Consent.MISSING)
+        if not self._is_compact:
+            self.panel.show_package(self.package)
+
+    def _show_fit(self) -> None:
+        is_known = self.definition is not None and self._layer is not None and self._layer.isValid()
+        is_shown = is_known and not self._is_compact
+        self.fit.show_report(fit_of_layer(self.definition, self._layer, self._cell_size) if is_shown else None)
 
     def _show_known(self, button: QToolButton) -> None:
         menu = QMenu(self)
@@ -160,15 +214,15 @@ def _menu_text(path: str) -> str:
     return to_plain(Path(path).name).replace("&", "&&")
 
 
-def _looked_at(value: str) -> tuple[ModelDefinition | None, str, bool]:
-    """Open a model; give its definition, the text about it, and whether that text is an error."""
+def _looked_at(value: str) -> tuple[ModelPackage | None, str, bool]:
+    """Open a model; give its package, the text about it, and whether that text is an error."""
     if not value:
         return None, "", False
     try:
-        definition = open_package(value).definition
+        package = open_package(value)
     except InferenceError as error:
         return None, to_plain(error), True
-    return definition, describe(definition), False
+    return package, describe(package.definition), False
 
 
 def describe(definition: ModelDefinition) -> str:
@@ -189,10 +243,4 @@ def describe(definition: ModelDefinition) -> str:
 def _cell_size_text(cell_size: CellSizeRange) -> str:
     low, high = f"{cell_size.minimum:g}", f"{cell_size.maximum:g}"
     size = low if low == high else f"{low} \u2013 {high}"
-    return tr("cell size {size} {unit}").format(size=size, unit=_unit(cell_size.wkid))
-
-
-def _unit(wkid: int | None) -> str:
-    crs = QgsCoordinateReferenceSystem() if wkid is None else QgsCoordinateReferenceSystem.fromEpsgId(wkid)
-    unit = crs.mapUnits() if crs.isValid() else Qgis.DistanceUnit.Meters
-    return QgsUnitTypes.toAbbreviatedString(unit)
+    return tr("cell size {size} {unit}").format(size=size, unit=unit_name(cell_size))

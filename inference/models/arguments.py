@@ -70,7 +70,7 @@ COMMON_ARGUMENTS: tuple[ArgumentSpec, ...] = (
     ArgumentSpec(
         "exclude_pad_detections", "boolean", True,
         "Drop objects that are cut by the edge of their tile. Without effect on models whose objects do not depend "
-        "on the tiles.",
+        "on the tiles.", label="Filter outer padding detections",
     ),
     ArgumentSpec(
         "test_time_augmentation", "boolean", False,
@@ -242,7 +242,8 @@ def resolve_arguments(definition: ModelDefinition, given: Mapping[str, Any]) -> 
     """Settle the value of every argument.
 
     Returns:
-        A value for each known argument; None where the worker finds it out. Unknown names become a warning.
+        A value for each known argument; None where the worker finds it out. Unknown names become a warning; a Python
+        program gets them as they are.
 
     Raises:
         JobError: a value is of the wrong type or outside its range.
@@ -260,6 +261,10 @@ def resolve_arguments(definition: ModelDefinition, given: Mapping[str, Any]) -> 
             argument="padding",
         )
     unknown = sorted(set(given) - set(specs), key=str)
+    if definition.kind == "python":
+        # Its program may know arguments that its text does not tell without being run.
+        values.update({name: given[name] for name in unknown if given[name] not in (None, "")})
+        return ResolvedArguments(values, ())
     warnings = [
         f"Model argument '{name}' is not known to this model and has no effect. Known: {', '.join(specs)}."
         for name in unknown

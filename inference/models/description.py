@@ -63,7 +63,7 @@ def describe_package(package: ModelPackage) -> dict[str, Any]:
     return {
         **described,
         "license": license_text[:MAX_LICENSE],
-        "code": _code(package, [file["name"] for file in files]),
+        "code": describe_code(package),
         "cards": [name for name in info if _CARD_FILE.search(name)],
         "thumbnails": [name for name in info if _IMAGE_FILE.search(name)],
         "sha256": package.sha256(),
@@ -201,15 +201,24 @@ def _size(package: ModelPackage, name: str) -> int | None:
         return None
 
 
-def _code(package: ModelPackage, names: list[str]) -> dict[str, Any]:
-    """Tell what programs a package holds, and whether they would be run."""
+def describe_code(package: ModelPackage, sha256: str = "") -> dict[str, Any]:
+    """Tell what programs a package holds, and whether a run would need them.
+
+    Args:
+        package: The opened package.
+        sha256: The hash of its program, where it is known already.
+
+    Raises:
+        ModelPackageError: its files cannot be read.
+    """
     program = package.definition.program
     files = package.program_files() if program else []
     belonging = {file.name for file in files}
+    names = package.members.names() if isinstance(package.members, ZipMembers) else []
     return {
         "program": program,
         "is_run": bool(program),
-        "sha256": package.program_sha256() if program else "",
+        "sha256": (sha256 or package.program_sha256()) if program else "",
         "files": [{"name": file.name, "size": file.size} for file in files],
         "never_run": [name for name in names if name.lower().endswith(_PROGRAM) and name not in belonging],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ def qgis_app(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iter
     QgsSettings().setValue("kestrel/interpreter", str(interpreter))
     yield app
     QgsProject.instance().clear()
+    gc.collect()  # widgets that hang on one another in a circle must not outlive the application
     app.exitQgis()
 
 

@@ -9,14 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qgis.core import QgsProcessingContext, QgsProcessingModelAlgorithm, QgsSettings
+from qgis.core import QgsProcessingContext, QgsProcessingModelAlgorithm, QgsProject, QgsRasterLayer, QgsSettings
 from qgis.gui import QgsGui, QgsProcessingGui
-from qgis.PyQt.QtCore import QCoreApplication, QEvent
-from qgis.PyQt.QtWidgets import QTableWidget
+from qgis.PyQt.QtCore import QCoreApplication, QEvent, QUrl
+from qgis.PyQt.QtWidgets import QDialog, QDialogButtonBox, QTableWidget
 
 from kestrel.inference.models.package import open_package
-from kestrel.tests.qgis.examples import algorithm, definition, write_model
+from kestrel.processing_provider import code_consent
+from kestrel.processing_provider.code_consent import trusted_programs
+from kestrel.tests.qgis.examples import (
+    algorithm,
+    context,
+    definition,
+    write_mask_rcnn,
+    write_model,
+    write_program,
+    write_raster,
+)
 from kestrel.ui.arguments_widget import ArgumentsTable, CompactArguments, ModelerArguments
+from kestrel.ui.consent_dialog import program_text
 from kestrel.ui.factories import widget_factories
 from kestrel.ui.model_widget import ModelChooser, describe, recent_models, remember
 
@@ -172,14 +183,13 @@ def test_models_used_lately_are_remembered_newest_first_and_once(tmp_path: Path)
 class Window:
     """The wrappers of one window, made as the dialog, a row of the batch or the model designer makes them."""
 
-    def __init__(self, kind: Any) -> None:
+    def __init__(self, kind: Any, keys: tuple[str, ...] = ("MODEL", "ARGUMENTS")) -> None:
         self._owner = algorithm()
         registry = QgsGui.processingGuiRegistry()
         self.wrappers = {
-            key: registry.createParameterWidgetWrapper(self._owner.parameterDefinition(key), kind)
-            for key in ("MODEL", "ARGUMENTS")
+            key: registry.createParameterWidgetWrapper(self._owner.parameterDefinition(key), kind) for key in keys
         }
-        self.context = QgsProcessingContext()
+        self.context = context()
         self.widgets = {key: wrapper.createWrappedWidget(self.context) for key, wrapper in self.wrappers.items()}
         if kind != QgsProcessingGui.WidgetType.Modeler:
             for wrapper in self.wrappers.values():
@@ -273,3 +283,193 @@ def _static(value: str) -> Any:
     from qgis.core import QgsProcessingModelChildParameterSource
 
     return QgsProcessingModelChildParameterSource.fromStaticValue(value)
+
+
+def rows_of(model: str) -> dict[str, str]:
+    """Give the first column's text by argument."""
+    table = ArgumentsTable()
+    table.set_model(open_package(model).definition)
+    inner = table.findChild(QTableWidget)
+    return {name: inner.item(row, 0).text() for row, name in enumerate(table.names())}
+
+
+def test_a_programs_own_arguments_are_in_the_table_before_anybody_allowed_it(tmp_path: Path) -> None:
+    rows = rows_of(write_program(tmp_path / "finder.dlpk"))
+    assert rows == {
+        "score_threshold": "Confidence Score Threshold (score_threshold)",
+        "mode": "mode",
+    }
+
+
+def test_a_choice_is_made_from_a_list_and_stored_as_its_text(tmp_path: Path) -> None:
+    table = ArgumentsTable()
+    table.set_model(open_package(write_program(tmp_path / "finder.dlpk")).definition)
+    box = table.editor("mode").widget
+    assert [box.itemText(row) for row in range(box.count())] == ["fast", "exact"]
+    assert (table.editor("mode").value(), table.value()) == ("fast", "")
+    table.editor("mode").enter("exact")
+    assert json.loads(table.value()) == {"mode": "exact"}
+    table.set_value("mode FAST")
+    assert table.editor("mode").value() == "fast"
+    table.set_value("mode odd")
+    assert "expected one of fast, exact" in table.problem()[1]
+
+
+def test_arguments_that_only_the_program_knows_are_handed_on(tmp_path: Path) -> None:
+    table = ArgumentsTable()
+    table.set_model(open_package(write_program(tmp_path / "finder.dlpk")).definition)
+    table.set_value('{"hidden": "7"}')
+    inner = table.findChild(QTableWidget)
+    assert inner.item(2, 0).toolTip().startswith("Handed on to the model&#x27;s own program.")
+    assert json.loads(table.value()) == {"hidden": "7"}
+
+
+def test_a_family_of_arcgis_shows_its_own_arguments(tmp_path: Path) -> None:
+    assert {"return_bboxes", "merge_policy", "tile_size"} <= set(rows_of(write_mask_rcnn(tmp_path / "roofs.dlpk")))
+
+
+def test_what_people_call_an_argument_stands_before_its_name(model: str) -> None:
+    rows = rows_of(model)
+    assert rows["exclude_pad_detections"] == "Filter outer padding detections (exclude_pad_detections)"
+    assert rows["threshold"] == "threshold"
+
+
+@pytest.fixture
+def nothing_allowed() -> Iterator[None]:
+    """No program is allowed before and after a test."""
+    code_consent._this_time.clear()
+    QgsSettings().remove("kestrel/trusted_code")
+    yield
+    code_consent._this_time.clear()
+    QgsSettings().remove("kestrel/trusted_code")
+
+
+@pytest.fixture
+def chooser(tmp_path: Path, nothing_allowed: None) -> ModelChooser:
+    """A chooser of a model that is a program."""
+    value = ModelChooser()
+    value.set_value(write_program(tmp_path / "finder.dlpk"))
+    return value
+
+
+def test_a_program_that_waits_for_consent_has_a_line_with_a_button(chooser: ModelChooser) -> None:
+    assert not chooser.consent.isHidden()
+    assert chooser.consent.label.text() == "This model holds a program that has not been allowed yet."
+    assert chooser.consent.button.text() == "Look and allow\u2026"
+    assert "waits for your consent" in chooser.panel.browser.toPlainText()
+
+
+def test_the_dialog_shows_files_and_text_and_cancel_is_the_default(chooser: ModelChooser) -> None:
+    dialog = chooser.consent.make_dialog()
+    names = [dialog.files.topLevelItem(row).text(0) for row in range(dialog.files.topLevelItemCount())]
+    assert names == ["Finder.emd", "Finder.py", "helpers/geometry.py", "weights.pth"]
+    assert "def getParameterInfo" in dialog.preview.toPlainText()
+    assert dialog.preview.isReadOnly()
+    cancel = dialog.buttons.button(QDialogButtonBox.StandardButton.Cancel)
+    assert (cancel.isDefault(), dialog.once.isDefault(), dialog.always.isDefault()) == (True, False, False)
+    dialog.reject()
+    assert trusted_programs() == []
+
+
+@pytest.mark.parametrize(("button", "n_kept"), [("once", 0), ("always", 1)])
+def test_allowing_hides_the_line_and_keeps_only_what_was_always_allowed(
+    chooser: ModelChooser, button: str, n_kept: int
+) -> None:
+    dialog = chooser.consent.make_dialog()
+    getattr(dialog, button).click()
+    assert dialog.result() == QDialog.DialogCode.Accepted
+    chooser.consent.show_package(chooser.package, "")
+    assert chooser.consent.isHidden()
+    assert len(trusted_programs()) == n_kept
+
+
+def test_nothing_can_be_allowed_where_the_administrator_forbids_programs(
+    chooser: ModelChooser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "global.ini").write_text("[kestrel]\ncode_policy=deny\n")
+    monkeypatch.setenv("QGIS_GLOBAL_SETTINGS_FILE", str(tmp_path / "global.ini"))
+    dialog = chooser.consent.make_dialog()
+    assert (dialog.once.isEnabled(), dialog.always.isEnabled()) == (False, False)
+    chooser.consent.show_package(chooser.package, "")
+    assert (chooser.consent.isHidden(), chooser.consent.button.isHidden()) == (False, True)
+
+
+def test_what_is_shown_is_what_would_run(tmp_path: Path) -> None:
+    source = "a = 1 # \u202e\u2066 comment\r\nb = 2 # hidden\rimport os\n"
+    text = program_text(open_package(write_program(tmp_path / "finder.dlpk", source)))
+    assert text == "a = 1 # \\u{202e}\\u{2066} comment\nb = 2 # hidden\nimport os\n"
+
+
+def test_a_long_program_is_cut_and_the_cut_is_told(tmp_path: Path) -> None:
+    text = program_text(open_package(write_program(tmp_path / "finder.dlpk", "# x\n" * 100_000)))
+    assert len(text) < 300_000
+    assert text.endswith("The file goes on; what follows is not shown here.")
+
+
+def test_in_a_table_cell_the_same_is_one_small_button(tmp_path: Path, nothing_allowed: None) -> None:
+    compact = ModelChooser(is_compact=True)
+    compact.set_value(write_program(tmp_path / "finder.dlpk"))
+    compact.show()
+    assert not compact._allow.isHidden()
+    assert not compact.consent.isVisible()
+    assert compact.sizeHint().height() < 50
+
+
+def test_the_panel_tells_the_essentials(tmp_path: Path) -> None:
+    chooser = ModelChooser()
+    chooser.set_value(write_mask_rcnn(tmp_path / "roofs.dlpk"))
+    text = chooser.panel.browser.toPlainText()
+    expected = [
+        "MaskRCNN, resnet50", "Roof\xa0(1)", "1 Red, 2 Green, 3 Blue", "400 pixels, padding 100",
+        "0.1 \u2013 0.15 m", "outlines", "average precision score: Roof 0.83", "Never run: ArcGISInstanceDetector.py",
+    ]  # fmt: skip
+    assert [words for words in expected if words.replace("\xa0", " ") not in text.replace("\xa0", " ")] == []
+
+
+EVIL = "<img src='file:///etc/hostname'><a href='file:///x'>x</a>"
+
+
+def test_the_panel_loads_nothing_whatever_a_package_says(tmp_path: Path) -> None:
+    classes = [{"Value": 1, "Name": EVIL}]
+    model = write_mask_rcnn(tmp_path / "roofs.dlpk", Classes=classes, ImageryType=EVIL, License=EVIL, Bands=[EVIL] * 3)
+    panel = ModelChooser()
+    panel.set_value(model)
+    browser = panel.panel.browser
+    assert "<img" not in browser.toHtml().replace("&lt;img", "")
+    assert "href" not in browser.toHtml().replace("&lt;a href", "")
+    assert browser.loadResource(2, QUrl("file:///etc/hostname")) is None
+    assert (browser.openLinks(), browser.openExternalLinks()) == (False, False)
+
+
+def raster_layer(path: Path, **options: Any) -> QgsRasterLayer:
+    layer = QgsRasterLayer(write_raster(path, **options), "photo", "gdal")
+    QgsProject.instance().addMapLayer(layer)
+    return layer
+
+
+def test_a_raster_that_is_too_coarse_is_told_with_a_button_that_sets_the_cell_size(tmp_path: Path) -> None:
+    chooser, asked = ModelChooser(), []
+    chooser.cell_size_wanted.connect(asked.append)
+    chooser.set_value(write_mask_rcnn(tmp_path / "roofs.dlpk"))
+    layer = raster_layer(tmp_path / "coarse.tif", values=(0, 255))
+    chooser.set_raster(layer, None)
+    assert not chooser.fit.isHidden()
+    assert "the model was trained on 0.1 to 0.15 m" in chooser.fit.label.text()
+    chooser.fit.button.click()
+    assert asked == [pytest.approx(0.123)]
+    chooser.set_raster(layer, asked[0])
+    assert chooser.fit.isHidden()
+
+
+def test_in_the_dialog_the_button_fills_in_the_cell_size(tmp_path: Path) -> None:
+    layer = raster_layer(tmp_path / "coarse.tif", values=(0, 255))
+    window = Window(DIALOG, ("INPUT", "MODEL", "CELL_SIZE"))
+    window.set("INPUT", layer.id())
+    window.set("MODEL", write_mask_rcnn(tmp_path / "roofs.dlpk"))
+    chooser = window.widgets["MODEL"].findChild(ModelChooser)
+    assert not chooser.fit.isHidden()
+    chooser.fit.button.click()
+    assert window.values()["CELL_SIZE"] == pytest.approx(0.123)
+    assert chooser.fit.isHidden()
+    window.set("CELL_SIZE", 2)
+    assert "The pixels are 2 m wide" in chooser.fit.label.text()
