@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .detectors.protocol import close_detector
 from .errors import JobError
 from .events import Report
 from .job import DetectionJob
@@ -50,6 +51,7 @@ def detect(job: DetectionJob, folder: Path, report: Report, is_cancelled: Callab
                 return _summary(run, journal, counts, time.monotonic() - start)
         finally:
             run.source.close()
+            close_detector(run.detector)
 
 
 def _summary(run: Run, journal: Journal, counts: dict[str, int], seconds: float) -> dict[str, Any]:

@@ -24,8 +24,12 @@ import shapely
 from numpy.typing import NDArray
 
 from .detections import Detections, FloatArray, ObjectArray, concatenate
+from .object_file import CLASS_TEXT
 
 Indices = NDArray[np.intp]
+
+POINT_TOLERANCE = 3.0
+"""Pixels by which two tiles may disagree about the place of the same point."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +171,9 @@ def _rivals(live: Found, order: Indices, rule: Rule) -> tuple[Indices, Indices]:
 
 def _touching(boxes: FloatArray) -> tuple[Indices, Indices]:
     """Give all pairs of indices whose boxes have points in common, in both orders."""
-    rectangles = shapely.box(*boxes.T)
+    is_point = (boxes[:, 2:] == boxes[:, :2]).all(axis=1, keepdims=True)
+    around = np.where(is_point, POINT_TOLERANCE / 2, 0.0) * np.array([-1, -1, 1, 1])
+    rectangles = shapely.box(*(boxes + around).T)
     pairs = shapely.STRtree(rectangles).query(rectangles, predicate=None)
     return pairs[0], pairs[1]
 
@@ -175,13 +181,21 @@ def _touching(boxes: FloatArray) -> tuple[Indices, Indices]:
 def _is_duplicate(found: Found, i: Indices, j: Indices, rule: Rule) -> NDArray[np.bool_]:
     detections = found.detections
     may_be: NDArray[np.bool_] = detections.labels[i] == detections.labels[j]
+    if detections.attributes is not None:
+        texts = np.array([str(item.get(CLASS_TEXT)) for item in detections.attributes])
+        may_be &= texts[i] == texts[j]
     if rule.across_tiles_only:
         may_be &= found.tiles[i] != found.tiles[j]
     if detections.shapes is None:
         return may_be & (overlap_ratio(detections.boxes[i], detections.boxes[j]) > rule.max_overlap)
     chosen = np.flatnonzero(may_be)
-    overlap = shape_overlap_ratio(detections.shapes[i[chosen]], detections.shapes[j[chosen]])
-    may_be[chosen] = overlap > rule.max_overlap
+    first, second = detections.shapes[i[chosen]], detections.shapes[j[chosen]]
+    is_same = shape_overlap_ratio(first, second) > rule.max_overlap
+    if rule.across_tiles_only:
+        # What one tile marked with a point another may have marked a little beside it.
+        both = (shapely.get_dimensions(first) == 0) & (shapely.get_dimensions(second) == 0)
+        is_same |= both & (shapely.distance(first, second) <= POINT_TOLERANCE)
+    may_be[chosen] = is_same
     return may_be
 
 

@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+CLASS_TEXT = "ClassText"
+"""The attribute in which a package's own program calls an object's class, in its own words."""
+
 
 @dataclass(frozen=True, eq=False)
 class MapObjects:
@@ -41,6 +44,20 @@ class MapObjects:
     def __len__(self) -> int:
         """Give the number of objects."""
         return len(self.wkb)
+
+
+    def foreign_class(self, index: int, name: str, value: int) -> str | None:
+        """Give what a package's program calls an object's class, where that is not the class that its label stands for.
+
+        Args:
+            index: The object.
+            name: Name of the class of its label.
+            value: Its value.
+        """
+        text = self.attributes[index].get(CLASS_TEXT) if self.attributes is not None else None
+        if not isinstance(text, str) or text.casefold() in (name.casefold(), str(value)):
+            return None
+        return text
 
 
 def write_objects(path: Path, objects: MapObjects) -> None:

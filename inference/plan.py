@@ -101,7 +101,7 @@ class _SizeChooser:
         size = align_up(int(self.arguments["tile_size"]), stride)
         if network is not None or not self.definition.tile.is_variable:
             return size
-        if not self.is_size_given:
+        if not self.is_size_given and self.definition.kind != "arcgis":  # whose tiles are the chips of the training
             padding = align_up(self.wanted_padding() or 0, stride)
             roomy = align_up(_TILE_OVER_PADDING * padding, stride)
             size = max(size, min(roomy, _LARGEST_AUTOMATIC_TILE))

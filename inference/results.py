@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from .events import Canceled, Objects, Report
 from .georeference import boxes_to_map, rings_to_wkb, shapes_to_wkb
 from .jobs import objects_path
 from .journal import Journal
+from .models.definition import ModelClass
 from .merge import Band, Found, Rule, join, strongest_first, suppress
 from .object_file import MapObjects, write_objects
 from .rasters.source import RasterInfo
@@ -32,16 +34,20 @@ def hand_out(
 ) -> dict[str, int]:
     """Merge what the journal holds, and write finished objects for QGIS; give the number of objects of each class."""
     classes = run.package.definition.classes
-    counts = dict.fromkeys((item.name for item in classes), 0)
+    counts = Counter(dict.fromkeys((item.name for item in classes), 0))
     for number, found in enumerate(_in_portions(merged(run, journal)), 1):
         if is_cancelled():
             raise Canceled
-        path = objects_path(folder, number)
-        _write(path, _to_map(run, found))
+        path, objects = objects_path(folder, number), _to_map(run, found)
+        _write(path, objects)
         report(Objects(str(path), len(found)))
-        for label, count in zip(*np.unique(found.detections.labels, return_counts=True)):
-            counts[classes[label].name] += int(count)
-    return counts
+        counts.update(_class_name(objects, index, classes) for index in range(len(objects)))
+    return dict(counts)
+
+
+def _class_name(objects: MapObjects, index: int, classes: Sequence[ModelClass]) -> str:
+    known = classes[objects.labels[index]]
+    return objects.foreign_class(index, known.name, known.value) or known.name
 
 
 def merged(run: Run, journal: Journal) -> Iterator[Found]:

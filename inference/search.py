@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import shapely
 
 from .errors import InferenceError, ModelError, RasterReadError, TileError
 from .events import Message, Progress, Report
@@ -100,9 +101,9 @@ def _owned(run: Run, outcome: Outcome) -> TileResult:
     is_dense = run.detector.traits.is_dense
     keep = run.plan.grid.owns(tile, found.anchors)
     if not is_dense:
-        # A point or a line overlaps nothing, so that two of them could not be told to be one object: no tolerance.
-        has_area = (found.boxes[:, 2:] > found.boxes[:, :2]).all(axis=1)
-        keep |= has_area & run.plan.grid.owns(tile, found.anchors, SEAM_TOLERANCE)
+        # Lines overlap nothing, so that two of them could not be told to be one object: no tolerance for these.
+        is_line = found.shapes is not None and shapely.get_dimensions(found.shapes) == 1
+        keep |= ~np.asarray(is_line) & run.plan.grid.owns(tile, found.anchors, SEAM_TOLERANCE)
     if run.arguments["exclude_pad_detections"] and not is_dense:
         keep &= ~run.plan.grid.reaches_end_of_view(tile, found.boxes)
     return TileResult(tile.number, outcome.state, found.take(keep))

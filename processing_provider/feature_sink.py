@@ -96,12 +96,15 @@ class Column:
     value: Value
 
 
-def _class(objects: MapObjects, index: int, run: RunFacts) -> ModelClass:
-    return run.definition.classes[objects.labels[index]]
+def _class(objects: MapObjects, index: int, run: RunFacts) -> tuple[str, int | None]:
+    """Give name and value of an object's class; one that only the model's program knows has no value."""
+    known: ModelClass = run.definition.classes[objects.labels[index]]
+    foreign = objects.foreign_class(index, known.name, known.value)
+    return (known.name, known.value) if foreign is None else (foreign, None)
 
 
 _FIXED_COLUMNS = (
-    Column("ClassValue", QMetaType.Type.Int, lambda objects, i, run: _class(objects, i, run).value),
+    Column("ClassValue", QMetaType.Type.Int, lambda objects, i, run: _class(objects, i, run)[1]),
     Column("ModelName", QMetaType.Type.QString, lambda objects, i, run: run.definition.name),
     Column("Tile", QMetaType.Type.LongLong, lambda objects, i, run: int(objects.tiles[i])),
     Column("CutByEdge", QMetaType.Type.Bool, lambda objects, i, run: bool(objects.is_cut[i])),
@@ -112,7 +115,7 @@ _FIXED_COLUMNS = (
 def columns(names: FieldNames, extra: Sequence[ExtraField] = ()) -> tuple[Column, ...]:
     """Give the fields of the output in order."""
     return (
-        Column(names.class_name, QMetaType.Type.QString, lambda objects, i, run: _class(objects, i, run).name),
+        Column(names.class_name, QMetaType.Type.QString, lambda objects, i, run: _class(objects, i, run)[0]),
         Column(names.confidence, QMetaType.Type.Double, lambda objects, i, run: percent(objects.scores[i])),
         *_FIXED_COLUMNS,
         *(Column(item.name, _TYPES[item.kind], _attribute(item)) for item in extra),
@@ -255,7 +258,7 @@ def fill_sink(sink: QgsFeatureSink, destination: str, files: Iterable[Path], run
     for path in files:
         objects = read_objects(path)
         _add(sink, destination, list(features(objects, run)))
-        counts.update(run.definition.classes[label].name for label in objects.labels.tolist())
+        counts.update(_class(objects, index, run)[0] for index in range(len(objects)))
     # QGIS 3.44 and later can say that the last write failed.
     if hasattr(sink, "finalize"):
         sink.finalize()

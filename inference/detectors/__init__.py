@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ..errors import BackendMissingError
+from ..models.esri_input import without_radiometric_offset
 from ..models.package import ModelPackage
 from ..versions import SETUP_HINT, TORCH_PAIR, check_floors, installed_versions
 from .protocol import Detector, DetectorSettings
@@ -46,12 +48,18 @@ def load_detector(
         DeviceError: the device cannot be used.
     """
     kind = package.definition.kind
+    if arguments.get("radiometric_offset_correction"):
+        definition = package.definition
+        shifted = without_radiometric_offset(definition.input)
+        package = replace(package, definition=replace(definition, input=shifted))
     check_floors(_LIBRARIES.get(kind, ()), installed_versions())
     try:
         module = import_module(_MODULES[kind], __package__)
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
+        # RuntimeError: torchvision was built for another torch, and its operators do not register.
         raise BackendMissingError(
             f"The inference environment cannot run {kind} models: {error}.", hint=SETUP_HINT
         ) from error
     detector: Detector = module.load(package, arguments, settings, folder)
     return detector
+

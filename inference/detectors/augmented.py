@@ -20,7 +20,7 @@ from ..errors import JobError
 from ..merge import overlap_ratio, suppress_once
 from ..preprocess import resize_cubic
 from ..tiling import VIEW_EDGE
-from .protocol import Detector, Traits
+from .protocol import Detector, Traits, close_detector
 
 _MOST_SCALE = 4.0
 
@@ -110,6 +110,10 @@ class AugmentedDetector:
     def traits(self) -> Traits:
         """Describe the network."""
         return replace(self._detector.traits, is_dense=False, receptive_field_radius=None)
+
+    def close(self) -> None:
+        """Let go of the detector."""
+        close_detector(self._detector)
 
     def predict(self, batch: NDArray[Any]) -> list[Detections]:
         """Find objects, see `Detector.predict`."""

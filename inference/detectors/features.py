@@ -5,7 +5,7 @@ The text comes from a program that is not Kestrel's: whatever it holds, it becom
     score       Confidence, a number or a text. What is above 1 is a percentage, as ArcGIS's own functions write it; so
                 a tile's scores do not depend on other tiles.
     label       the class that an attribute names (Class, Classname, Label), or whose value it holds (Classvalue,
-                Value), else 0; the function's own text stays in the attribute CLASS_TEXT.
+                Value), else 0; the function's own text goes along as CLASS_TEXT, so that no class is lost.
     geometry    rings in any orientation, closed or not; what lies in two rings is a hole
 """
 
@@ -24,8 +24,8 @@ from shapely.geometry.base import BaseGeometry
 from ..detections import Detections, make_detections, no_detections
 from ..errors import TileError
 from ..models.definition import ModelClass
+from ..object_file import CLASS_TEXT
 
-CLASS_TEXT = "ClassText"
 MAX_BYTES = 2**28
 MAX_FEATURES = 200_000
 MAX_FIELDS = 100
@@ -50,14 +50,14 @@ def fields_from_esri(told: Any) -> tuple[dict[str, str], ...]:
 
     Returns:
         Dicts with `name`, `type` (text, integer, number) and `alias`; identifiers, geometry, class and confidence are
-        left out. The last one is CLASS_TEXT, for classes that the definition does not know.
+        left out.
     """
     fields: dict[str, dict[str, str]] = {}
     for item in told if isinstance(told, list) else []:
         name, kind = str(item.get("name", "")).strip(), _TYPES.get(str(item.get("type", "")).lower())
         if name and kind and name.lower() not in _TAKEN and name.lower() not in fields and len(fields) < MAX_FIELDS:
             fields[name.lower()] = {"name": name[:60], "type": kind, "alias": str(item.get("alias") or name)[:100]}
-    return (*fields.values(), {"name": CLASS_TEXT, "type": "text", "alias": "Class, in the model's words"})
+    return tuple(fields.values())
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,13 @@ class Traits:
         return self.is_dense and self.receptive_field_radius is not None
 
 
+def close_detector(detector: Detector) -> None:
+    """Let go of what a detector holds besides memory: the process of a package's own program."""
+    close = getattr(detector, "close", None)
+    if close is not None:
+        close()
+
+
 class Detector(Protocol):
     """A loaded network."""
 

@@ -69,6 +69,9 @@ class InputSpec:
     std: tuple[float, ...] = (1.0,)
     data_range: tuple[float, float] | None = None
     """Pixel values that the model was made for; None: any."""
+    service: str = ""
+    """ "sentinel" or "landsat" where the model was trained on such an image service's whole numbers: reflectances 0 to 1
+    are turned into these first."""
 
 
 @dataclass(frozen=True)

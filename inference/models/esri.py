@@ -13,7 +13,7 @@ What selects the detector, in this order:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import ModelError, ModelPackageError, ModelUnsupportedError
@@ -58,7 +58,7 @@ from .esri_files import (
     traced_network,
     weights_member,
 )
-from .esri_input import arcgis_input, cell_size, extract_bands, preprocessing, tile_side
+from .esri_input import SERVICES, arcgis_input, cell_size, extract_bands, preprocessing, tile_side
 from .esri_refusals import configuration_of, legacy_framework, refuse_other_tasks, refuse_template
 
 _KIND_OF_FRAMEWORK = {"onnx": "onnx", "torchvision": "torchvision"}
@@ -236,12 +236,17 @@ def _arcgis(emd: EmdReader) -> _Model:
 
 
 def _of_family(emd: EmdReader, family: Family, chip: int, kind: str, weights: str) -> _Model:
-    spec = arcgis_input(emd, family.name)
+    steps = preprocessing(emd)
+    spec = replace(
+        arcgis_input(emd, family.name), service=next((SERVICES[step] for step in steps if step in SERVICES), "")
+    )
     options = network_options(emd, family, chip) if family.name.lower() in FAMILIES else {"family": family.name}
     names = [*family.own_arguments]
-    if "SentinelService" in preprocessing(emd):
+    if "SentinelService" in steps:
         names.append("radiometric_offset_correction")
-    is_variable = _is_variable(emd)
+    # A building that is larger than the padding is better cut than missing: ArcGIS does not filter outlines either.
+    unfiltered = {"exclude_pad_detections": False} if family.geometry == "polygon" else {}
+    hidden = {*unfiltered, *(() if _is_variable(emd) else ("tile_size",))}
     return _Model(
         kind=kind,
         weights=weights,
@@ -249,8 +254,8 @@ def _of_family(emd: EmdReader, family: Family, chip: int, kind: str, weights: st
         options=options,
         chip=chip,
         padding=chip // 4,
-        arguments=default_arguments_of(emd, family.threshold, family.nms_overlap, chip),
-        common_arguments=tuple(name for name in ARGUMENT_NAMES if name != "tile_size" or is_variable),
+        arguments={**default_arguments_of(emd, family.threshold, family.nms_overlap, chip), **unfiltered},
+        common_arguments=tuple(name for name in ARGUMENT_NAMES if name not in hidden),
         own_arguments=own_arguments(emd, tuple(names)),
         geometry=family.geometry,
         facts={"family": family.name, "backbone": options.get("backbone") or stated_backbone(emd)},
@@ -319,6 +324,7 @@ def _tensorflow(emd: EmdReader) -> _Model:
         chip=chip,
         padding=0,
         arguments=default_arguments_of(emd, 0.6, 0.1, chip),
+        own_arguments=own_arguments(emd, ("return_bboxes",) if is_instance else ()),
         geometry="polygon" if is_instance else "box",
         facts={"family": "ObjectDetectionAPI"},
     )

@@ -194,6 +194,10 @@ def _places(emd: EmdReader, bands: Bands, length: int) -> tuple[int, ...]:
     return known
 
 
+SERVICES = {"SentinelService": "sentinel", "LandsatService": "landsat"}
+"""What `InputSpec.service` is for a step of this name."""
+
+
 def without_radiometric_offset(spec: InputSpec, offset: float = 1000.0) -> InputSpec:
     """Give the normalisation of pixels from which an offset is subtracted first: Sentinel-2's since January 2022."""
     pairs = [(spec.scale[index % len(spec.scale)], spec.mean[index % len(spec.mean)])
@@ -202,21 +206,11 @@ def without_radiometric_offset(spec: InputSpec, offset: float = 1000.0) -> Input
 
 
 def preprocessing(emd: EmdReader) -> tuple[str, ...]:
-    """Give the names of the steps that Esri's host puts before the network, and tell what they mean here."""
+    """Give the names of the steps that Esri's host puts before the network; one that is not known is told."""
     stated = emd.data.get("Preprocessing")
     names = tuple(name for name in (stated if isinstance(stated, list) else [stated]) if isinstance(name, str))
     for name in names:
-        if name == "SentinelService":
-            emd.note(
-                "The model was trained on Sentinel-2 numbers, reflectance times 10000. ArcGIS turns images of "
-                "reflectance 0 to 1 into such numbers by itself; Kestrel wants them as they are delivered."
-            )
-        elif name == "LandsatService":
-            emd.note(
-                "The model was trained on Landsat numbers, (reflectance + 0.2) / 0.0000275. ArcGIS turns images of "
-                "reflectance 0 to 1 into such numbers by itself; Kestrel wants them as they are delivered."
-            )
-        else:
+        if name not in SERVICES:
             emd.note(
                 f"The definition asks for a preprocessing '{name[:60]}' that Kestrel does not know; it is left out."
             )

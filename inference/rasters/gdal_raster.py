@@ -68,6 +68,7 @@ class GdalRaster:
         self._palette = _palette(dataset, spec)
         self._bands = (1,) if self._palette is not None else resolve_bands(dataset, spec.bands)
         self._fill = _fills_invalid(dataset, spec)
+        self._service = spec.service
         self._ignores_mask = all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums)
         self._info = RasterInfo(
             dataset.width,
@@ -126,6 +127,8 @@ class GdalRaster:
             finite = np.isfinite(pixels)
             present &= finite
             pixels[~finite] = 0
+        if self._service and np.issubdtype(pixels.dtype, np.floating):
+            pixels = service_numbers(pixels, self._service)
         if self._fill:
             pixels[~present] = 0
         valid: NDArray[np.bool_] = np.any(present, axis=0)
@@ -276,6 +279,19 @@ def _palette(dataset: Any, spec: InputSpec) -> NDArray[np.uint8] | None:
         wanted = ", ".join(str(band) for band in spec.bands)
         raise ModelIncompatibleError(f"The model needs the bands {wanted}, and the raster's colour table has RGB only.")
     return np.ascontiguousarray(colors[[_PALETTE_BANDS[band] for band in bands]])
+
+
+def service_numbers(reflectance: NDArray[Any], service: str) -> NDArray[Any]:
+    """Turn reflectances 0 to 1 into the whole numbers in which an image service delivers them.
+
+    Args:
+        reflectance: Pixels of a floating type.
+        service: "sentinel" (times 10000) or "landsat" (Collection 2: an offset of -0.2, a factor of 0.0000275).
+    """
+    if service == "landsat":
+        numbers: NDArray[Any] = (np.clip(reflectance, 0, 1) + 0.2) / 0.0000275
+        return numbers
+    return np.clip(np.rint(reflectance * 10000), 0, 65535)
 
 
 def _fills_invalid(dataset: Any, spec: InputSpec) -> bool:

@@ -233,3 +233,21 @@ def test_of_outlines_the_areas_count_and_not_the_boxes() -> None:
 
 def test_points_never_suppress_each_other() -> None:
     assert 2 == len(suppress_once(outlines(shapely.Point(3, 3), shapely.Point(3, 3)), 0.0))
+
+
+def across(distance: float, texts: tuple[str | None, str | None] = (None, None)) -> int:
+    """Count what is left of two points of different tiles."""
+    shapes = [shapely.Point(10, 10), shapely.Point(10 + distance, 10)]
+    detections = make_detections(shapely.bounds(shapes), [0.9, 0.8], [0, 0], shapes=shapes,
+                                 attributes=[{"ClassText": text} for text in texts])  # fmt: skip
+    found = Found(detections, np.array([0, 1]), np.zeros(2, np.int8), np.ones(2, bool))
+    (band,) = suppress([Band(found, np.inf)], Rule(0.5, across_tiles_only=True))
+    return len(band.found)
+
+
+def test_a_point_that_two_tiles_marked_nearly_alike_is_one() -> None:
+    assert [1, 1, 2] == [across(0), across(2.9), across(3.1)]
+
+
+def test_what_a_program_calls_by_different_names_are_different_objects() -> None:
+    assert [1, 2] == [across(1, ("Car", "Car")), across(1, ("Car", "Bus"))]

@@ -20,3 +20,14 @@ def test_what_is_written_is_read_again(tmp_path: Path, attributes: list[dict[str
     assert (objects.wkb, attributes) == (again.wkb, again.attributes)
     for name in ("scores", "labels", "tiles", "is_cut"):
         assert getattr(objects, name).tolist() == getattr(again, name).tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [(None, None), ("tree", None), ("7", None), ("Shrub", "Shrub"), (3, None)]
+)
+def test_a_class_in_the_programs_own_words_is_told_where_it_is_another_one(text: Any, expected: str | None) -> None:
+    objects = MapObjects(
+        [b""], np.ones(1, np.float32), np.zeros(1, np.int32), np.zeros(1, np.int64), np.zeros(1, bool),
+        [{"ClassText": text}],
+    )  # fmt: skip
+    assert expected == objects.foreign_class(0, "Tree", 7)

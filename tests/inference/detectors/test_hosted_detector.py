@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from kestrel.inference.detections import Detections
 from kestrel.inference.detectors import hosted_detector, load_detector
-from kestrel.inference.detectors.features import CLASS_TEXT, FeatureReader, fields_from_esri
+from kestrel.inference.detectors.features import FeatureReader, fields_from_esri
 from kestrel.inference.detectors.protocol import DetectorSettings
 from kestrel.inference.errors import (
     BackendMissingError,
@@ -111,7 +111,6 @@ def test_the_function_says_what_tiles_it_wants(finder: Any) -> None:
         ("Note", "text", "Remark"),
         ("Pixels", "integer", "Pixels"),
         ("Mean", "number", "Mean"),
-        (CLASS_TEXT, "text", "Class, in the model's words"),
     ]
 
 
@@ -317,7 +316,7 @@ def test_attributes_get_the_types_of_their_fields() -> None:
         {"name": "C", "type": "esriFieldTypeString"}, {"name": "D", "type": "esriFieldTypeBlob"},
         {"name": "a", "type": "esriFieldTypeString"}, {"name": "FID", "type": "esriFieldTypeInteger"},
     ])  # fmt: skip
-    assert [field["name"] for field in fields] == ["A", "B", "C", CLASS_TEXT]
+    assert [field["name"] for field in fields] == ["A", "B", "C"]
     attributes = {"a": "3.0", "B": "x", "C": [1], "E": 1}
     text = json.dumps({"features": [{"geometry": {"x": 1, "y": 1}, "attributes": attributes}]})
     found = FeatureReader(CLASSES, fields, 0).read(text.encode())

@@ -187,7 +187,8 @@ def test_a_faster_rcnn_is_upsampled_and_takes_torchvisions_numbers() -> None:
 def test_a_mask_rcnn_takes_its_overlap_from_its_own_arguments() -> None:
     result = read("MaskRCNN", MaskRCNNkwargs={"box_nms_thresh": 0.3, "rpn_post_nms_top_n_test": 200})
     assert ({"rpn_post_nms_top_n_test": 200}, "polygon") == (result.options["kwargs"], result.geometry)
-    assert {"threshold": 0.9, "nms_overlap": 0.3} == result.arguments
+    assert {"threshold": 0.9, "nms_overlap": 0.3, "exclude_pad_detections": False} == result.arguments
+    assert "exclude_pad_detections" not in result.common_arguments
 
 
 @pytest.mark.parametrize(
@@ -349,12 +350,13 @@ def test_defaults_that_are_not_usable_are_left_out_and_told() -> None:
 def test_sentinel_numbers_can_be_corrected_for_their_offset() -> None:
     result = read("RetinaNet", n_bands=4, Preprocessing="SentinelService")
     assert "radiometric_offset_correction" in {spec.name for spec in result.own_arguments}
-    assert "reflectance times 10000" in result.notes[0]
+    assert ("sentinel", ()) == (result.input.service, result.notes)
     corrected = without_radiometric_offset(result.input)
     assert network_input(result.input, 2, 500) == pytest.approx(network_input(corrected, 2, 1500))
     assert (0.5 - 0.0) == pytest.approx(network_input(without_radiometric_offset(InputSpec(scale=(0.001,))), 0, 1500))
     landsat = read("RetinaNet", n_bands=4, Preprocessing=["LandsatService", "Other"])
-    assert ["Landsat numbers" in landsat.notes[0], "'Other'" in landsat.notes[1]] == [True, True]
+    (note,) = landsat.notes
+    assert ("landsat", True) == (landsat.input.service, "'Other'" in note)
     assert "radiometric_offset_correction" not in {spec.name for spec in landsat.own_arguments}
 
 

@@ -402,3 +402,20 @@ def test_the_largest_raster_of_gdal_opens_and_reads_at_its_far_corner(tmp_path: 
     assert (100, 0) == (int(valid.sum()), int(pixels.sum()))
     with pytest.raises(RasterOpenError, match="too many"):
         read(path, GREY, Window(0, 0, 1, 1), cell_size=0.005)
+
+
+@pytest.mark.parametrize(
+    ("service", "expected"), [("", 0.25), ("sentinel", 2500.0), ("landsat", (0.25 + 0.2) / 0.0000275)]
+)
+def test_reflectances_become_the_numbers_of_the_service_that_a_model_was_trained_on(
+    tmp_path: Path, service: str, expected: float
+) -> None:
+    path = write_raster(tmp_path / "reflectance.tif", np.full((1, 8, 8), 0.25, np.float32))
+    pixels, _ = GdalRaster(str(path), InputSpec(bands=(0,), service=service), None).read(Window(0, 0, 8, 8))
+    assert np.allclose(expected, pixels)
+
+
+def test_whole_numbers_of_a_service_stay_as_they_are(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "numbers.tif", np.full((1, 8, 8), 2500, np.uint16))
+    pixels, _ = GdalRaster(str(path), InputSpec(bands=(0,), service="sentinel"), None).read(Window(0, 0, 8, 8))
+    assert (pixels == 2500).all()
