@@ -60,12 +60,26 @@ class FitReport:
         return [*([self.cell_size.text] if self.cell_size else []), *self.texts]
 
 
-def fit_of_layer(definition: ModelDefinition, layer: QgsRasterLayer, cell_size: float | None = None) -> FitReport:
-    """Compare a layer with a model; also where Kestrel cannot read it."""
+@dataclass(frozen=True)
+class Unreadable:
+    """A layer that the worker could not read, and why; nothing in it is bound to the layer."""
+
+    reason: str
+
+
+def look_at(layer: QgsRasterLayer) -> SourceRaster | Unreadable:
+    """Describe a layer as plain values: it may be gone by the time they are used."""
     try:
-        return fit_report(definition, source_raster(layer), cell_size)
+        return source_raster(layer)
     except RasterOpenError as error:
-        return FitReport(None, (str(error),), is_possible=False)
+        return Unreadable(str(error))
+
+
+def fit_of(definition: ModelDefinition, raster: SourceRaster | Unreadable, cell_size: float | None = None) -> FitReport:
+    """Compare a layer with a model; also where Kestrel cannot read it."""
+    if isinstance(raster, Unreadable):
+        return FitReport(None, (raster.reason,), is_possible=False)
+    return fit_report(definition, raster, cell_size)
 
 
 def fit_report(definition: ModelDefinition, raster: SourceRaster, cell_size: float | None = None) -> FitReport:

@@ -8,6 +8,7 @@ from qgis.PyQt.QtGui import QIcon
 from .describe_model import DescribeModelAlgorithm
 from .detect_objects import DetectObjectsAlgorithm
 from .icon import ICON_PATH
+from .package_model import PackageModelAlgorithm
 
 
 class KestrelProvider(QgsProcessingProvider):
@@ -35,5 +36,5 @@ class KestrelProvider(QgsProcessingProvider):
 
     def loadAlgorithms(self) -> None:
         """Register the algorithms."""
-        for algorithm in (DetectObjectsAlgorithm(), DescribeModelAlgorithm()):
+        for algorithm in (DetectObjectsAlgorithm(), DescribeModelAlgorithm(), PackageModelAlgorithm()):
             self.addAlgorithm(algorithm)

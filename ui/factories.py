@@ -63,7 +63,9 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
     def _compare(self) -> None:
         if self._chooser is None or INPUT not in self._others:
             return
-        layer = _raster_layer(self._others[INPUT].parameterValue())
+        # It owns the layer of a file that is in no project, as long as it lives.
+        context = _context()
+        layer = _raster_layer(self._others[INPUT].parameterValue(), context)
         size = self._others[CELL_SIZE].parameterValue() if CELL_SIZE in self._others else None
         self._chooser.set_raster(layer, size if isinstance(size, (int, float)) and size > 0 else None)
 
@@ -129,13 +131,13 @@ def _context() -> QgsProcessingContext:
     return context
 
 
-def _raster_layer(value: Any) -> QgsRasterLayer | None:
+def _raster_layer(value: Any, context: QgsProcessingContext) -> QgsRasterLayer | None:
     """Give the raster that a widget shows: a layer of the project, or a file; None where there is none."""
     if isinstance(value, QgsRasterLayer):
         return value
     if QgsVariantUtils.isNull(value) or not isinstance(value, str) or not value:
         return None
-    layer = QgsProcessingUtils.mapLayerFromString(value, _context(), True, QgsProcessingUtils.LayerHint.Raster)
+    layer = QgsProcessingUtils.mapLayerFromString(value, context, True, QgsProcessingUtils.LayerHint.Raster)
     return layer if isinstance(layer, QgsRasterLayer) else None
 
 

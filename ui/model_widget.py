@@ -13,7 +13,8 @@ from ..inference.models.definition import CellSizeRange, ModelDefinition
 from ..inference.models.package import ModelPackage, open_package
 from ..processing_provider.code_consent import Consent
 from ..processing_provider.description_html import unit_name
-from ..processing_provider.fit_check import fit_of_layer
+from ..processing_provider.fit_check import Unreadable, fit_of, look_at
+from ..processing_provider.raster_source import SourceRaster
 from ..processing_provider.text import to_plain, tr
 from .model_info import ConsentNotice, FitNotice, ModelInfoPanel, state_of
 
@@ -66,7 +67,7 @@ class ModelChooser(QWidget):
         self._allow.setToolTip(tr("This model holds a program that has not been allowed yet."))
         self._allow.clicked.connect(lambda *_: self.consent.pressed.emit())
         self._allow.setVisible(False)
-        self._layer: QgsRasterLayer | None = None
+        self._raster: SourceRaster | Unreadable | None = None
         self._cell_size: float | None = None
         self._seen = ""
         self.package: ModelPackage | None = None
@@ -143,7 +144,8 @@ class ModelChooser(QWidget):
             layer: The raster; None: there is none.
             cell_size: The cell size that the model shall see, in the raster's units; None: the raster's own.
         """
-        self._layer, self._cell_size = layer, cell_size
+        is_there = layer is not None and layer.isValid()
+        self._raster, self._cell_size = look_at(layer) if is_there else None, cell_size
         self._show_fit()
 
     def _show_package(self) -> None:
@@ -153,9 +155,8 @@ class ModelChooser(QWidget):
             self.panel.show_package(self.package)
 
     def _show_fit(self) -> None:
-        is_known = self.definition is not None and self._layer is not None and self._layer.isValid()
-        is_shown = is_known and not self._is_compact
-        self.fit.show_report(fit_of_layer(self.definition, self._layer, self._cell_size) if is_shown else None)
+        is_shown = self.definition is not None and self._raster is not None and not self._is_compact
+        self.fit.show_report(fit_of(self.definition, self._raster, self._cell_size) if is_shown else None)
 
     def _show_known(self, button: QToolButton) -> None:
         menu = QMenu(self)

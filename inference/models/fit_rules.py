@@ -113,12 +113,15 @@ _SYNONYMS = {
     "swir2": "swir2 shortwaveinfrared2 swir22",
     "coastal": "coastal coastalblue coastalaerosol",
     "yellow": "yellow",
-    "panchromatic": "panchromatic pan grayscale gray grey",
+    "panchromatic": "panchromatic pan",
     "thermal": "thermal thermalinfrared tir tir1 lwir",
     "vv": "vv",
     "vh": "vh",
 }
 _MEANING = {word: meaning for meaning, words in _SYNONYMS.items() for word in words.split()}
+
+
+_COLORS = ("red", "green", "blue")
 
 
 def band_meaning(name: str) -> str:
@@ -144,11 +147,14 @@ def find_band(name: str, names: Sequence[str]) -> int | None:
 def band_warnings(definition: ModelDefinition, names: Sequence[str]) -> list[str]:
     """Tell which of the raster's bands do not show what the model was trained on, as far as both have names."""
     wanted = expected_band_names(definition)
+    # GDAL calls the first three bands of most files red, green and blue, whatever they show: these names count only
+    # where the raster has all that the model wants, at other places.
+    is_named = {band_meaning(name) for name in wanted} - {""} <= {band_meaning(name) for name in names}
     wrong = []
     for band, expected in zip(definition.input.bands, wanted):
         found = names[band] if isinstance(band, int) and band < len(names) else ""
         meanings = band_meaning(expected), band_meaning(found)
-        if all(meanings) and meanings[0] != meanings[1]:
+        if all(meanings) and meanings[0] != meanings[1] and (is_named or meanings[1] not in _COLORS):
             wrong.append(f"band {int(band) + 1} is '{found}' and should be '{expected}'")
     if not wrong:
         return []

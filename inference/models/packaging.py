@@ -1,0 +1,399 @@
+"""Writing a model package: an .emd, the weights beside it, and what people want to know, in one .dlpk.
+
+Whatever describes the model - Kestrel's own definition, an .emd, or the text of either - becomes an .emd in the
+package: ArcGIS opens it where the family is Esri's, and Kestrel gets back exactly what it was given. A package is
+opened again before anybody is told that it is there.
+"""
+
+from __future__ import annotations
+
+import errno
+import html
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import DiskFullError, ModelPackageError, OutputError
+from .definition import SCHEMA, SCHEMA_KEY, ModelDefinition, definition_from_json
+from .emd_text import MAX_JSON_BYTES, read_emd
+from .esri_files import is_generic
+from .package import ModelPackage, is_safe_name, open_package
+
+_BLOCK = 2**20
+_MAX_TEXT_BYTES = 2**20
+_MAX_IMAGE_BYTES = 16 * 2**20
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+"""Of every member: packages of equal content are equal files."""
+_FRAMEWORKS = {"onnx": "ONNX", "torchvision": "torchvision"}
+_CONFIGURATIONS = {"yolov8": "YOLOv8", "yolov5": "YOLOv5", "boxes": "boxes"}
+_CHECKPOINTS = (".pth", ".pt")
+_IMAGES = ((b"\x89PNG\r\n\x1a\n", "png"), (b"\xff\xd8\xff", "jpg"), (b"GIF8", "gif"))
+_POINTER = b"version https://git-lfs"
+_WIDE_CHARACTERS = '\\/:*?"<>|'
+
+
+@dataclass(frozen=True)
+class PackageParts:
+    """What goes into a package.
+
+    Attributes:
+        weights: The file of the weights.
+        definition: Path of a .json or .emd file, or the text of a definition.
+        name: Name of the package; empty: the definition's.
+        card: A text for people, .md or .txt.
+        license: The licence's text; empty: what the definition says.
+        thumbnail: A picture, PNG, JPEG or GIF.
+        extra_files: Further files: external data of an ONNX graph, the program that the definition names, ...
+    """
+
+    weights: Path
+    definition: str
+    name: str = ""
+    card: Path | None = None
+    license: str = ""
+    thumbnail: Path | None = None
+    extra_files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class WrittenPackage:
+    """A package that was written and opened again, and what its maker should hear."""
+
+    path: Path
+    package: ModelPackage
+    notes: tuple[str, ...]
+
+
+def write_package(parts: PackageParts, output: Path) -> WrittenPackage:
+    """Write a package.
+
+    Args:
+        parts: What goes into it.
+        output: The file to write; one that is there is replaced when the new one is whole.
+
+    Raises:
+        InferenceError: a part cannot be used, the package would not open, or it cannot be written.
+    """
+    content, notes, folder = _read_definition(parts.definition)
+    _check_weights(parts.weights)
+    emd = _as_emd(content, parts)
+    stem = file_stem(parts.name or _name_of(emd) or parts.weights.stem)
+    program, told = _program(emd, parts, folder)
+    files = _files(parts, stem, program)
+    texts = {f"{stem}.emd": _json_text(emd), **_info(emd, parts, stem)}
+    part = output.with_name(f"{output.name}.part")
+    try:
+        _write(part, texts, files)
+        package = _opened_again(part)
+        missing = _missing_data(package)
+        part.replace(output)
+    except OSError as error:
+        raise _write_error(error, output) from error
+    finally:
+        _remove(part)
+    return WrittenPackage(output, open_package(str(output)), (*notes, *told, *missing, *package.definition.notes))
+
+
+def file_stem(name: str) -> str:
+    """Give a name that every system takes for a file, from the name of a model."""
+    safe = "".join("_" if ord(c) < 32 or c in _WIDE_CHARACTERS else c for c in name)[:80].strip(" .")
+    return safe if safe and is_safe_name(safe) else "model"
+
+
+# -- The definition ----------------------------------------------------------------------------------------------------
+
+
+def _read_definition(reference: str) -> tuple[dict[str, Any], tuple[str, ...], Path | None]:
+    """Give the JSON object, what was repaired in it, and the folder where it lies."""
+    reference = reference.strip()
+    if reference.startswith("{"):
+        read = read_emd(reference.encode("utf-8", "surrogatepass"), "given as text")
+        return read.content, read.notes, None
+    if not reference:
+        raise ModelPackageError("No definition was given.", hint="Choose an .emd or .json file, or write its text.")
+    path = Path(reference).expanduser()
+    data = _bytes_of(path, MAX_JSON_BYTES, "definition")
+    read = read_emd(data, f"'{path.name}'")
+    return read.content, read.notes, path.parent
+
+
+def _as_emd(content: Mapping[str, Any], parts: PackageParts) -> dict[str, Any]:
+    """Give the .emd: Kestrel's own definition translated, an .emd with its keys and the weights' new name."""
+    if SCHEMA_KEY in content:
+        emd = emd_of(definition_from_json(content), parts.weights.name)
+    else:
+        emd = {**content, "ModelFile": parts.weights.name}
+    if parts.license and "License" not in emd and "\n" not in parts.license.strip():
+        emd["License"] = parts.license.strip()
+    return emd
+
+
+def emd_of(definition: ModelDefinition, weights: str) -> dict[str, Any]:
+    """Give the .emd of a model that is data (ONNX or torchvision), from which the same definition is read again.
+
+    Args:
+        definition: The model.
+        weights: Name of its weights in the package.
+
+    Raises:
+        ModelPackageError: a model of another kind, which has an .emd already.
+    """
+    if definition.kind not in _FRAMEWORKS:
+        raise ModelPackageError(
+            f"A model of the kind '{definition.kind}' has no definition of Kestrel's own.", hint="Pack its .emd."
+        )
+    options, tile, spec = definition.options, definition.tile, definition.input
+    emd = {
+        "Framework": _FRAMEWORKS[definition.kind],
+        "ModelType": "ObjectDetection",
+        "ModelConfiguration": options.get("architecture") or _CONFIGURATIONS.get(str(options.get("head"))),
+        "ModelName": definition.name,
+        "Name": definition.name,
+        "ModelVersion": definition.version or None,
+        "Description": definition.description or None,
+        "License": definition.license or None,
+        "ModelFile": weights,
+        "ImageHeight": tile.size,
+        "ImageWidth": tile.size,
+        "SupportsVariableTileSize": tile.is_variable,
+        "ExtractBands": list(spec.bands),
+        "DataRange": None if spec.data_range is None else list(spec.data_range),
+        **_cell_sizes(definition),
+        "Classes": [
+            {"Value": item.value, "Name": item.name, "Color": list(item.color)} for item in definition.classes
+        ],
+        "Kestrel": {
+            "schema": SCHEMA,
+            "head": options.get("head"),
+            "architecture": options.get("architecture"),
+            "label_offset": options.get("label_offset"),
+            "input": {"scale": list(spec.scale), "mean": list(spec.mean), "std": list(spec.std)},
+            "padding": tile.padding,
+            "stride": tile.stride,
+            "receptive_field_radius": tile.receptive_field_radius,
+            "arguments": dict(definition.arguments),
+        },
+    }  # fmt: skip
+    emd["Kestrel"] = {key: value for key, value in emd["Kestrel"].items() if value is not None}
+    return {key: value for key, value in emd.items() if value is not None}
+
+
+def _cell_sizes(definition: ModelDefinition) -> dict[str, Any]:
+    cell_size = definition.cell_size
+    if cell_size is None:
+        return {}
+    reference = {} if cell_size.wkid is None else {
+        "spatialReference": {"wkid": cell_size.wkid, "latestWkid": cell_size.wkid}
+    }  # fmt: skip
+    low, high = cell_size.minimum, cell_size.maximum
+    return {"MinCellSize": {"x": low, "y": low, **reference}, "MaxCellSize": {"x": high, "y": high, **reference}}
+
+
+def _name_of(emd: Mapping[str, Any]) -> str:
+    return str(emd.get("Name") or emd.get("ModelName") or "")
+
+
+def _json_text(emd: Mapping[str, Any]) -> bytes:
+    return json.dumps(emd, indent=2, ensure_ascii=False).encode("utf-8", "replace")
+
+
+# -- Files -------------------------------------------------------------------------------------------------------------
+
+
+def _check_weights(path: Path) -> None:
+    """Refuse weights that no detector could read, as far as that can be told without loading a network.
+
+    Raises:
+        InferenceError: they are missing, or damaged, or a program.
+    """
+    start = _bytes_of(path, len(_POINTER), "weights", is_start=True)
+    if start.startswith(_POINTER):
+        raise ModelPackageError(
+            f"The weights '{path.name}' are a Git LFS pointer, not the model itself.",
+            hint="Fetch them with 'git lfs pull'.",
+        )
+    if path.suffix.lower() == ".py":
+        raise ModelPackageError(f"'{path.name}' is a program, not weights.", hint="Choose the file of the weights.")
+    if path.suffix.lower() in _CHECKPOINTS:
+        # Here, because it needs numpy, which a look at a definition does not.
+        from .checkpoint import read_checkpoint
+
+        read_checkpoint(path, path.name)
+
+
+def _program(emd: Mapping[str, Any], parts: PackageParts, folder: Path | None) -> tuple[Path | None, tuple[str, ...]]:
+    """Give the program that the definition names, and what to tell of it; other programs are refused.
+
+    Raises:
+        ModelPackageError: a program that the definition does not name, or one that it names and that is not there.
+    """
+    function = str(emd.get("InferenceFunction") or "").replace("\\", "/")
+    named = function.rpartition("/")[2] if function.lower().endswith(".py") and not is_generic(function) else ""
+    given = {path.name: path for path in parts.extra_files}
+    programs = [name for name in given if name.lower().endswith((".py", ".pyc", ".so", ".pyd", ".dll"))]
+    if not named:
+        if programs:
+            raise ModelPackageError(
+                f"'{programs[0]}' is a program, and the definition names none that would run.",
+                hint="Leave it out, or name the raster function in the definition's member InferenceFunction.",
+            )
+        return None, ()
+    beside = folder / function if folder is not None else None
+    place = given.get(named) or (beside if beside is not None and beside.is_file() else None)
+    if place is None:
+        raise ModelPackageError(
+            f"The definition names the program '{named}', which lies neither beside it nor among the further files.",
+            hint="Add it to the further files.",
+        )
+    note = (
+        f"The package holds a program, '{named}': whoever uses it is asked for consent to exactly this content first."
+    )
+    return place, (note,)
+
+
+def _files(parts: PackageParts, stem: str, program: Path | None) -> dict[str, Path]:
+    """Give the files that are copied as they are, by their names in the package.
+
+    Raises:
+        ModelPackageError: a file is missing, or two would have the same name.
+    """
+    found: dict[str, Path] = {}
+    extras = [path for path in parts.extra_files if program is None or path != program]
+    for path in (parts.weights, *([program] if program else []), *extras):
+        if not path.is_file():
+            raise ModelPackageError(f"The file '{path}' does not exist.", hint="Check the path.")
+        name = path.name
+        if not is_safe_name(name) or name.lower() in (other.lower() for other in (*found, f"{stem}.emd")):
+            raise ModelPackageError(
+                f"The file '{path}' cannot go into the package: its name is taken, or not one for every system.",
+                hint="Rename it.",
+            )
+        found[name] = path
+    return found
+
+
+def _info(emd: Mapping[str, Any], parts: PackageParts, stem: str) -> dict[str, bytes]:
+    """Give the members for people: card, licence, and the item's description as ArcGIS has it."""
+    found: dict[str, bytes] = {}
+    if parts.card is not None:
+        suffix = ".md" if parts.card.suffix.lower() == ".md" else ".txt"
+        found[f"README{suffix}"] = _bytes_of(parts.card, _MAX_TEXT_BYTES, "model card")
+    if parts.license.strip():
+        found["LICENSE.txt"] = parts.license.strip().encode("utf-8", "replace") + b"\n"
+    picture = ""
+    if parts.thumbnail is not None:
+        data = _bytes_of(parts.thumbnail, _MAX_IMAGE_BYTES, "thumbnail")
+        kind = next((kind for start, kind in _IMAGES if data.startswith(start)), "")
+        if not kind:
+            raise ModelPackageError(
+                f"The thumbnail '{parts.thumbnail.name}' is no PNG, JPEG or GIF picture.", hint="Convert it to PNG."
+            )
+        picture = f"thumbnail/thumbnail.{kind}"
+        found[f"esriinfo/{picture}"] = data
+    found["esriinfo/iteminfo.xml"] = _item_info(emd, parts, stem, picture)
+    return found
+
+
+def _item_info(emd: Mapping[str, Any], parts: PackageParts, stem: str, picture: str) -> bytes:
+    license_text = parts.license or str(emd.get("License") or "")
+    members = {
+        "name": stem,
+        "title": parts.name or stem,
+        "type": "Deep Learning Package",
+        "typekeywords": f"Deep Learning,dlpk,ModelType_{emd.get('ModelType') or 'ObjectDetection'}",
+        "snippet": str(emd.get("Description") or ""),
+        "description": str(emd.get("Description") or ""),
+        "licenseinfo": license_text,
+        "thumbnail": picture,
+    }
+    lines = "".join(f"  <{name}>{_xml(value)}</{name}>\n" for name, value in members.items() if value)
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n<iteminfo>\n{lines}</iteminfo>\n'.encode("utf-8", "replace")
+
+
+def _xml(text: str) -> str:
+    return html.escape("".join(c for c in text if ord(c) >= 32 or c in "\n\t"), quote=False)
+
+
+def _bytes_of(path: Path, most: int, what: str, *, is_start: bool = False) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(most + 1)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ModelPackageError(f"The {what} '{path}' cannot be read: {reason}.", hint="Check the path.") from error
+    if len(data) > most and not is_start:
+        raise ModelPackageError(f"The {what} '{path.name}' is larger than {most // 2**20} MB; that is none.")
+    return data
+
+
+# -- Writing -----------------------------------------------------------------------------------------------------------
+
+
+def _write(part: Path, texts: Mapping[str, bytes], files: Mapping[str, Path]) -> None:
+    with zipfile.ZipFile(part, "w", allowZip64=True) as archive:
+        for name, data in texts.items():
+            archive.writestr(_entry(name, zipfile.ZIP_DEFLATED), data)
+        for name, path in files.items():
+            entry = _entry(name, zipfile.ZIP_STORED)  # weights do not get smaller, and open faster so
+            entry.file_size = path.stat().st_size
+            with archive.open(entry, "w", force_zip64=entry.file_size > 2**31) as sink:
+                for block in _blocks(path):
+                    sink.write(block)
+
+
+def _entry(name: str, compression: int) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name, _EPOCH)
+    entry.compress_type = compression
+    entry.create_system = 3
+    entry.external_attr = 0o100644 << 16
+    return entry
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        while True:
+            block = stream.read(_BLOCK)
+            if not block:
+                return
+            yield block
+
+
+def _opened_again(part: Path) -> ModelPackage:
+    """Open what was written, and read all of it: what is wrong is told to its maker, not to its first user."""
+    package = open_package(str(part))
+    if package.definition.weights:
+        package.weights_member()
+    package.sha256()
+    return package
+
+
+def _missing_data(package: ModelPackage) -> tuple[str, ...]:
+    """Tell which files an ONNX graph names for its numbers and the package does not hold."""
+    if package.definition.kind != "onnx":
+        return ()
+    _, locations = package._weights_hash(package.weights_member())
+    folder = package.weights_member().rpartition("/")[0]
+    names = [f"{folder}/{name}".lstrip("/") for name in sorted(locations) if is_safe_name(name)]
+    return tuple(
+        f"The ONNX graph keeps data in a file '{name}', which the package does not hold: add it to the further files."
+        for name in names
+        if not package.members.has(name)
+    )
+
+
+def _remove(part: Path) -> None:
+    try:
+        part.unlink()
+    except OSError:
+        return  # it has become the package, or was never made
+
+
+def _write_error(error: OSError, output: Path) -> OutputError:
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        return DiskFullError(f"The disk of {output.parent} is full.", hint="Make room, then start again.")
+    return OutputError(
+        f"The package '{output}' cannot be written: {error.strerror or error}.", hint="Choose another place."
+    )
