@@ -75,7 +75,10 @@ _TREE_PADDING = 20  # an overlap of 5 % of the tile
 _CHIP = 512
 _MAX_SOURCE_BYTES = 2 * 2**20
 
-_OURS = ("schema", "head", "architecture", "label_offset", "input", "stride", "receptive_field_radius", "arguments")
+_OURS = (
+    "schema", "head", "architecture", "label_offset", "input", "padding", "stride", "receptive_field_radius",
+    "arguments",
+)  # fmt: skip
 _SHARED = ("schema", "stride", "receptive_field_radius", "arguments")
 
 
@@ -381,7 +384,7 @@ def _assembled(emd: EmdReader, model: _Model) -> ModelDefinition:
         tile=TileSpec(
             size=model.chip,
             is_variable=_is_variable(emd),
-            padding=model.padding,
+            padding=extra.integer("padding", model.padding),
             stride=extra.integer("stride", None, minimum=1, maximum=MAX_STRIDE),
             receptive_field_radius=extra.integer("receptive_field_radius", None),
         ),
