@@ -167,15 +167,17 @@ def _geometry(geometry: str) -> str:
 
 
 def _metrics(metrics: Mapping[str, Any]) -> str:
-    shown = []
+    lines = []
     for name, value in list(metrics.items())[:_MOST_METRICS]:
-        entries = (
-            [(f"{name}: {key}", item) for key, item in value.items()] if isinstance(value, dict) else [(name, value)]
-        )
-        shown += [f"{to_ui(label.replace('_', ' '), 80)} {to_ui(_figure(item), 80)}" for label, item in entries]
-    rest = len(shown) - _MOST_METRICS
-    more = [tr("and {count} more").format(count=rest)] if rest > 0 else []
-    return "<br>".join([*shown[:_MOST_METRICS], *more])
+        label = to_ui(name.replace("_", " "), 80)
+        if not isinstance(value, dict):
+            lines.append(f"{label}: {to_ui(_figure(value), 80)}")
+            continue
+        figures = [f"{to_ui(key, 60)} {to_ui(_figure(item), 120)}" for key, item in list(value.items())[:_MOST_METRICS]]
+        rest = len(value) - len(figures)
+        figures += [tr("and {count} more").format(count=rest)] if rest else []
+        lines.append(f"{label}: {', '.join(figures)}")
+    return "<br>".join(lines)
 
 
 def _figure(value: Any) -> str:

@@ -46,6 +46,11 @@ _METRES_PER_SCREEN_PIXEL = 0.00028
 _COARSEST_LABELS = 4
 """Labels appear while a screen pixel shows at most this many raster pixels: objects are large enough by then."""
 
+_MOST_FOREIGN = 40
+_FOREIGN_COLORS: tuple[Color, ...] = (
+    (228, 26, 28), (55, 126, 184), (255, 127, 0), (152, 78, 163), (0, 158, 115), (230, 171, 2), (102, 102, 102),
+)  # fmt: skip
+
 _alive: list[LayerStyle] = []
 """QGIS does not own post-processors, and calls them long after the algorithm is gone; each leaves when it was used."""
 
@@ -132,8 +137,17 @@ def layer_name(record: RunRecord) -> str:
 
 
 def shown_classes(record: RunRecord) -> list[ModelClass]:
-    """Give the classes for the legend: those that were found, or all where nothing was found."""
+    """Give the classes for the legend: those that were found, or all where nothing was found.
+
+    A model's own program may give classes that its definition does not list; they get colours in turn.
+    """
     found = [item for item in record.definition.classes if record.class_counts[item.name]]
+    known = {item.name for item in record.definition.classes}
+    foreign = sorted(name for name, count in record.class_counts.items() if count and name not in known)
+    found += [
+        ModelClass(0, name, _FOREIGN_COLORS[place % len(_FOREIGN_COLORS)])
+        for place, name in enumerate(foreign[:_MOST_FOREIGN])
+    ]
     return found or list(record.definition.classes)
 
 
@@ -143,6 +157,8 @@ def renderer(
     """Draw each class with the model's colour: areas with a strong outline around a translucent fill."""
     make = {Qgis.GeometryType.Point: _marker, Qgis.GeometryType.Line: _line}.get(geometry, _fill)
     categories = [QgsRendererCategory(item.name, make(item.color), to_plain(item.name, 80)) for item in classes]
+    if len(classes) >= _MOST_FOREIGN:
+        categories.append(QgsRendererCategory(None, make(_FOREIGN_COLORS[-1]), tr("other")))
     return QgsCategorizedSymbolRenderer(class_field, categories)
 
 

@@ -1,6 +1,6 @@
 """Makes the pictures of the documentation again, in a real QGIS on a virtual screen, and the model that one shows.
 
-screenshots.py [NAME ...]     dialog, result, modeler; all when left out
+screenshots.py [NAME ...]     dialog, result, modeler, model_info, consent; all when left out
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "docs" / "images"
-NAMES = ("dialog", "result", "modeler")
+NAMES = ("dialog", "result", "modeler", "model_info", "consent")
 SCREEN = "-screen 0 1600x1000x24 -dpi 96"
 SECONDS = 180
 ARGUMENTS = {

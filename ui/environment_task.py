@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from qgis.core import QgsTask
 from qgis.PyQt.QtCore import pyqtSignal
 
 from ..inference.errors import InferenceError
-from ..inference.worker.managed import create_environment, default_target
+from ..inference.worker.managed import create_environment, default_target, install_extra
 from ..inference.worker.probe import probe
 from ..processing_provider.interpreter import REQUIREMENTS
 from ..processing_provider.text import tr
@@ -51,6 +53,54 @@ class EnvironmentTask(QgsTask):
         self.is_given_up = made is None
         self._text = tr("Canceled.") if self.is_given_up else tr("The inference environment is ready.")
         return not self.is_given_up
+
+    def finished(self, result: bool) -> None:
+        """Tell the end, in the main thread."""
+        if not self._text:
+            # It was cancelled before it started: QGIS ends it without `run`.
+            self.is_given_up, self._text = True, tr("Canceled.")
+        self.ended.emit(result, self._text)
+
+
+class ExtraTask(QgsTask):
+    """Installs an optional library into the environment that runs the models; it goes on when the options are closed.
+
+    Signals:
+        line: the installer said something.
+        ended: is_good, text: it is over.
+
+    Attributes:
+        is_given_up: It was cancelled.
+
+    Args:
+        interpreter: The environment's Python.
+        requirements: Its locked requirements.
+        name: How people call it.
+    """
+
+    line = pyqtSignal(str)
+    ended = pyqtSignal(bool, str)
+
+    def __init__(self, interpreter: str, requirements: Path, name: str) -> None:
+        super().__init__(tr("Install {name}").format(name=name), QgsTask.Flag.CanCancel)
+        self.is_given_up = False
+        self._interpreter, self._requirements, self._name = interpreter, requirements, name
+        self._text = ""
+
+    def run(self) -> bool:
+        """Work, in a thread."""
+        try:
+            is_there = install_extra(self._interpreter, self._requirements, self.line.emit, self.isCanceled)
+        except InferenceError as error:
+            self._text = str(error)
+            return False
+        except Exception as error:
+            # A thread of QGIS's would end with it without a word.
+            self._text = tr("Unexpected error ({kind}): {text}").format(kind=type(error).__name__, text=error)
+            return False
+        self.is_given_up = not is_there
+        self._text = tr("{name} is installed.").format(name=self._name) if is_there else tr("Canceled.")
+        return is_there
 
     def finished(self, result: bool) -> None:
         """Tell the end, in the main thread."""

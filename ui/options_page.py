@@ -7,8 +7,10 @@ from typing import Any
 
 from qgis.core import QgsApplication, QgsSettings
 from qgis.gui import QgsFileWidget, QgsOptionsPageWidget, QgsOptionsWidgetFactory
+from qgis.PyQt.QtCore import Qt
 from qgis.PyQt.QtGui import QIcon
 from qgis.PyQt.QtWidgets import (
+    QAbstractItemView,
     QComboBox,
     QFormLayout,
     QGroupBox,
@@ -17,16 +19,26 @@ from qgis.PyQt.QtWidgets import (
     QMessageBox,
     QPlainTextEdit,
     QPushButton,
+    QTreeWidget,
+    QTreeWidgetItem,
     QVBoxLayout,
     QWidget,
 )
 
 from ..inference.errors import InferenceError
 from ..inference.worker.managed import default_target
+from ..processing_provider.code_consent import policy_text, revoke, trusted_programs
 from ..processing_provider.icon import ICON_PATH
-from ..processing_provider.interpreter import BACKEND_SETTING, SETTING, VARIABLE, find_interpreter, managed_interpreter
+from ..processing_provider.interpreter import (
+    BACKEND_SETTING,
+    SETTING,
+    TENSORFLOW,
+    VARIABLE,
+    find_interpreter,
+    managed_interpreter,
+)
 from ..processing_provider.text import to_plain, tr
-from .environment_task import EnvironmentTask, ProbeTask
+from .environment_task import EnvironmentTask, ExtraTask, ProbeTask
 from .messages import show_error, show_success
 
 _MOST_LINES = 2000
@@ -49,7 +61,11 @@ class KestrelOptionsPage(QgsOptionsPageWidget):
         self._backend = QComboBox()
         self._set_up = QPushButton(tr("Set up environment\u2026"))
         self._cancel = QPushButton(tr("Cancel"))
+        self._tensorflow = QPushButton(tr("Install TensorFlow\u2026"))
         self._state = QLabel()
+        self._policy = QLabel()
+        self._programs = QTreeWidget()
+        self._revoke = QPushButton(tr("Revoke"))
         self._log = QPlainTextEdit()
         self._fill()
         self._lay_out()
@@ -70,7 +86,14 @@ class KestrelOptionsPage(QgsOptionsPageWidget):
         self._backend.addItem(tr("Processor only (about 300 MB; needs the tool uv)"), "cpu")
         self._log.setReadOnly(True)
         self._log.setMaximumBlockCount(_MOST_LINES)
-        self._state.setWordWrap(True)
+        for label in (self._state, self._policy):
+            label.setTextFormat(Qt.TextFormat.PlainText)
+            label.setWordWrap(True)
+        self._programs.setRootIsDecorated(False)
+        self._programs.setHeaderLabels([tr("Model"), tr("Allowed on"), tr("SHA-256 of its content")])
+        self._programs.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
+        self._programs.setMaximumHeight(130)
+        self._show_programs()
 
     def _lay_out(self) -> None:
         interpreter = QHBoxLayout()
@@ -87,21 +110,37 @@ class KestrelOptionsPage(QgsOptionsPageWidget):
         column = QVBoxLayout(managed)
         column.addWidget(self._state)
         column.addLayout(buttons)
+        optional = QGroupBox(tr("Optional parts"))
+        row = QHBoxLayout(optional)
+        row.addWidget(_explanation(tr("TensorFlow, for models of its Object Detection API (about 500 MB).")), 1)
+        row.addWidget(self._tensorflow)
+        programs = QGroupBox(tr("Models that may run a program of their own"))
+        below = QHBoxLayout()
+        below.addWidget(self._policy, 1)
+        below.addWidget(self._revoke, 0, Qt.AlignmentFlag.AlignTop)
+        column = QVBoxLayout(programs)
+        column.addWidget(self._programs)
+        column.addLayout(below)
         page = QVBoxLayout(self)
         page.addWidget(chosen)
         page.addWidget(managed)
+        page.addWidget(optional)
+        page.addWidget(programs)
         page.addWidget(self._log, 1)
 
     def _connect(self) -> None:
         self._check.clicked.connect(self._start_check)
         self._set_up.clicked.connect(self._ask_and_start)
+        self._tensorflow.clicked.connect(self._ask_for_tensorflow)
+        self._revoke.clicked.connect(self._revoke_selected)
+        self._programs.itemSelectionChanged.connect(self._show_revocable)
         self._cancel.clicked.connect(self._cancel_tasks)
         for task in self._tasks:
             self._listen(task)
 
     def _listen(self, task: Any) -> None:
         # Bound methods of a QObject: Qt cuts the connection when the page goes.
-        if isinstance(task, EnvironmentTask):
+        if isinstance(task, (EnvironmentTask, ExtraTask)):
             task.line.connect(self._add_line)
         task.ended.connect(self._show_end)
 
@@ -122,7 +161,40 @@ class KestrelOptionsPage(QgsOptionsPageWidget):
         is_busy = bool(self._tasks)
         self._check.setEnabled(not is_busy)
         self._set_up.setEnabled(not is_busy)
+        self._tensorflow.setEnabled(not is_busy)
         self._cancel.setEnabled(is_busy)
+
+    def _show_programs(self) -> None:
+        self._programs.clear()
+        for entry in trusted_programs():
+            item = QTreeWidgetItem([to_plain(entry.name, 80), to_plain(entry.date, 20), entry.sha256])
+            self._programs.addTopLevelItem(item)
+        self._policy.setText(policy_text())
+        self._show_revocable()
+
+    def _show_revocable(self) -> None:
+        self._revoke.setEnabled(bool(self._programs.selectedItems()))
+
+    def _revoke_selected(self) -> None:
+        for item in self._programs.selectedItems():
+            revoke(item.text(2))
+        self._show_programs()
+
+    def _ask_for_tensorflow(self) -> None:
+        try:
+            interpreter = self._interpreter.filePath().strip() or find_interpreter()
+        except InferenceError as error:
+            self._log.setPlainText(str(error))
+            return
+        question = tr(
+            "Kestrel will download TensorFlow (about 500 MB) and install it into {interpreter}. Each file is checked "
+            "against a locked list of hashes. Go on?"
+        ).format(interpreter=to_plain(interpreter))
+        buttons = QMessageBox.StandardButton.Yes | QMessageBox.StandardButton.No
+        answer = QMessageBox.question(self, tr("Install TensorFlow"), question, buttons, QMessageBox.StandardButton.No)
+        if answer == QMessageBox.StandardButton.Yes:
+            self._log.clear()
+            self._start(ExtraTask(interpreter, TENSORFLOW, "TensorFlow"))
 
     def _start_check(self) -> None:
         interpreter = self._interpreter.filePath().strip()
@@ -171,16 +243,25 @@ class KestrelOptionsPage(QgsOptionsPageWidget):
 def _ended(tasks: list[Any], task: Any, iface: Any, is_good: bool, text: str) -> None:
     """Note the end of a task, whether or not the page is still open."""
     tasks.remove(task)
-    if not isinstance(task, EnvironmentTask) or task.is_given_up:
+    if not isinstance(task, (EnvironmentTask, ExtraTask)) or task.is_given_up:
         return
     if not is_good:
         show_error(iface, text)
+        return
+    if isinstance(task, ExtraTask):
+        show_success(iface, text)
         return
     settings = QgsSettings()
     settings.setValue(BACKEND_SETTING, task.backend)
     # An interpreter that was chosen before would go before the new environment.
     settings.remove(SETTING)
     show_success(iface, text)
+
+
+def _explanation(text: str) -> QLabel:
+    label = QLabel(text)
+    label.setWordWrap(True)
+    return label
 
 
 class KestrelOptionsFactory(QgsOptionsWidgetFactory):

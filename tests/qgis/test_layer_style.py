@@ -72,6 +72,11 @@ def test_the_legend_leaves_out_classes_that_were_not_found() -> None:
     assert [category.value() for category in layer.renderer().categories()] == ["House"]
 
 
+def test_classes_that_only_a_program_knows_are_in_the_legend_too() -> None:
+    layer = styled(replace(RECORD, class_counts=Counter({"House": 1, "Cactus": 2})))
+    assert [category.value() for category in layer.renderer().categories()] == ["House", "Cactus"]
+
+
 def test_the_legend_shows_all_classes_when_nothing_was_found() -> None:
     layer = styled(replace(RECORD, class_counts=Counter()))
     assert [category.value() for category in layer.renderer().categories()] == ["Palm", "House"]
