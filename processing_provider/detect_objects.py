@@ -103,7 +103,7 @@ class DetectObjectsAlgorithm(QgsProcessingAlgorithm):
                 if is_valid:
                     build_plan(self, parameters, context)
         except InferenceError as error:
-            return False, to_plain(error)
+            return False, str(as_processing_exception(error))
         except QgsProcessingException as error:
             return False, str(error)
         return is_valid, reason

@@ -80,7 +80,7 @@ def test_a_program_is_refused_with_its_files_its_hash_and_both_ways_to_allow_it(
     assert refusal(good) == (
         "The model 'Finder of trees' is a program ('Finder.py' with 3 more files), and nobody has allowed this exact "
         "content to run. Only if you trust where it comes from: in the dialog, press 'Look and allow\u2026' below the "
-        f"model; without a window, set ALLOW_PACKAGE_CODE={sha256_of(package)}."
+        f"model; without a window, set ALLOW_PACKAGE_CODE={sha256_of(package)}. [untrusted-code]"
     )
 
 

@@ -421,7 +421,8 @@ def test_the_panel_tells_the_essentials(tmp_path: Path) -> None:
     text = chooser.panel.browser.toPlainText()
     expected = [
         "MaskRCNN, resnet50", "Roof\xa0(1)", "1 Red, 2 Green, 3 Blue", "400 pixels, padding 100",
-        "0.1 \u2013 0.15 m", "outlines", "average precision score: Roof 0.83, Solar panel 0.71, Pool 0.9", "Never run: ArcGISInstanceDetector.py",
+        "0.1 \u2013 0.15 m", "outlines", "average precision score: Roof 0.83, Solar panel 0.71, Pool 0.9",
+        "Never run: ArcGISInstanceDetector.py",
     ]  # fmt: skip
     assert [words for words in expected if words.replace("\xa0", " ") not in text.replace("\xa0", " ")] == []
 
