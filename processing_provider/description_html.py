@@ -206,11 +206,13 @@ def code_text(code: Mapping[str, Any] | None, consent: Consent | None) -> str:
 
 def consent_text(consent: Consent | None) -> str:
     """Say whether a program may run."""
+    if consent is None:
+        return ""
     return {
         Consent.GIVEN: tr("allowed to run"),
         Consent.MISSING: tr("waits for your consent"),
         Consent.DENIED: tr("forbidden by the administrator"),
-    }.get(consent, "")
+    }[consent]
 
 
 def _notes(description: Mapping[str, Any]) -> str:

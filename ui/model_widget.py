@@ -155,8 +155,10 @@ class ModelChooser(QWidget):
             self.panel.show_package(self.package)
 
     def _show_fit(self) -> None:
-        is_shown = self.definition is not None and self._raster is not None and not self._is_compact
-        self.fit.show_report(fit_of(self.definition, self._raster, self._cell_size) if is_shown else None)
+        report = None
+        if self.definition is not None and self._raster is not None and not self._is_compact:
+            report = fit_of(self.definition, self._raster, self._cell_size)
+        self.fit.show_report(report)
 
     def _show_known(self, button: QToolButton) -> None:
         menu = QMenu(self)

@@ -187,7 +187,7 @@ def test_a_missing_interpreter_is_refused_with_the_way_to_the_options(
     monkeypatch.setenv("KESTREL_PYTHON", "/nowhere/python")
     assert refusal(good) == (
         "The inference interpreter '/nowhere/python' does not exist or cannot be run. "
-        "Open Settings > Options > Kestrel to choose one or to set up the environment."
+        "Open Settings > Options > Kestrel to choose one or to set up the environment. [worker-start]"
     )
 
 
