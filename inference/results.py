@@ -19,8 +19,8 @@ from .events import Canceled, Objects, Report
 from .georeference import boxes_to_map, rings_to_wkb, shapes_to_wkb
 from .jobs import objects_path
 from .journal import Journal
-from .models.definition import ModelClass
 from .merge import Band, Found, Rule, join, strongest_first, suppress
+from .models.definition import ModelClass
 from .object_file import MapObjects, write_objects
 from .rasters.source import RasterInfo
 from .run import SEAM_TOLERANCE, Run

@@ -166,6 +166,7 @@ def run_package(package: Path, plot: Plot, raster: Path, arguments: dict[str, ob
     """Run a package with Kestrel, and give what it found in pixels of the raster, best first."""
     import rasterio
     import shapely
+
     from kestrel.inference.detect import detect
     from kestrel.inference.events import Objects
     from kestrel.inference.job import DetectionJob

@@ -27,7 +27,9 @@ def centres_of(rows: int, columns: int) -> Tensor:
 def repeat_for(centres: Tensor, sizes: Tensor) -> Tensor:
     """Give centre and size of every anchor, cell by cell: (cells * sizes, 4), y x h w."""
     n = len(centres)
-    return torch.cat([centres[:, None].expand(n, len(sizes), 2), sizes[None].expand(n, len(sizes), 2)], 2).reshape(-1, 4)
+    return torch.cat([centres[:, None].expand(n, len(sizes), 2), sizes[None].expand(n, len(sizes), 2)], 2).reshape(
+        -1, 4
+    )
 
 
 def as_corners(centred: Tensor, side: float) -> Tensor:

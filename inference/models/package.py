@@ -240,14 +240,16 @@ class ModelPackage:
         """Give the hash of what decides the result: the definition, the weights, and the files that belong to them.
 
         Of an archive these are all members except programs; beside a loose definition lies anything, so there they are
-        the files that an ONNX graph names. Of a model that is a program it is the whole file set of that program.
+        the files that an ONNX graph names, and what lies in the folder of a SavedModel. Of a model that is a program it
+        is the whole file set of that program.
         """
         if self.definition.program:
             return hashlib.sha256(self.definition_bytes + bytes.fromhex(self.program_sha256())).hexdigest()
         weights = self.weights_member()
         content, locations = self._weights_hash(weights)
         hashes = {weights: content}
-        others = self._archived() if isinstance(self.members, ZipMembers) else self._present(locations)
+        is_archive = isinstance(self.members, ZipMembers)
+        others = self._archived() if is_archive else self._present(locations) + self._saved_model(weights)
         for name in others:
             if name not in hashes:
                 hashes[name] = self._member_hash(name)
@@ -300,6 +302,14 @@ class ModelPackage:
 
     def _archived(self) -> list[str]:
         return [name for name in self.members.names() if not name.lower().endswith(".py")]
+
+    def _saved_model(self, weights: str) -> list[str]:
+        """Give the files that belong to TensorFlow's saved_model.pb: the numbers lie beside it."""
+        folder, slash, name = weights.replace("\\", "/").rpartition("/")
+        if name != "saved_model.pb":
+            return []
+        start = folder + slash
+        return [member for member in self.members.names() if member.startswith((start + "variables/", start + "assets/"))]
 
     def _present(self, locations: set[str]) -> list[str]:
         folder, slash, _ = self.weights_member().replace("\\", "/").rpartition("/")

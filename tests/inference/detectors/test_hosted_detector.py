@@ -39,6 +39,7 @@ from kestrel.inference.host.frames import Frame, read_frame, write_frame
 from kestrel.inference.models.definition import InputSpec, TileSpec
 from kestrel.inference.models.package import ModelPackage, open_package
 from kestrel.inference.models.program import program_sha256
+from kestrel.inference.object_file import CLASS_TEXT
 from kestrel.tests.fixtures.packages import write_zip
 from kestrel.tests.fixtures.raster_functions import CLASSES, answering, folder_package, write_finder
 from kestrel.tests.fixtures.rasters import write_raster
