@@ -57,6 +57,7 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
             if name in (INPUT, CELL_SIZE):
                 self._others[name] = wrapper
                 wrapper.widgetValueHasChanged.connect(lambda *_: self._compare())
+        self._chooser.fit.has_cell_size = CELL_SIZE in self._others
         self._chooser.cell_size_wanted.connect(lambda size: self._take_cell_size(size))
         self._compare()
 

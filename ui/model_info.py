@@ -185,6 +185,8 @@ class FitNotice(Notice):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
+        self.has_cell_size = True
+        """Whether there is a parameter to fill in."""
         self._fitting = 0.0
         self.pressed.connect(lambda: self.cell_size_wanted.emit(self._fitting))
 
@@ -193,4 +195,4 @@ class FitNotice(Notice):
         problem = report.cell_size if report is not None else None
         self._fitting = float(f"{problem.fitting:.3g}") if problem else 0.0
         texts = report.all_texts() if report is not None else []
-        self.show_text(" ".join(texts), tr("Use the model's cell size") if problem else "")
+        self.show_text(" ".join(texts), tr("Use the model's cell size") if problem and self.has_cell_size else "")
