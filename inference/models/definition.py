@@ -70,8 +70,8 @@ class InputSpec:
     data_range: tuple[float, float] | None = None
     """Pixel values that the model was made for; None: any."""
     service: str = ""
-    """ "sentinel" or "landsat" where the model was trained on such an image service's whole numbers: reflectances 0 to 1
-    are turned into these first."""
+    """ "sentinel" or "landsat" where the model was trained on the whole numbers of such an image service, into which
+    reflectances 0 to 1 are turned first."""
 
 
 @dataclass(frozen=True)

@@ -308,8 +308,8 @@ class ModelPackage:
         folder, slash, name = weights.replace("\\", "/").rpartition("/")
         if name != "saved_model.pb":
             return []
-        start = folder + slash
-        return [member for member in self.members.names() if member.startswith((start + "variables/", start + "assets/"))]
+        parts = tuple(folder + slash + part for part in ("variables/", "assets/"))
+        return [member for member in self.members.names() if member.startswith(parts)]
 
     def _present(self, locations: set[str]) -> list[str]:
         folder, slash, _ = self.weights_member().replace("\\", "/").rpartition("/")
