@@ -112,7 +112,7 @@ class KestrelOptionsPage(QgsOptionsPageWidget):
         column.addLayout(buttons)
         optional = QGroupBox(tr("Optional parts"))
         row = QHBoxLayout(optional)
-        row.addWidget(_explanation(tr("TensorFlow, for models of its Object Detection API (about 500 MB).")), 1)
+        row.addWidget(_explanation(tr("TensorFlow, for models of its Object Detection API (several hundred MB).")), 1)
         row.addWidget(self._tensorflow)
         programs = QGroupBox(tr("Models that may run a program of their own"))
         below = QHBoxLayout()
@@ -187,7 +187,7 @@ class KestrelOptionsPage(QgsOptionsPageWidget):
             self._log.setPlainText(str(error))
             return
         question = tr(
-            "Kestrel will download TensorFlow (about 500 MB) and install it into {interpreter}. Each file is checked "
+            "Kestrel will download TensorFlow (several hundred MB) and install it into {interpreter}. Each file is checked "
             "against a locked list of hashes. Go on?"
         ).format(interpreter=to_plain(interpreter))
         buttons = QMessageBox.StandardButton.Yes | QMessageBox.StandardButton.No
