@@ -187,8 +187,8 @@ class KestrelOptionsPage(QgsOptionsPageWidget):
             self._log.setPlainText(str(error))
             return
         question = tr(
-            "Kestrel will download TensorFlow (several hundred MB) and install it into {interpreter}. Each file is checked "
-            "against a locked list of hashes. Go on?"
+            "Kestrel will download TensorFlow (several hundred MB) and install it into {interpreter}. Each file is "
+            "checked against a locked list of hashes. Go on?"
         ).format(interpreter=to_plain(interpreter))
         buttons = QMessageBox.StandardButton.Yes | QMessageBox.StandardButton.No
         answer = QMessageBox.question(self, tr("Install TensorFlow"), question, buttons, QMessageBox.StandardButton.No)
