@@ -35,6 +35,7 @@ NETWORKS = {"ssd": TrainedSSD, "retinanet": TrainedRetinaNet}
 POSITIVE, NEGATIVE = 0.5, 0.4
 """Overlap with a crown from which an anchor stands for it, and below which it stands for the background."""
 FOCUS, BALANCE = 2.0, 0.25
+SHARED_HEADS = ("classifier", "box_regressor")
 MEAN, DEVIATION = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 logger = logging.getLogger("arcgis_families")
@@ -117,6 +118,10 @@ def train(name: str, plots: list[Plot], options: argparse.Namespace) -> torch.nn
     loader = DataLoader(SceneStream(plots, options.seed, options.steps), batch_size=None, num_workers=1)
     started, total = time.monotonic(), 0.0
     network.train()
+    for head in [part for name, part in network.named_children() if name in SHARED_HEADS]:
+        for module in head.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()  # one norm for levels of very different statistics has no running mean of any use
     for step, (images, boxes) in enumerate(loader, 1):
         for group in optimizer.param_groups:
             group["lr"] = options.rate * min(1.0, step / 50) * 0.5 * (1 + math.cos(math.pi * step / options.steps))
