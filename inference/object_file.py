@@ -8,7 +8,7 @@ is written here is taken back later.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,6 @@ class MapObjects:
         """Give the number of objects."""
         return len(self.wkb)
 
-
     def foreign_class(self, index: int, name: str, value: int) -> str | None:
         """Give what a package's program calls an object's class, where that is not the class that its label stands for.
 
@@ -54,10 +53,15 @@ class MapObjects:
             name: Name of the class of its label.
             value: Its value.
         """
-        text = self.attributes[index].get(CLASS_TEXT) if self.attributes is not None else None
-        if not isinstance(text, str) or text.casefold() in (name.casefold(), str(value)):
-            return None
-        return text
+        return foreign_class(self.attributes[index], name, value) if self.attributes is not None else None
+
+
+def foreign_class(attributes: Mapping[str, Any], name: str, value: int) -> str | None:
+    """Give the program's own word for an object's class, see `MapObjects.foreign_class`."""
+    text = attributes.get(CLASS_TEXT)
+    if not isinstance(text, str) or text.casefold() in (name.casefold(), str(value)):
+        return None
+    return text
 
 
 def write_objects(path: Path, objects: MapObjects) -> None:

@@ -21,7 +21,7 @@ from .jobs import objects_path
 from .journal import Journal
 from .merge import Band, Found, Rule, join, strongest_first, suppress
 from .models.definition import ModelClass
-from .object_file import MapObjects, write_objects
+from .object_file import MapObjects, foreign_class, write_objects
 from .rasters.source import RasterInfo
 from .run import SEAM_TOLERANCE, Run
 
@@ -83,10 +83,20 @@ def _wanted_labels(run: Run) -> np.ndarray[Any, np.dtype[np.intp]]:
     return np.array([i for i, item in enumerate(classes) if not wanted or item.name in wanted], np.intp)
 
 
+def _is_wanted(run: Run, detections: Detections, wanted: np.ndarray[Any, Any]) -> NDArray[np.bool_]:
+    is_wanted: NDArray[np.bool_] = np.isin(detections.labels, wanted)
+    if run.job.objects_of_interest and detections.attributes is not None:
+        # Classes that only the model's program knows cannot have been asked for.
+        classes = [run.package.definition.classes[label] for label in detections.labels]
+        known = [foreign_class(told, c.name, c.value) is None for told, c in zip(detections.attributes, classes)]
+        is_wanted &= np.array(known, np.bool_)
+    return is_wanted
+
+
 def _as_found(run: Run, number: int, detections: Detections, wanted: np.ndarray[Any, Any]) -> Found:
     grid, tile = run.plan.grid, run.plan.grid[number]
     # Before anything is suppressed: which tiles happened to be run around the polygons must not matter.
-    chosen = detections.take(np.isin(detections.labels, wanted) & run.region.contains(detections.anchors))
+    chosen = detections.take(_is_wanted(run, detections, wanted) & run.region.contains(detections.anchors))
     n = len(chosen)
     if run.detector.traits.is_dense:
         rank, is_open = np.zeros(n, np.int8), np.ones(n, np.bool_)

@@ -62,4 +62,3 @@ def load_detector(
         ) from error
     detector: Detector = module.load(package, arguments, settings, folder)
     return detector
-

@@ -290,8 +290,9 @@ def service_numbers(reflectance: NDArray[Any], service: str) -> NDArray[Any]:
     """
     if service == "landsat":
         numbers: NDArray[Any] = (np.clip(reflectance, 0, 1) + 0.2) / 0.0000275
-        return numbers
-    return np.clip(np.rint(reflectance * 10000), 0, 65535)
+    else:
+        numbers = np.clip(np.rint(reflectance * 10000), 0, 65535)
+    return numbers
 
 
 def _fills_invalid(dataset: Any, spec: InputSpec) -> bool:

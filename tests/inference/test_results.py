@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import shapely
@@ -7,8 +10,9 @@ from affine import Affine
 
 from kestrel.inference.detections import make_detections
 from kestrel.inference.merge import Band, Found
+from kestrel.inference.models.definition import ModelClass
 from kestrel.inference.rasters.source import RasterInfo
-from kestrel.inference.results import _inside
+from kestrel.inference.results import _inside, _is_wanted
 
 INFO = RasterInfo(100, 50, 1, "uint8", Affine.identity(), "")
 
@@ -58,3 +62,16 @@ def test_points_and_lines_inside_the_raster_stay(shape: shapely.Geometry) -> Non
 
 def test_points_beside_the_raster_are_dropped() -> None:
     assert [] == inside(shapely.Point(-1, 5))
+
+
+@pytest.mark.parametrize(("interest", "expected"), [((), [True, True, True]), (("Tree",), [True, False, False])])
+def test_objects_of_interest_are_those_of_the_definition(interest: tuple[str, ...], expected: list[bool]) -> None:
+    classes = (ModelClass(1, "Tree", (0, 0, 0)), ModelClass(2, "Car", (0, 0, 0)))
+    run: Any = SimpleNamespace(
+        job=SimpleNamespace(objects_of_interest=interest),
+        package=SimpleNamespace(definition=SimpleNamespace(classes=classes)),
+    )
+    attributes = [{"ClassText": "Tree"}, {"ClassText": "Bus"}, {"ClassText": "Car"}]
+    found = make_detections(np.zeros((3, 4)), np.ones(3), [0, 0, 1], attributes=attributes)
+    wanted = np.array([0] if interest else [0, 1])
+    assert expected == _is_wanted(run, found, wanted).tolist()
