@@ -1,6 +1,6 @@
 # Each target does its own set-up; a fresh clone needs no step before it.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-demo setup-inference setup-dev demo test check lint types fuzz bench train package verify-package run lock screenshots clean
+.PHONY: help setup setup-demo setup-inference setup-dev demo test check lint types fuzz bench train train-arcgis package verify-package run lock screenshots clean
 
 QGIS_PYTHON ?= /usr/bin/python3
 TORCH_BACKEND ?=
@@ -56,6 +56,9 @@ bench: setup-inference ## Measure the speed of detection on this machine
 
 train: setup-inference ## Train the demo model again (DATA=folder with the NEON plots; about 50 minutes)
 	@OMP_WAIT_POLICY=PASSIVE $(INFERENCE) training/train.py --data $(DATA) --out build/training
+
+train-arcgis: setup-inference ## Train two families of arcgis.learn, and judge their packages (DATA=..., about half an hour)
+	@OMP_WAIT_POLICY=PASSIVE $(INFERENCE) training/arcgis_families.py --data $(DATA) --out build/training-arcgis
 
 package: setup-dev ## Make the plugin's zip from the last commit
 	@$(DEV) tools/package.py
