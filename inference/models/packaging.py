@@ -30,6 +30,9 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 _FRAMEWORKS = {"onnx": "ONNX", "torchvision": "torchvision"}
 _CONFIGURATIONS = {"yolov8": "YOLOv8", "yolov5": "YOLOv5", "boxes": "boxes"}
 _CHECKPOINTS = (".pth", ".pt")
+_PROGRAMS = (".py", ".pyc", ".so", ".pyd", ".dll")
+BUILT_IN = "[Functions]System\\DeepLearning\\ArcGISLearn\\"
+"""Where ArcGIS has its own raster functions, as a definition names them."""
 _IMAGES = ((b"\x89PNG\r\n\x1a\n", "png"), (b"\xff\xd8\xff", "jpg"), (b"GIF8", "gif"))
 _POINTER = b"version https://git-lfs"
 _WIDE_CHARACTERS = '\\/:*?"<>|'
@@ -81,8 +84,9 @@ def write_package(parts: PackageParts, output: Path) -> WrittenPackage:
     _check_weights(parts.weights)
     emd = _as_emd(content, parts)
     stem = file_stem(parts.name or _name_of(emd) or parts.weights.stem)
-    program, told = _program(emd, parts, folder)
-    files = _files(parts, stem, program)
+    programs, told = _programs(emd, parts, folder)
+    files = _files(parts, stem, programs)
+    emd = _with_built_in_function(emd, programs)
     texts = {f"{stem}.emd": _json_text(emd), **_info(emd, parts, stem)}
     part = output.with_name(f"{output.name}.part")
     try:
@@ -224,8 +228,10 @@ def _check_weights(path: Path) -> None:
         read_checkpoint(path, path.name)
 
 
-def _program(emd: Mapping[str, Any], parts: PackageParts, folder: Path | None) -> tuple[Path | None, tuple[str, ...]]:
-    """Give the program that the definition names, and what to tell of it; other programs are refused.
+def _programs(
+    emd: Mapping[str, Any], parts: PackageParts, folder: Path | None
+) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Give the programs that the definition names, and what to tell of them; other programs are refused.
 
     Raises:
         ModelPackageError: a program that the definition does not name, or one that it names and that is not there.
@@ -233,14 +239,16 @@ def _program(emd: Mapping[str, Any], parts: PackageParts, folder: Path | None) -
     function = str(emd.get("InferenceFunction") or "").replace("\\", "/")
     named = function.rpartition("/")[2] if function.lower().endswith(".py") and not is_generic(function) else ""
     given = {path.name: path for path in parts.extra_files}
-    programs = [name for name in given if name.lower().endswith((".py", ".pyc", ".so", ".pyd", ".dll"))]
+    companions = _companions(emd, given, folder)
+    others = [name for name in given if name.lower().endswith(_PROGRAMS) and given[name] not in companions]
+    if not named and others:
+        raise ModelPackageError(
+            f"'{others[0]}' is a program, and the definition names none that would run.",
+            hint="Leave it out, or name the raster function in the definition's member InferenceFunction.",
+        )
+    notes = tuple(f"'{path.name}' went into the package for ArcGIS; Kestrel never runs it." for path in companions)
     if not named:
-        if programs:
-            raise ModelPackageError(
-                f"'{programs[0]}' is a program, and the definition names none that would run.",
-                hint="Leave it out, or name the raster function in the definition's member InferenceFunction.",
-            )
-        return None, ()
+        return companions, notes
     beside = folder / function if folder is not None else None
     place = given.get(named) or (beside if beside is not None and beside.is_file() else None)
     if place is None:
@@ -251,18 +259,45 @@ def _program(emd: Mapping[str, Any], parts: PackageParts, folder: Path | None) -
     note = (
         f"The package holds a program, '{named}': whoever uses it is asked for consent to exactly this content first."
     )
-    return place, (note,)
+    return (place, *companions), (note, *notes)
 
 
-def _files(parts: PackageParts, stem: str, program: Path | None) -> dict[str, Path]:
+def _companions(emd: Mapping[str, Any], given: Mapping[str, Path], folder: Path | None) -> tuple[Path, ...]:
+    """Give the files that ArcGIS runs for a family of arcgis.learn, where they are at hand."""
+    if not _is_arcgis(emd):
+        return ()
+    names = [str(emd.get(key) or "").replace("\\", "/") for key in ("InferenceFunction", "ModelConfigurationFile")]
+    found = []
+    for name in (name for name in names if name.lower().endswith(".py") and "/" not in name):
+        beside = folder / name if folder is not None else None
+        place = given.get(name) or (beside if beside is not None and beside.is_file() else None)
+        if place is not None and (is_generic(name) or name == names[1]):
+            found.append(place)
+    return tuple(found)
+
+
+def _with_built_in_function(emd: dict[str, Any], programs: tuple[Path, ...]) -> dict[str, Any]:
+    """Name Esri's generic function as the one that ArcGIS has built in, where the package does not hold it."""
+    function = str(emd.get("InferenceFunction") or "")
+    is_plain = is_generic(function) and not function.lower().startswith(BUILT_IN.lower()[:11])
+    if not _is_arcgis(emd) or not is_plain or function in {path.name for path in programs}:
+        return emd
+    return {**emd, "InferenceFunction": BUILT_IN + function.replace("\\", "/").rpartition("/")[2]}
+
+
+def _is_arcgis(emd: Mapping[str, Any]) -> bool:
+    return str(emd.get("Framework") or "").lower().startswith("arcgis")
+
+
+def _files(parts: PackageParts, stem: str, programs: tuple[Path, ...]) -> dict[str, Path]:
     """Give the files that are copied as they are, by their names in the package.
 
     Raises:
         ModelPackageError: a file is missing, or two would have the same name.
     """
     found: dict[str, Path] = {}
-    extras = [path for path in parts.extra_files if program is None or path != program]
-    for path in (parts.weights, *([program] if program else []), *extras):
+    extras = [path for path in parts.extra_files if path not in programs]
+    for path in (parts.weights, *programs, *extras):
         if not path.is_file():
             raise ModelPackageError(f"The file '{path}' does not exist.", hint="Check the path.")
         name = path.name

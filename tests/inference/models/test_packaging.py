@@ -222,3 +222,30 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
 )
 def test_any_name_of_a_model_becomes_one_of_a_file(name: str, stem: str) -> None:
     assert file_stem(name) == stem
+
+
+def arcgis_definition() -> dict[str, Any]:
+    return arcgis_emd("FasterRCNN", ModelFile="model.pth")
+
+
+def test_a_family_of_arcgis_names_the_function_that_arcgis_has_built_in(tmp_path: Path) -> None:
+    weights = file_of({"a": torch.zeros(1)})
+    written = pack(tmp_path, arcgis_definition(), "model.pth", weights)
+    with zipfile.ZipFile(written.path) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".emd")]
+        content = json.loads(archive.read(name))
+    assert "[Functions]System\\DeepLearning\\ArcGISLearn\\ArcGISObjectDetector.py" == content["InferenceFunction"]
+    assert ("arcgis", "") == (written.package.definition.kind, written.package.definition.program)
+
+
+def test_what_arcgis_runs_goes_along_where_it_lies_beside_the_definition_and_is_told(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("ArcGISObjectDetector.py", "ModelConfiguration.py", "other.py"):
+        (source / name).write_text("raise RuntimeError\n", encoding="utf-8")
+    (source / "model.emd").write_text(json.dumps(arcgis_definition()), encoding="utf-8")
+    written = pack(tmp_path, str(source / "model.emd"), "model.pth", file_of({"a": torch.zeros(1)}))
+    assert {"ArcGISObjectDetector.py", "ModelConfiguration.py"} <= set(names_in(written))
+    assert "other.py" not in names_in(written)
+    assert 2 == sum("Kestrel never runs it" in note for note in written.notes)
+    assert "" == written.package.definition.program
