@@ -50,7 +50,10 @@ def test_only_what_a_user_needs_is_in_the_zip(package: Path) -> None:
 
 def test_the_locked_requirements_come_along_and_no_others(package: Path) -> None:
     names = [name for name in zipfile.ZipFile(package).namelist() if name.startswith("kestrel/requirements/")]
-    assert [name for name in names if not name.endswith("/")] == ["kestrel/requirements/inference.txt"]
+    assert [name for name in names if not name.endswith("/")] == [
+        "kestrel/requirements/inference.txt",
+        "kestrel/requirements/tensorflow.txt",
+    ]
 
 
 def test_the_plugin_site_would_not_refuse_it(package: Path, repository: Path) -> None:
