@@ -18,7 +18,10 @@ import pytest
 from kestrel.inference.errors import ModelPackageError
 from kestrel.tests.fixtures.evil_pickles import MARKER, Canary
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is capped and measured through /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="memory is capped and measured through /proc"),
+]
 
 EXECUTIONS = 6000
 
@@ -33,7 +36,6 @@ def fuzz(repository: Path) -> ModuleType:
     return module
 
 
-@pytest.mark.slow
 def test_mutated_packages_and_weights_are_read_or_refused(repository: Path, tmp_path: Path) -> None:
     done = run(repository, "--executions", str(EXECUTIONS), "--seed", "1", "--out", str(tmp_path / "out"))
     assert 0 == done.returncode, done.stdout[-3000:] + done.stderr[-2000:]

@@ -13,6 +13,8 @@ from kestrel.inference.models.arguments import resolve_arguments
 from kestrel.inference.models.esri import definition_from_emd
 from kestrel.tests.fixtures import esri_rcnn as esri
 
+pytestmark = pytest.mark.slow
+
 CHIP = 64
 
 

@@ -19,6 +19,8 @@ from kestrel.tests.fixtures import dense_reference as reference
 from kestrel.tests.fixtures import esri_dense as esri
 from kestrel.tests.fixtures.esri_packages import write_package
 
+pytestmark = pytest.mark.slow
+
 CHIP = 96
 IMAGENET = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 

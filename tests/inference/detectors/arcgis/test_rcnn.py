@@ -23,6 +23,8 @@ from kestrel.inference.models.package import open_package
 from kestrel.tests.fixtures import esri_rcnn as esri
 from kestrel.tests.fixtures.esri_packages import write_package
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = DetectorSettings("cpu", 1)
 slow = pytest.mark.slow
 

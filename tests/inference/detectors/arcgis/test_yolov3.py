@@ -13,6 +13,8 @@ from kestrel.inference.errors import ModelIncompatibleError
 from kestrel.tests.fixtures import dense_reference as reference
 from kestrel.tests.fixtures import esri_dense as esri
 
+pytestmark = pytest.mark.slow
+
 ARGUMENTS = {"threshold": 0.1, "nms_overlap": 0.1}
 SMALL_ANCHORS = [[4, 7], [9, 5], [12, 12], [14, 9], [10, 17], [20, 20], [25, 31], [33, 28], [40, 45]]
 
