@@ -103,6 +103,7 @@ def test_a_chain_of_the_model_designer_runs(tmp_path: Path, run_qgis_process: Ca
     assert len(layers[0]) > 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["geojson", "fgb", "shp"])
 def test_other_formats_hold_the_same_objects(
     on_command_line: Path, tmp_path: Path, run_qgis_process: Callable[..., Any], suffix: str

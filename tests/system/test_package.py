@@ -56,6 +56,7 @@ def test_the_locked_requirements_come_along_and_no_others(package: Path) -> None
     ]
 
 
+@pytest.mark.slow
 def test_the_plugin_site_would_not_refuse_it(package: Path, repository: Path) -> None:
     done = run_tool(repository, "verify_package.py", str(package))
     assert (done.returncode, done.stdout) == (0, "kestrel.zip: nothing that the plugin site would refuse\n")

@@ -45,6 +45,8 @@ from kestrel.tests.fixtures.raster_functions import CLASSES, answering, folder_p
 from kestrel.tests.fixtures.rasters import write_raster
 from kestrel.tests.fixtures.runs import run
 
+pytestmark = pytest.mark.slow
+
 BLOCK = 2 * (64 - 2 * 8) + 2 * 8
 """Side of the block that the function Finder asks for: 2 x 2 chips of 64 pixels with a padding of 8."""
 

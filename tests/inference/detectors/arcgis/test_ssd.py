@@ -12,6 +12,8 @@ from kestrel.inference.errors import ModelIncompatibleError, ModelUnsupportedErr
 from kestrel.tests.fixtures import dense_reference as reference
 from kestrel.tests.fixtures import esri_dense as esri
 
+pytestmark = pytest.mark.slow
+
 ARGUMENTS = {"threshold": 0.5, "nms_overlap": 0.1}
 
 
