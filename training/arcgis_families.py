@@ -7,6 +7,7 @@ docs/model_packages.md. Run with ``--help`` for the arguments.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import math
@@ -35,6 +36,7 @@ NETWORKS = {"ssd": TrainedSSD, "retinanet": TrainedRetinaNet}
 POSITIVE, NEGATIVE = 0.5, 0.4
 """Overlap with a crown from which an anchor stands for it, and below which it stands for the background."""
 FOCUS, BALANCE = 2.0, 0.25
+MEASURED_BATCHES = 4
 SHARED_HEADS = ("classifier", "box_regressor")
 MEAN, DEVIATION = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
@@ -109,6 +111,24 @@ def anchors_of(network: torch.nn.Module) -> Tensor:
         return blank.eval()(torch.zeros(1, 3, CHIP, CHIP))[1][0]
 
 
+def settle_shared_norms(network: torch.nn.Module, loader: DataLoader) -> None:
+    """Measure the norms of heads that several levels share once, and keep them as they are.
+
+    Levels have statistics of their own: a running mean over all of them would fit none when training is over.
+    """
+    heads = [part for name, part in network.named_children() if name in SHARED_HEADS]
+    norms = [module for head in heads for module in head.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    if not norms:
+        return
+    for norm in norms:
+        norm.momentum = None  # the mean over all that is seen
+    with torch.no_grad():
+        for images, _ in itertools.islice(loader, MEASURED_BATCHES):
+            network(normalised(images))
+    for norm in norms:
+        norm.eval()
+
+
 def train(name: str, plots: list[Plot], options: argparse.Namespace) -> torch.nn.Module:
     """Train one family and give its network."""
     torch.manual_seed(options.seed)
@@ -118,10 +138,7 @@ def train(name: str, plots: list[Plot], options: argparse.Namespace) -> torch.nn
     loader = DataLoader(SceneStream(plots, options.seed, options.steps), batch_size=None, num_workers=1)
     started, total = time.monotonic(), 0.0
     network.train()
-    for head in [part for name, part in network.named_children() if name in SHARED_HEADS]:
-        for module in head.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.eval()  # one norm for levels of very different statistics has no running mean of any use
+    settle_shared_norms(network, loader)
     for step, (images, boxes) in enumerate(loader, 1):
         for group in optimizer.param_groups:
             group["lr"] = options.rate * min(1.0, step / 50) * 0.5 * (1 + math.cos(math.pi * step / options.steps))
