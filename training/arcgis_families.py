@@ -7,7 +7,6 @@ docs/model_packages.md. Run with ``--help`` for the arguments.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import logging
 import math
@@ -15,6 +14,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,8 +36,9 @@ NETWORKS = {"ssd": TrainedSSD, "retinanet": TrainedRetinaNet}
 POSITIVE, NEGATIVE = 0.5, 0.4
 """Overlap with a crown from which an anchor stands for it, and below which it stands for the background."""
 FOCUS, BALANCE = 2.0, 0.25
-MEASURED_BATCHES = 4
-SHARED_HEADS = ("classifier", "box_regressor")
+SETTLED = 0.65
+"""Part of the training after which norms that several levels share are measured and kept."""
+MEASURED_BATCHES = 8
 MEAN, DEVIATION = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 logger = logging.getLogger("arcgis_families")
@@ -111,24 +112,6 @@ def anchors_of(network: torch.nn.Module) -> Tensor:
         return blank.eval()(torch.zeros(1, 3, CHIP, CHIP))[1][0]
 
 
-def settle_shared_norms(network: torch.nn.Module, loader: DataLoader) -> None:
-    """Measure the norms of heads that several levels share once, and keep them as they are.
-
-    Levels have statistics of their own: a running mean over all of them would fit none when training is over.
-    """
-    heads = [part for name, part in network.named_children() if name in SHARED_HEADS]
-    norms = [module for head in heads for module in head.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    if not norms:
-        return
-    for norm in norms:
-        norm.momentum = None  # the mean over all that is seen
-    with torch.no_grad():
-        for images, _ in itertools.islice(loader, MEASURED_BATCHES):
-            network(normalised(images))
-    for norm in norms:
-        norm.eval()
-
-
 def train(name: str, plots: list[Plot], options: argparse.Namespace) -> torch.nn.Module:
     """Train one family and give its network."""
     torch.manual_seed(options.seed)
@@ -138,7 +121,7 @@ def train(name: str, plots: list[Plot], options: argparse.Namespace) -> torch.nn
     loader = DataLoader(SceneStream(plots, options.seed, options.steps), batch_size=None, num_workers=1)
     started, total = time.monotonic(), 0.0
     network.train()
-    settle_shared_norms(network, loader)
+    seen: deque[Tensor] = deque(maxlen=MEASURED_BATCHES)
     for step, (images, boxes) in enumerate(loader, 1):
         for group in optimizer.param_groups:
             group["lr"] = options.rate * min(1.0, step / 50) * 0.5 * (1 + math.cos(math.pi * step / options.steps))
@@ -150,6 +133,9 @@ def train(name: str, plots: list[Plot], options: argparse.Namespace) -> torch.nn
         torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
         optimizer.step()
         total += float(loss.detach()) / BATCH
+        seen.append(images)
+        if step == int(SETTLED * options.steps):
+            network.settle_norms([normalised(batch) for batch in seen])
         if step % 50 == 0:
             logger.info("%s step %d of %d, %.0f s, loss %.3f", name, step, options.steps, time.monotonic() - started,
                         total / 50)  # fmt: skip

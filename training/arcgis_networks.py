@@ -98,6 +98,9 @@ class TrainedSSD(nn.Module):
         sizes = (moved[..., 2:] / 2 + 1) * self.anchors[:, 2:]
         return torch.cat(scores, 1)[..., 1].float(), as_corners(torch.cat([centres, sizes], -1), images.shape[-1])
 
+    def settle_norms(self, batches: Sequence[Tensor]) -> None:
+        """Do nothing: no two grids share a norm."""
+
     def weights(self) -> dict[str, Tensor]:
         """Give the state dict under arcgis.learn's names."""
         return {name.removeprefix("network."): value for name, value in self.state_dict().items()}
@@ -176,6 +179,24 @@ class TrainedRetinaNet(nn.Module):
             for scale in self.scales
         ]
         return repeat_for(centres_of(rows, columns), torch.tensor(sizes))
+
+    @torch.no_grad()
+    def settle_norms(self, batches: Sequence[Tensor]) -> None:
+        """Measure the heads' norms on the finest level, where most objects are, and keep them from now on.
+
+        In training each level is normalised by itself; one running mean over all of them would fit none afterwards.
+        """
+        norms = [layer for head in (self.classifier, self.box_regressor) for layer in head.modules()
+                 if isinstance(layer, nn.BatchNorm2d)]  # fmt: skip
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all that is seen
+        for images in batches:
+            finest = self._levels(images)[0]
+            self.classifier(finest)
+            self.box_regressor(finest)
+        for norm in norms:
+            norm.eval()
 
     def weights(self) -> dict[str, Tensor]:
         """Give the state dict under arcgis.learn's names."""

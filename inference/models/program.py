@@ -103,18 +103,18 @@ def extract_program(package: ModelPackage, folder: Path, expected_sha256: str) -
         ModelPackageError: as `program_files`.
         DiskFullError, OutputError: the copy cannot be written.
     """
-    entries = _entries(package)
+    entries, is_whole = _entries(package), False
     try:
         folder.mkdir(mode=0o700)
         found = _joined(_copy_all(entries, folder))
         if found != expected_sha256.strip().lower():
             raise untrusted(package, found, "is not the one that was allowed")
+        is_whole = True
     except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
         raise _write_error(error, folder) from error
-    except Exception:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    finally:
+        if not is_whole:
+            shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 
