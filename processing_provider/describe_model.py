@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from qgis.core import (
-    QgsProcessingAlgorithm,
     QgsProcessingContext,
     QgsProcessingFeedback,
     QgsProcessingOutputNumber,
@@ -16,7 +16,6 @@ from qgis.core import (
     QgsProcessingParameterRasterLayer,
     QgsProcessingParameterString,
 )
-from qgis.PyQt.QtGui import QIcon
 
 from ..inference.errors import (
     InferenceError,
@@ -28,13 +27,13 @@ from ..inference.errors import (
 )
 from ..inference.models.description import describe_package, told_of_refused
 from ..inference.models.package import ModelPackage, open_package
+from .algorithm import KestrelAlgorithm
 from .code_consent import Consent, consent_to
 from .description_html import as_plain, page
 from .feedback import as_processing_exception, foreseen
 from .fit_check import fit_report
 from .help import table_help
-from .icon import ICON_PATH
-from .job_builder import ParameterReader, as_json_text, is_json, model_reference
+from .job_builder import ParameterReader, model_reference
 from .parameters import MODEL_WIDGET, Output, Parameter
 from .raster_source import SourceRaster, source_raster
 from .text import to_plain, tr
@@ -102,17 +101,19 @@ def output_table() -> tuple[Output, ...]:
     )  # fmt: skip
 
 
-class DescribeModelAlgorithm(QgsProcessingAlgorithm):
+class DescribeModelAlgorithm(KestrelAlgorithm):
     """Tells what a model package is."""
+
+    json_keys = (MODEL,)
+
+    def tables(self) -> tuple[Sequence[Parameter], Sequence[Output]]:
+        """Give the parameters and outputs."""
+        return parameter_table(), output_table()
 
     def __init__(self) -> None:
         """Start without a raster; prepareAlgorithm looks at it."""
         super().__init__()
         self._raster: SourceRaster | None = None
-
-    def createInstance(self) -> DescribeModelAlgorithm:
-        """Give a fresh algorithm."""
-        return DescribeModelAlgorithm()
 
     def name(self) -> str:
         """Give the second part of the id `kestrel:describemodel`."""
@@ -138,26 +139,6 @@ class DescribeModelAlgorithm(QgsProcessingAlgorithm):
     def tags(self) -> list[str]:
         """Give the words that a search should find the algorithm by."""
         return [*"model info,deep learning,dlpk,emd,ONNX,model card".split(","), tr("describe model")]
-
-    def icon(self) -> QIcon:
-        """Give the bird."""
-        return QIcon(ICON_PATH)
-
-    def svgIconPath(self) -> str:
-        """Give the bird's file."""
-        return ICON_PATH
-
-    def initAlgorithm(self, configuration: dict[str, Any] | None = None) -> None:
-        """Declare parameters and outputs from their tables."""
-        for parameter in parameter_table():
-            self.addParameter(parameter.definition())
-        for output in output_table():
-            self.addOutput(output.make(output.key, output.label))
-
-    def preprocessParameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Turn a definition given as JSON into text."""
-        value = parameters.get(MODEL)
-        return {**parameters, MODEL: as_json_text(value)} if is_json(value) else parameters
 
     def prepareAlgorithm(
         self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback

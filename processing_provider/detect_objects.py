@@ -5,54 +5,52 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qgis.core import (
     QgsFeatureSink,
-    QgsProcessingAlgorithm,
     QgsProcessingContext,
     QgsProcessingException,
     QgsProcessingFeedback,
 )
-from qgis.PyQt.QtGui import QIcon
 
 from ..inference.errors import InferenceError, OutputError
 from ..inference.events import WasCanceled
 from ..inference.job import DetectionJob
 from . import parameters as keys
+from .algorithm import KestrelAlgorithm
 from .destination import HalfOutput, sole_writer
 from .feature_sink import RunFacts, check_written, extra_fields, fill_sink, output_fields, output_geometry
 from .feedback import EventListener, as_processing_exception, cancelled_exception, foreseen, is_main_thread
 from .help import algorithm_help
-from .icon import ICON_PATH
 from .job_builder import (
     JSON_KEYS,
     DetectionPlan,
     ParameterReader,
-    as_json_text,
     build_plan,
     complete_job,
-    is_json,
 )
 from .job_run import JobRun, start_run
 from .layer_style import RunRecord, style_on_load
-from .parameters import output_table, parameter_table
+from .parameters import Output, Parameter, output_table, parameter_table
 from .text import to_plain, tr
 
 
-class DetectObjectsAlgorithm(QgsProcessingAlgorithm):
+class DetectObjectsAlgorithm(KestrelAlgorithm):
     """Finds objects in a raster with a deep learning model."""
+
+    json_keys = JSON_KEYS
+
+    def tables(self) -> tuple[Sequence[Parameter], Sequence[Output]]:
+        """Give the parameters and outputs."""
+        return parameter_table(), output_table()
 
     def __init__(self) -> None:
         """Start without a plan; prepareAlgorithm makes it."""
         super().__init__()
         self._plan: DetectionPlan | None = None
-
-    def createInstance(self) -> DetectObjectsAlgorithm:
-        """Give a fresh algorithm."""
-        return DetectObjectsAlgorithm()
 
     def name(self) -> str:
         """Give the second part of the id `kestrel:detectobjects`."""
@@ -74,26 +72,6 @@ class DetectObjectsAlgorithm(QgsProcessingAlgorithm):
         """Give the words that a search should find the algorithm by."""
         words = "object detection,deep learning,AI,neural network,ONNX,torchvision,YOLO,dlpk,emd,trees,imagery"
         return [*words.split(","), tr("find objects"), tr("count objects"), tr("machine learning")]
-
-    def icon(self) -> QIcon:
-        """Give the bird."""
-        return QIcon(ICON_PATH)
-
-    def svgIconPath(self) -> str:
-        """Give the bird's file."""
-        return ICON_PATH
-
-    def initAlgorithm(self, configuration: dict[str, Any] | None = None) -> None:
-        """Declare parameters and outputs from their tables."""
-        for parameter in parameter_table():
-            self.addParameter(parameter.definition())
-        for output in output_table():
-            self.addOutput(output.make(output.key, output.label))
-
-    def preprocessParameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Turn JSON values into text, so that history and "Copy as Python" can hold them."""
-        given = {key: parameters.get(key) for key in JSON_KEYS}
-        return {**parameters, **{key: as_json_text(value) for key, value in given.items() if is_json(value)}}
 
     def checkParameterValues(self, parameters: dict[str, Any], context: QgsProcessingContext) -> tuple[bool, str]:
         """Refuse what cannot work, before anything is started."""

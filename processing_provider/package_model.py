@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from qgis.core import (
     Qgis,
-    QgsProcessingAlgorithm,
     QgsProcessingContext,
     QgsProcessingFeedback,
     QgsProcessingOutputNumber,
@@ -18,14 +18,13 @@ from qgis.core import (
     QgsProcessingParameterMultipleLayers,
     QgsProcessingParameterString,
 )
-from qgis.PyQt.QtGui import QIcon
 
 from ..inference.errors import InferenceError, ModelPackageError
 from ..inference.models.packaging import PackageParts, write_package
+from .algorithm import KestrelAlgorithm
 from .feedback import as_processing_exception, foreseen
 from .help import table_help
-from .icon import ICON_PATH
-from .job_builder import ParameterReader, as_json_text, is_json
+from .job_builder import ParameterReader
 from .parameters import MODEL_WIDGET, Output, Parameter
 from .text import size_text, to_plain, tr
 
@@ -101,12 +100,14 @@ def output_table() -> tuple[Output, ...]:
     )
 
 
-class PackageModelAlgorithm(QgsProcessingAlgorithm):
+class PackageModelAlgorithm(KestrelAlgorithm):
     """Writes a model package."""
 
-    def createInstance(self) -> PackageModelAlgorithm:
-        """Give a fresh algorithm."""
-        return PackageModelAlgorithm()
+    json_keys = (DEFINITION,)
+
+    def tables(self) -> tuple[Sequence[Parameter], Sequence[Output]]:
+        """Give the parameters and outputs."""
+        return parameter_table(), output_table()
 
     def name(self) -> str:
         """Give the second part of the id `kestrel:packagemodel`."""
@@ -135,26 +136,6 @@ class PackageModelAlgorithm(QgsProcessingAlgorithm):
     def tags(self) -> list[str]:
         """Give the words that a search should find the algorithm by."""
         return [*"dlpk,emd,ONNX,deep learning,export,model package".split(","), tr("pack model")]
-
-    def icon(self) -> QIcon:
-        """Give the bird."""
-        return QIcon(ICON_PATH)
-
-    def svgIconPath(self) -> str:
-        """Give the bird's file."""
-        return ICON_PATH
-
-    def initAlgorithm(self, configuration: dict[str, Any] | None = None) -> None:
-        """Declare parameters and outputs from their tables."""
-        for parameter in parameter_table():
-            self.addParameter(parameter.definition())
-        for output in output_table():
-            self.addOutput(output.make(output.key, output.label))
-
-    def preprocessParameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Turn a definition given as JSON into text."""
-        value = parameters.get(DEFINITION)
-        return {**parameters, DEFINITION: as_json_text(value)} if is_json(value) else parameters
 
     def processAlgorithm(
         self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
