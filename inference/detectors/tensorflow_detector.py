@@ -39,7 +39,6 @@ from .tensorflow_graph import OUTPUTS, SAVED_MODEL, CheckedGraph, read_graph
 
 INSTALL_HINT = "Install it in Settings > Options > Kestrel, 'Install TensorFlow'."
 
-_STRIDE = 32  # of the tiles' origins: these graphs resize tiles to their own liking
 _MASK_THRESHOLD = 0.5  # Source: the Object Detection API's reframing of masks
 _PARTS = ("variables.index", "variables.data-")
 _TYPES = {1: np.dtype(np.float32), 4: np.dtype(np.uint8)}
@@ -255,7 +254,7 @@ class TensorflowDetector:
         self._labels = label_table(definition.classes)
         self._has_masks = "detection_masks" in runner._checked.outputs and not arguments.get("return_bboxes", False)
         self._traits = Traits(
-            stride=definition.tile.stride or _STRIDE,
+            stride=definition.tile.stride or 1,  # these graphs resize tiles to their own liking
             receptive_field_radius=None,
             is_dense=False,
             network_size=runner.network_size,

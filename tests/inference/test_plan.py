@@ -143,3 +143,9 @@ def test_a_network_that_knows_one_padding_gets_it_whatever_was_asked_for() -> No
 def test_a_program_gets_blocks_of_its_own_size_whatever_was_asked_for() -> None:
     result = plan({"tile_size": 512}, RAW)
     assert (300, 300, 1) == (result.grid.tile_size, result.network_size, result.batch_size)
+
+
+def test_chips_of_a_fixed_network_lie_where_the_packages_own_padding_puts_them() -> None:
+    chips = Traits(1, None, is_dense=False, network_size=224)
+    grid = plan(traits=chips, size=224, padding=56, is_variable=False).grid
+    assert (224, 56, 112) == (grid.tile_size, grid.padding, grid.columns.step)

@@ -155,7 +155,8 @@ class DenseDetector:
 def suppressing_traits(definition: ModelDefinition, *, is_fixed: bool, max_detections: int | None = None) -> Traits:
     """Describe a network that suppresses inside; `is_fixed`: it takes tiles of the definition's size and no others."""
     return Traits(
-        stride=definition.tile.stride or STRIDE,
+        # Tiles of a fixed size lie as ArcGIS lays its chips: wherever the padding puts them.
+        stride=definition.tile.stride or (1 if is_fixed else STRIDE),
         receptive_field_radius=None,
         is_dense=False,
         network_size=definition.tile.size if is_fixed else None,

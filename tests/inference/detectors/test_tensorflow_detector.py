@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 import shapely
 from numpy.typing import NDArray
 
+pytest.importorskip("torchvision")  # first: its triton and TensorFlow each bring an LLVM, and bear only this order
 pytest.importorskip("tensorflow", reason="the optional library TensorFlow is not installed")
 
 import tensorflow as tf
@@ -29,6 +33,7 @@ from kestrel.inference.errors import (
 )
 from kestrel.inference.models.definition import InputSpec, ModelClass, ModelDefinition
 from kestrel.inference.models.package import FolderMembers, Members, ModelPackage, ZipMembers
+from kestrel.tests.fixtures.esri_models import tensorflow_emd
 from kestrel.tests.fixtures.tensorflow_graphs import CELL, bright_cells, frozen_graph, old_saved_model, saved_model
 
 CLASSES = tuple(ModelClass(value, name, (0, 0, 0)) for value, name in ((1, "red"), (2, "green"), (3, "blue")))
@@ -471,3 +476,27 @@ def test_where_the_library_is_missing_the_way_to_it_is_told(tmp_path: Path, monk
     with pytest.raises(BackendMissingError) as caught:
         detector(tmp_path)
     assert "Settings > Options > Kestrel, 'Install TensorFlow'" in caught.value.hint
+
+
+ALONE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from kestrel.tests.fixtures.runs import run
+result = run(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], arguments={"threshold": 0.1})
+print(len(result), result.summary["geometry"], "tensorflow" in sys.modules, {"torch", "triton"} & set(sys.modules))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_never_loads_torch_which_would_not_bear_tensorflow_beside_it(tmp_path: Path, repository: Path) -> None:
+    mask = np.ones((9, 9))
+    mask[3:6, 3:6] = 0
+    frozen_graph(tmp_path / "graph.pb", mask=mask)
+    model = tmp_path / "model.emd"
+    model.write_text(json.dumps({**tensorflow_emd(), "ModelType": "InstanceDetection"}), encoding="utf-8")
+    image = repository / "resources" / "demo" / "OSBS_029.tif"
+    places = [repository / "build" / "plugins", tmp_path / "job", image, model]
+    done = subprocess.run([sys.executable, "-c", ALONE, *map(str, places)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip().endswith("polygon True set()"), done.stdout + done.stderr
+    assert int(done.stdout.split()[0]) > 0

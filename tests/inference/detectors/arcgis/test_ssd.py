@@ -202,7 +202,7 @@ def test_a_batch_of_two_gives_what_two_of_one_give() -> None:
 
 def test_the_tile_is_the_chip_and_suppression_happens_inside() -> None:
     traits = build(esri.single_shot_detector("resnet18", 160, [5]), 160, grids=[5]).traits
-    assert (traits.network_size, traits.stride, traits.is_dense, traits.is_exact) == (160, 32, False, False)
+    assert (traits.network_size, traits.stride, traits.is_dense, traits.is_exact) == (160, 1, False, False)
 
 
 @pytest.mark.parametrize(
