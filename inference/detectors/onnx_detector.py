@@ -75,7 +75,7 @@ def _unpack(package: ModelPackage, folder: Path) -> Path:
         # Our copy of the graph stands in the same folder: no weights may take its name, in any case of letters.
         if not is_safe_name(location) or "/" in location or location.lower() == path.name:
             raise ModelPackageError(f"The model keeps weights in '{location}', which lies outside the package.")
-        package.extract(package.beside_weights(location), folder / location)
+        package.extract(package.regular_file(package.beside_weights(location)), folder / location)
     return path
 
 

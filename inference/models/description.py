@@ -28,7 +28,8 @@ _LICENSE_FILE = re.compile(r"(^|/)(licen[cs]e|copying)(\.(txt|md))?$", re.IGNORE
 _CARD_FILE = re.compile(r"(^|/)(model[_ -]?card|card|readme|model[_ -]?metrics)[^/]*\.(md|txt|html?)$", re.IGNORECASE)
 _IMAGE_FILE = re.compile(r"\.(png|jpe?g|gif)$", re.IGNORECASE)
 _ITEM_INFO = re.compile(r"(^|/)esriinfo/(iteminfo|metadata/metadata)\.xml$", re.IGNORECASE)
-_ITEM_LICENSE = re.compile(r"<(licenseinfo|useLimit)>(.*?)</\1>", re.IGNORECASE | re.DOTALL)
+_ITEM_LICENSE = ("licenseinfo", "uselimit")
+"""Elements of an item's description that hold its licence, in lower case."""
 _READ_ERRORS = (
     OSError, RuntimeError, ValueError, IndexError, NotImplementedError, EOFError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
@@ -231,10 +232,19 @@ def _license_of(package: ModelPackage, info: list[str]) -> str:
             return package.read_text(name, MAX_LICENSE * 4).strip()
     for name in info:
         if _ITEM_INFO.search(name):
-            found = _ITEM_LICENSE.search(package.read_text(name, _MOST_INFO_BYTES))
+            text = package.read_text(name, _MOST_INFO_BYTES)
+            found = next(filter(None, (_element(text, tag) for tag in _ITEM_LICENSE)), "")
             if found:
-                return _plain(found[2])
+                return _plain(found)
     return ""
+
+
+def _element(text: str, tag: str) -> str:
+    """Give what stands in the first element of that name; a regular expression would try each beginning with each end."""
+    lower = text.lower()
+    start = lower.find(f"<{tag}>")
+    end = lower.find(f"</{tag}>", start)
+    return text[start + len(tag) + 2 : end] if 0 <= start < end else ""
 
 
 def _plain(text: str) -> str:

@@ -217,6 +217,23 @@ class ModelPackage:
         folder, slash, _ = self.definition.weights.replace("\\", "/").rpartition("/")
         return self.find(folder + slash + name)
 
+    def regular_file(self, name: str) -> str:
+        """Give the full name of a member back, unless a link beside a loose definition hides behind it.
+
+        Raises:
+            ModelPackageError: it is a link, which may lead to a private file, or has another name elsewhere.
+        """
+        folder: Path | None = getattr(self.members, "folder", None)
+        if folder is None:
+            return name
+        place = folder / name
+        if place.is_symlink() or place.stat().st_nlink > 1:
+            raise ModelPackageError(
+                f"The file '{name}' beside the model is a link to another place, and is not read as its weights.",
+                hint="Put a copy of the file there.",
+            )
+        return name
+
     def extract(self, name: str, target: Path) -> Path:
         """Copy the member `find` gave to the file `target`, and give `target` back.
 

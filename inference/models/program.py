@@ -35,8 +35,9 @@ DEFINITION_FILE = ".kestrel/definition.emd"
 
 _WEIGHTS_FOLDER = ".kestrel/weights/"
 _LEFT_OUT = frozenset({"__pycache__", ".git"})
+"""Folders that are neither hashed nor copied: what Python compiled need not be what the source beside it says."""
 _BLOCK = 2**20
-_SALT = b"kestrel program 1\0"  # no other hash of the same files is taken for this one
+_SALT = b"kestrel program 2\0"  # no other hash of the same files is taken for this one
 _READ_ERRORS = (
     OSError, zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError,
     EOFError,
@@ -84,7 +85,7 @@ def program_sha256(package: ModelPackage) -> str:
         for block in _blocks(entry, budget):
             digest.update(block)
         hashes[entry.name] = digest.digest()
-    return _joined(hashes)
+    return _joined(package, hashes)
 
 
 def extract_program(package: ModelPackage, folder: Path, expected_sha256: str) -> Path:
@@ -106,7 +107,7 @@ def extract_program(package: ModelPackage, folder: Path, expected_sha256: str) -
     entries, is_whole = _entries(package), False
     try:
         folder.mkdir(mode=0o700)
-        found = _joined(_copy_all(entries, folder))
+        found = _joined(package, _copy_all(entries, folder))
         if found != expected_sha256.strip().lower():
             raise untrusted(package, found, "is not the one that was allowed")
         is_whole = True
@@ -150,7 +151,8 @@ def _entries(package: ModelPackage) -> list[_Entry]:
     elif _folder_of(package) is not None:
         entries = _folder_entries(_folder_of(package) or Path(), package.root)
     elif package.members.names():
-        entries = [_member_entry(package, name, is_full=True) for name in package.members.names()]
+        names = [name for name in package.members.names() if not _LEFT_OUT & set(name.split("/"))]
+        entries = [_member_entry(package, name, is_full=True) for name in names]
     else:
         entries = _text_entries(package)
     if len(entries) > MAX_FILES:
@@ -283,8 +285,12 @@ class _Budget:
             raise ModelPackageError("The files of the package's program are larger than 8 GB together.")
 
 
-def _joined(hashes: Mapping[str, bytes]) -> str:
+def _joined(package: ModelPackage, hashes: Mapping[str, bytes]) -> str:
+    """Give one hash over the files and over what says which of them is the program: a folder may hold several."""
     digest = hashlib.sha256(_SALT)
+    for part in (package.definition.kind, package.root, package.definition.program):
+        digest.update(hashlib.sha256(part.encode("utf-8", "surrogatepass")).digest())
+    digest.update(hashlib.sha256(package.definition_bytes).digest())
     for name in sorted(hashes):
         digest.update(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest() + hashes[name])
     return digest.hexdigest()

@@ -20,6 +20,7 @@ from .arguments import ArgumentSpec
 MAX_SOURCE_BYTES = 2 * 2**20
 _MAX_PARAMETERS = 200
 _MAX_OPERATORS = 2000
+_MAX_TOKENS = 60_000  # ten times what long ones have; their tree would take QGIS a tenth of a gigabyte
 _MAX_TEXT = 2000
 _MAX_NAME = 100
 _MAX_CHOICES = 200
@@ -64,13 +65,13 @@ def _arguments(source: bytes, file_name: str) -> Iterator[ArgumentSpec]:
 
 
 def _is_too_deep(source: bytes) -> bool:
-    """Tell whether an expression may nest deeper than the parsers of all Python versions bear.
+    """Tell whether an expression may nest deeper than the parsers of all Python versions bear, or the text is too long.
 
     Those of Python 3.9 and 3.10 end the process on chains of some ten thousand operators. Counted are the operators
     of an expression between commas, together with those of the brackets around it.
     """
     open_brackets = [0]
-    n_clauses = 0
+    n_clauses = n_tokens = 0
     for token in tokenize.tokenize(io.BytesIO(source).readline):
         if token.type == tokenize.NEWLINE:
             open_brackets = [0]
@@ -85,7 +86,8 @@ def _is_too_deep(source: bytes) -> bool:
             open_brackets[-1] += 1
         elif token.string == "elif":
             n_clauses += 1
-        if sum(open_brackets) > _MAX_OPERATORS or n_clauses > _MAX_OPERATORS:
+        n_tokens += 1
+        if sum(open_brackets) > _MAX_OPERATORS or n_clauses > _MAX_OPERATORS or n_tokens > _MAX_TOKENS:
             return True
     return False
 

@@ -360,6 +360,18 @@ def test_external_data_outside_the_package_is_refused(tmp_path: Path, where: str
         load(inner)
 
 
+@pytest.mark.parametrize("make", ["symlink_to", "hardlink_to"])
+def test_external_data_that_are_a_link_to_another_place_are_refused(tmp_path: Path, make: str) -> None:
+    secret = tmp_path / "secret.bin"
+    secret.write_bytes(b"\x00" * 12)
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    write_external(inner / "model.onnx", "weights.bin")
+    getattr(inner / "weights.bin", make)(secret)
+    with pytest.raises(ModelPackageError, match="is a link to another place"):
+        load(inner)
+
+
 def test_external_data_in_the_package_are_loaded(tmp_path: Path) -> None:
     write_external(tmp_path / "model.onnx", "weights.bin")
     (tmp_path / "weights.bin").write_bytes(np.ones(3, np.float32).tobytes())

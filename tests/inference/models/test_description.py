@@ -169,3 +169,8 @@ def test_a_band_is_found_by_name_or_by_what_it_means(name: str, names: tuple[str
 
 def test_names_that_say_nothing_mean_nothing() -> None:
     assert [band_meaning(name) for name in ("Band 1", "gray", "", "b04")] == [""] * 4
+
+
+def test_a_description_full_of_beginnings_is_read_at_once(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.dlpk", [*good_entries(), ("esriinfo/iteminfo.xml", "<useLimit>" * 26_000)])
+    assert "" == describe_package(open_package(str(path)))["license"]

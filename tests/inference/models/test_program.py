@@ -163,3 +163,19 @@ def test_a_damaged_member_is_told(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(ModelPackageError, match=r"Finder\.py"):
         program_sha256(package)
+
+
+def test_what_python_compiled_is_neither_hashed_nor_copied(tmp_path: Path) -> None:
+    # A compiled file may say something else than the source that people look at, and Python would run it.
+    compiled = [("__pycache__/Finder.cpython-311.pyc", b"evil"), ("lib/__pycache__/more.cpython-311.pyc", b"evil")]
+    plain = archive_package(write_zip(tmp_path / "plain.dlpk", [("Finder.emd", "{}"), *FILES.items()]))
+    package = archive_package(write_zip(tmp_path / "m.dlpk", [("Finder.emd", "{}"), *FILES.items(), *compiled]))
+    assert program_sha256(package) == program_sha256(plain)
+    copy = extract_program(package, tmp_path / "copy", program_sha256(package))
+    assert [] == list(copy.rglob("*.pyc"))
+
+
+def test_two_definitions_in_one_folder_are_two_programs(folder: Path) -> None:
+    first, second = folder_package(folder), folder_package(folder, "prf_utils.py")
+    assert names(first) == names(second)
+    assert program_sha256(first) != program_sha256(second)

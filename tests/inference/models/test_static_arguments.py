@@ -142,3 +142,9 @@ def test_reading_runs_and_imports_nothing_of_the_package(tmp_path: Path, reposit
     )  # fmt: skip
     assert done.stdout.split("\n")[:2] == ["10", "[]"]
     assert not canary.exists()
+
+
+def test_a_text_that_is_longer_than_any_function_is_not_parsed() -> None:
+    source = b"class Finder:\n    def getParameterInfo(self):\n        return [{'name': 'a', 'dataType': 'numeric'}]\n"
+    assert 1 == len(static_arguments(source, "Finder.py"))
+    assert () == static_arguments(source + b"x\n" * 200_000, "Finder.py")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -356,6 +357,20 @@ def test_a_worker_ends_when_its_parent_is_killed(folder: Path, behaviour: str) -
     assert seconds_until_gone(worker) < 2
     parent.communicate()
     assert (folder / "ended").exists() == (behaviour == "wait_politely")
+
+
+@posix_only
+def test_what_a_worker_has_started_ends_with_it_when_its_parent_is_killed(folder: Path) -> None:
+    prepare(folder, "wait_with_a_child")
+    command = [sys.executable, FIXTURES / "worker_parent.py", FIXTURES / "worker_start.py", sys.executable, folder]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    waiting = next(line for line in parent.stdout if "waiting" in line)
+    started = re.findall(r"\d+", waiting)
+    parent.kill()
+    assert len(started) == 2
+    assert all(seconds_until_gone(int(pid)) < 2 for pid in started)
+    parent.communicate()
 
 
 # -- Starts ------------------------------------------------------------------------------------------------------------
