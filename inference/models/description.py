@@ -240,7 +240,7 @@ def _license_of(package: ModelPackage, info: list[str]) -> str:
 
 
 def _element(text: str, tag: str) -> str:
-    """Give what stands in the first element of that name; a regular expression would try each beginning with each end."""
+    """Give what stands in the first element of that name; a pattern would try each beginning with each end."""
     lower = text.lower()
     start = lower.find(f"<{tag}>")
     end = lower.find(f"</{tag}>", start)

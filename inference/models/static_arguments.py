@@ -71,8 +71,8 @@ def _is_too_deep(source: bytes) -> bool:
     of an expression between commas, together with those of the brackets around it.
     """
     open_brackets = [0]
-    n_clauses = n_tokens = 0
-    for token in tokenize.tokenize(io.BytesIO(source).readline):
+    n_clauses = 0
+    for number, token in enumerate(tokenize.tokenize(io.BytesIO(source).readline)):
         if token.type == tokenize.NEWLINE:
             open_brackets = [0]
         elif token.type == tokenize.OP and token.string in "([{":
@@ -86,8 +86,7 @@ def _is_too_deep(source: bytes) -> bool:
             open_brackets[-1] += 1
         elif token.string == "elif":
             n_clauses += 1
-        n_tokens += 1
-        if sum(open_brackets) > _MAX_OPERATORS or n_clauses > _MAX_OPERATORS or n_tokens > _MAX_TOKENS:
+        if sum(open_brackets) > _MAX_OPERATORS or n_clauses > _MAX_OPERATORS or number > _MAX_TOKENS:
             return True
     return False
 
