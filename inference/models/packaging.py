@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import html
 import json
+import os
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -80,6 +82,7 @@ def write_package(parts: PackageParts, output: Path) -> WrittenPackage:
     Raises:
         InferenceError: a part cannot be used, the package would not open, or it cannot be written.
     """
+    _check_links(parts)
     content, notes, folder = _read_definition(parts.definition)
     _check_weights(parts.weights)
     emd = _as_emd(content, parts)
@@ -88,16 +91,17 @@ def write_package(parts: PackageParts, output: Path) -> WrittenPackage:
     files = _files(parts, stem, programs)
     emd = _with_built_in_function(emd, programs)
     texts = {f"{stem}.emd": _json_text(emd), **_info(emd, parts, stem)}
-    part = output.with_name(f"{output.name}.part")
+    _check_output(output, parts, files)
     try:
-        _write(part, texts, files)
-        package = _opened_again(part)
-        missing = _missing_data(package)
-        part.replace(output)
+        # A folder of our own: nobody else's file has its name or is removed with it, and no link leads out of it.
+        with tempfile.TemporaryDirectory(prefix=".kestrel-", dir=output.parent) as private:
+            part = Path(private) / output.name
+            _write(part, texts, files)
+            package = _opened_again(part)
+            missing = _missing_data(package)
+            part.replace(output)
     except OSError as error:
         raise _write_error(error, output) from error
-    finally:
-        _remove(part)
     return WrittenPackage(output, open_package(str(output)), (*notes, *told, *missing, *package.definition.notes))
 
 
@@ -118,10 +122,22 @@ def _read_definition(reference: str) -> tuple[dict[str, Any], tuple[str, ...], P
         return read.content, read.notes, None
     if not reference:
         raise ModelPackageError("No definition was given.", hint="Choose an .emd or .json file, or write its text.")
-    path = Path(reference).expanduser()
+    path = _path_of(reference)
     data = _bytes_of(path, MAX_JSON_BYTES, "definition")
     read = read_emd(data, f"'{path.name}'")
     return read.content, read.notes, path.parent
+
+
+def _path_of(reference: str) -> Path:
+    """Give the definition's file.
+
+    Raises:
+        ModelPackageError: its home folder is nobody's.
+    """
+    try:
+        return Path(reference).expanduser()
+    except RuntimeError as error:
+        raise ModelPackageError(f"The definition '{reference[:200]}' cannot be read: {error}.") from error
 
 
 def _as_emd(content: Mapping[str, Any], parts: PackageParts) -> dict[str, Any]:
@@ -207,6 +223,49 @@ def _json_text(emd: Mapping[str, Any]) -> bytes:
 # -- Files -------------------------------------------------------------------------------------------------------------
 
 
+def _check_links(parts: PackageParts) -> None:
+    """Refuse links to other folders: a package is passed on, and what lies there may be meant for nobody else."""
+    for path in (parts.weights, parts.card, parts.thumbnail, *parts.extra_files):
+        if path is not None:
+            _check_link(path, path.parent)
+
+
+def _check_link(path: Path, folder: Path) -> None:
+    """Refuse a file that lies elsewhere than in a folder, once links are followed.
+
+    Raises:
+        ModelPackageError: it does.
+    """
+    place = Path(os.path.realpath(path))
+    if Path(os.path.realpath(folder)) not in place.parents:
+        raise ModelPackageError(
+            f"The file '{path}' is a link out of its folder, to '{place}'.",
+            hint="Name the file that it leads to, or put a copy in its place.",
+        )
+
+
+def _check_output(output: Path, parts: PackageParts, files: Mapping[str, Path]) -> None:
+    """Refuse to replace what goes into the package.
+
+    Raises:
+        OutputError: the output is one of the inputs.
+    """
+    reference = parts.definition.strip()
+    definition = None if reference.startswith("{") else _path_of(reference)
+    for path in (*files.values(), definition, parts.card, parts.thumbnail):
+        if path is not None and _is_same(path, output):
+            raise OutputError(
+                f"The package '{output}' would replace the file '{path}', which goes into it.",
+                hint="Choose another name for the package.",
+            )
+
+
+def _is_same(path: Path, output: Path) -> bool:
+    """Tell whether two paths are one file, on systems too that do not tell capital letters from small ones."""
+    places = {os.path.realpath(path).casefold(), os.path.realpath(output).casefold()}
+    return len(places) == 1 or (output.exists() and path.samefile(output))
+
+
 def _check_weights(path: Path) -> None:
     """Refuse weights that no detector could read, as far as that can be told without loading a network.
 
@@ -237,6 +296,7 @@ def _programs(
         ModelPackageError: a program that the definition does not name, or one that it names and that is not there.
     """
     function = str(emd.get("InferenceFunction") or "").replace("\\", "/")
+    function = function[2:] if function.startswith("./") else function
     named = function.rpartition("/")[2] if function.lower().endswith(".py") and not is_generic(function) else ""
     given = {path.name: path for path in parts.extra_files}
     companions = _companions(emd, given, folder)
@@ -249,6 +309,11 @@ def _programs(
     notes = tuple(f"'{path.name}' went into the package for ArcGIS; Kestrel never runs it." for path in companions)
     if not named:
         return companions, notes
+    if not is_safe_name(function):
+        raise ModelPackageError(
+            f"The definition names the program '{function}', which is no place in the definition's own folder.",
+            hint="Write the program's name alone into InferenceFunction, and put it beside the definition.",
+        )
     beside = folder / function if folder is not None else None
     place = given.get(named) or (beside if beside is not None and beside.is_file() else None)
     if place is None:
@@ -256,6 +321,8 @@ def _programs(
             f"The definition names the program '{named}', which lies neither beside it nor among the further files.",
             hint="Add it to the further files.",
         )
+    if folder is not None and place is beside:
+        _check_link(place, folder)
     note = (
         f"The package holds a program, '{named}': whoever uses it is asked for consent to exactly this content first."
     )
@@ -268,10 +335,11 @@ def _companions(emd: Mapping[str, Any], given: Mapping[str, Path], folder: Path 
         return ()
     names = [str(emd.get(key) or "").replace("\\", "/") for key in ("InferenceFunction", "ModelConfigurationFile")]
     found = []
-    for name in (name for name in names if name.lower().endswith(".py") and "/" not in name):
+    for name in (name for name in names if name.lower().endswith(".py") and "/" not in name and is_safe_name(name)):
         beside = folder / name if folder is not None else None
         place = given.get(name) or (beside if beside is not None and beside.is_file() else None)
         if place is not None and (is_generic(name) or name == names[1]):
+            _check_link(place, place.parent)
             found.append(place)
     return tuple(found)
 
@@ -417,13 +485,6 @@ def _missing_data(package: ModelPackage) -> tuple[str, ...]:
         for name in names
         if not package.members.has(name)
     )
-
-
-def _remove(part: Path) -> None:
-    try:
-        part.unlink()
-    except OSError:
-        return  # it has become the package, or was never made
 
 
 def _write_error(error: OSError, output: Path) -> OutputError:

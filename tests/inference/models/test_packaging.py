@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kestrel.inference.errors import InferenceError, ModelPackageError, UntrustedCodeError
+from kestrel.inference.errors import InferenceError, ModelPackageError, OutputError, UntrustedCodeError
 from kestrel.inference.models.definition import ModelDefinition, definition_from_json
 from kestrel.inference.models.packaging import PackageParts, WrittenPackage, file_stem, write_package
 from kestrel.tests.fixtures.esri_packages import arcgis_emd, file_of
@@ -249,3 +249,67 @@ def test_what_arcgis_runs_goes_along_where_it_lies_beside_the_definition_and_is_
     assert "other.py" not in names_in(written)
     assert 2 == sum("Kestrel never runs it" in note for note in written.notes)
     assert "" == written.package.definition.program
+
+
+@pytest.mark.parametrize("output", ["model.onnx", "MODEL.ONNX", "d.json", "card.md", "look.png", "extra.bin", "link"])
+def test_a_package_never_replaces_what_goes_into_it(tmp_path: Path, output: str) -> None:
+    contents = {"model.onnx": b"weights", "d.json": json.dumps(definition()).encode(), "card.md": b"# Card\n",
+                "look.png": PICTURE, "extra.bin": b"more"}  # fmt: skip
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "link").symlink_to(tmp_path / "model.onnx")
+    parts = PackageParts(
+        tmp_path / "model.onnx", str(tmp_path / "d.json"), card=tmp_path / "card.md",
+        thumbnail=tmp_path / "look.png", extra_files=(tmp_path / "extra.bin",),
+    )  # fmt: skip
+    with pytest.raises(OutputError, match="which goes into it"):
+        write_package(parts, tmp_path / output)
+    assert contents == {name: (tmp_path / name).read_bytes() for name in contents}
+    assert {*contents, "link"} == {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_file_or_link_of_the_users_beside_the_package_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "own").write_text("own")
+    (tmp_path / "out.dlpk.part").symlink_to(tmp_path / "own")
+    written = pack(tmp_path, definition())
+    (tmp_path / "usual").touch()
+    assert ("own", True) == ((tmp_path / "own").read_text(), (tmp_path / "out.dlpk.part").is_symlink())
+    assert written.path.stat().st_mode == (tmp_path / "usual").stat().st_mode
+    assert {"own", "usual", "out.dlpk", "out.dlpk.part", "model.onnx"} == {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["{outside}/settings.py", "../private/settings.py", "code/settings.py"])
+def test_a_program_that_lies_outside_of_the_definitions_folder_is_not_packed(tmp_path: Path, name: str) -> None:
+    outside, source = tmp_path / "private", tmp_path / "source"
+    outside.mkdir()
+    source.mkdir()
+    (outside / "settings.py").write_text("PASSWORD = 1\n")
+    (source / "code").symlink_to(outside)
+    text = emd(Framework="PyTorch", InferenceFunction=name.format(outside=outside), ModelConfiguration=None)
+    (source / "model.emd").write_text(json.dumps(text))
+    with pytest.raises(ModelPackageError, match=r"no place in the definition's own folder|a link out of its folder"):
+        pack(tmp_path, str(source / "model.emd"))
+    assert not (tmp_path / "out.dlpk").exists()
+
+
+@pytest.mark.parametrize("part", ["extra_files", "card", "weights", "program"])
+def test_a_link_that_leads_out_of_its_folder_is_refused_with_where_it_leads(tmp_path: Path, part: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "secret").write_text("secret")
+    link = folder / ("Finder.py" if part == "program" else "innocent.md")
+    link.symlink_to(tmp_path / "secret")
+    (folder / "model.onnx").write_bytes(b"weights")
+    text = emd(Framework="PyTorch", InferenceFunction="Finder.py", ModelConfiguration=None)
+    (folder / "model.emd").write_text(json.dumps(text if part == "program" else emd()))
+    given: dict[str, Any] = {"extra_files": {"extra_files": (link,)}, "card": {"card": link}}.get(part, {})
+    weights = link if part == "weights" else folder / "model.onnx"
+    with pytest.raises(ModelPackageError, match=f"a link out of its folder, to '{tmp_path / 'secret'}'"):
+        write_package(PackageParts(weights, str(folder / "model.emd"), **given), tmp_path / "out.dlpk")
+
+
+def test_a_link_within_its_folder_is_packed_as_the_file_that_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "version-2.txt").write_text("two")
+    (tmp_path / "latest.txt").symlink_to("version-2.txt")
+    written = pack(tmp_path, definition(), extra_files=(tmp_path / "latest.txt",))
+    assert b"two" == zipfile.ZipFile(written.path).read("latest.txt")
