@@ -136,7 +136,9 @@ def _settle(live: Found, frontier: float, rule: Rule) -> tuple[NDArray[np.bool_]
     order[strongest_first(live)] = np.arange(n)
     weaker, stronger = _rivals(live, order, rule)
     state = np.full(n, _UNKNOWN)
-    may_grow = live.detections.boxes[:, 3] > frontier
+    boxes = live.detections.boxes
+    # Boxes that merely touch have nothing in common; points are compared by their distance.
+    may_grow = np.where(_are_points(boxes), boxes[:, 3] + POINT_TOLERANCE >= frontier, boxes[:, 3] > frontier)
     _propagate(state, weaker, stronger, may_grow)
     return state == _KEPT, state != _UNKNOWN
 
@@ -171,11 +173,15 @@ def _rivals(live: Found, order: Indices, rule: Rule) -> tuple[Indices, Indices]:
 
 def _touching(boxes: FloatArray) -> tuple[Indices, Indices]:
     """Give all pairs of indices whose boxes have points in common, in both orders."""
-    is_point = (boxes[:, 2:] == boxes[:, :2]).all(axis=1, keepdims=True)
-    around = np.where(is_point, POINT_TOLERANCE / 2, 0.0) * np.array([-1, -1, 1, 1])
+    around = np.where(_are_points(boxes)[:, None], POINT_TOLERANCE / 2, 0.0) * np.array([-1, -1, 1, 1])
     rectangles = shapely.box(*(boxes + around).T)
     pairs = shapely.STRtree(rectangles).query(rectangles, predicate=None)
     return pairs[0], pairs[1]
+
+
+def _are_points(boxes: FloatArray) -> NDArray[np.bool_]:
+    are_points: NDArray[np.bool_] = (boxes[:, 2:] == boxes[:, :2]).all(axis=1)
+    return are_points
 
 
 def _is_duplicate(found: Found, i: Indices, j: Indices, rule: Rule) -> NDArray[np.bool_]:

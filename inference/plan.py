@@ -55,7 +55,10 @@ def make_plan(
     is_seamless = radius is not None and padding >= radius and unit == traits.stride
     is_exact = traits.is_exact and not resized and (is_single or is_seamless)
     is_cropped = traits.is_exact and traits.network_size is None
-    grid = TileGrid(region.info.width, region.info.height, region.window, tile_size, padding, unit, is_cropped)
+    grid = TileGrid(
+        region.info.width, region.info.height, region.window, tile_size, padding, unit, is_cropped,
+        hangs_over=traits.padding is not None,
+    )  # fmt: skip
     return Plan(
         grid,
         traits.network_size or tile_size,
@@ -99,9 +102,9 @@ class _SizeChooser:
         if network is not None and (self.traits.wants_raw or not self.is_size_given):
             return network
         size = align_up(int(self.arguments["tile_size"]), stride)
-        if network is not None or not self.definition.tile.is_variable:
-            return size
-        if not self.is_size_given and self.definition.kind != "arcgis":  # whose tiles are the chips of the training
+        if network is not None or not self.definition.tile.is_variable or self.definition.kind == "arcgis":
+            return size  # ArcGIS's chips are as large as those of the training, also where the raster is smaller
+        if not self.is_size_given:
             padding = align_up(self.wanted_padding() or 0, stride)
             roomy = align_up(_TILE_OVER_PADDING * padding, stride)
             size = max(size, min(roomy, _LARGEST_AUTOMATIC_TILE))

@@ -32,6 +32,8 @@ from .rasters.gdal_raster import GdalRaster
 from .region import Region, make_region
 from .versions import installed_versions
 
+_VIEW_SHARE = 0.25
+"""Share of the threshold that an object needs in one view: the mean over all views is what has to reach it."""
 SEAM_TOLERANCE = 8.0
 """Pixels by which two tiles may disagree about the place of the same object, for networks that are not exact."""
 
@@ -74,8 +76,12 @@ def prepare(job: DetectionJob, unpacked: Path, report: Report) -> Run:
     device = choose_device(job.processor, job.gpu_id, definition.kind)
     n_threads = parse_parallel_factor(job.parallel_processing_factor, usable_cores())
     settings = DetectorSettings(device, n_threads, job.allowed_code)
-    detector = load_detector(package, resolved.values, settings, unpacked)
-    if resolved.values["test_time_augmentation"] and not detector.traits.wants_raw:
+    is_augmented = bool(resolved.values["test_time_augmentation"]) and definition.kind != "python"
+    wanted = {**resolved.values, "threshold": resolved.values["threshold"] * _VIEW_SHARE} if is_augmented else (
+        resolved.values
+    )  # fmt: skip
+    detector = load_detector(package, wanted, settings, unpacked)
+    if is_augmented:
         detector = _augmented(detector, definition, resolved.values)
     plan = make_plan(definition, resolved.values, job.arguments, detector.traits, region, device)
     for text in definition.notes:

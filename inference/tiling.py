@@ -79,6 +79,7 @@ class Axis:
         size: Length of a tile.
         padding: Pixels shared with the neighbour, a multiple of the stride.
         stride: Origins are multiples of it.
+        hangs_over: Each tile has all of its padding, also beyond the ends of the raster.
     """
 
     limit: int
@@ -87,6 +88,7 @@ class Axis:
     size: int
     padding: int
     stride: int
+    hangs_over: bool = False
 
     @property
     def step(self) -> int:
@@ -95,6 +97,8 @@ class Axis:
 
     @property
     def _first_origin(self) -> int:
+        if self.hangs_over:
+            return self.start - self.padding
         aligned = (self.start - self.padding) // self.stride * self.stride
         return min(max(0, aligned), self._last_origin)
 
@@ -108,12 +112,15 @@ class Axis:
 
     def __len__(self) -> int:
         """Give the number of tiles."""
+        if self.hangs_over:
+            return max(1, -((self.start - self.stop) // self.step))
         reach = self.stop if self.stop <= self.limit - self.padding else self.limit - self.padding
         return 1 + max(0, -((self._first_end - reach) // self.step))
 
     def origin(self, index: int) -> int:
         """Give the first pixel that tile `index` sees."""
-        return min(self._first_origin + index * self.step, self._last_origin)
+        free = self._first_origin + index * self.step
+        return free if self.hangs_over else min(free, self._last_origin)
 
     def inner(self, index: int) -> tuple[int, int]:
         """Give the half-open interval that tile `index` may claim."""
@@ -139,6 +146,8 @@ class TileGrid:
         stride: The model's stride; tile_size and padding are multiples of it.
         is_cropped: Along an axis on which the raster is shorter than a tile, outer windows end with the raster, rounded
             up to the stride, as one pass over the whole raster would.
+        hangs_over: Each tile has all of its padding, also beyond the raster's edges, where there are no pixels: what
+            a raster function of ArcGIS is given. Nothing is exact then.
     """
 
     width: int
@@ -148,16 +157,20 @@ class TileGrid:
     padding: int
     stride: int
     is_cropped: bool = False
+    hangs_over: bool = False
 
     @property
     def columns(self) -> Axis:
         """Give the grid's horizontal axis."""
-        return Axis(self.width, self.area.x, self.area.right, self._side(self.width), self.padding, self.stride)
+        return self._axis(self.width, self.area.x, self.area.right)
 
     @property
     def rows(self) -> Axis:
         """Give the grid's vertical axis."""
-        return Axis(self.height, self.area.y, self.area.bottom, self._side(self.height), self.padding, self.stride)
+        return self._axis(self.height, self.area.y, self.area.bottom)
+
+    def _axis(self, limit: int, start: int, stop: int) -> Axis:
+        return Axis(limit, start, stop, self._side(limit), self.padding, self.stride, self.hangs_over)
 
     def _side(self, limit: int) -> int:
         return min(self.tile_size, align_up(limit, self.stride)) if self.is_cropped else self.tile_size

@@ -37,6 +37,7 @@ from ..errors import (
     TileError,
 )
 from ..host.frames import Frame, read_frame, write_frame
+from ..models.arguments import PROGRAM
 from ..models.definition import ModelDefinition
 from ..models.emd_text import read_emd
 from ..models.package import ModelPackage
@@ -108,13 +109,12 @@ def _raster_function(
     host: _Host, package: ModelPackage, program: Path, arguments: Mapping[str, Any], device: int
 ) -> RasterFunctionDetector:
     definition = package.definition
-    own = {spec.name for spec in definition.own_arguments}
     start = Frame("start", {
         "kind": "python",
         "file": str(placed(package, program, definition.program)),
         "definition": str(_definition_file(package, program)),
         "device": device,
-        "arguments": {name: value for name, value in arguments.items() if name in own and value is not None},
+        "arguments": dict(arguments[PROGRAM]),
         "bands": list(range(len(definition.input.bands))) if _has_names(definition) else list(definition.input.bands),
         "chip": definition.tile.size,
     })  # fmt: skip

@@ -50,6 +50,10 @@ class ArgumentSpec:
 
 
 MAX_TILE_SIZE = 8192
+PROGRAM = "program"
+"""Key of the arguments that a package's own Python program is given, among the resolved ones."""
+_OTHER_NAMES = {"score_threshold": "threshold"}
+"""What ArcGIS's templates of the older frameworks call an argument."""
 
 _EXAMPLE = 'Write for example {"threshold": 0.4}, or threshold 0.4;padding 64.'
 
@@ -179,14 +183,17 @@ def argument_specs(definition: ModelDefinition) -> tuple[ArgumentSpec, ...]:
     """Give the arguments that this model knows, with its own defaults."""
     shared = [spec for spec in COMMON_ARGUMENTS if spec.name in definition.common_arguments]
     own = {spec.name for spec in definition.own_arguments}
-    specs = [*(spec for spec in shared if spec.name not in own), *definition.own_arguments]
-    return tuple(_with_default(spec, definition) for spec in specs)
+    common = [_with_default(spec, definition) for spec in shared if spec.name not in own]
+    return (*common, *(_with_stated(spec, definition, spec.default) for spec in definition.own_arguments))
 
 
 def _with_default(spec: ArgumentSpec, definition: ModelDefinition) -> ArgumentSpec:
-    default = definition.arguments.get(spec.name)
-    if default is None:
-        default = definition.tile.size if spec.name == "tile_size" else spec.default
+    return _with_stated(spec, definition, definition.tile.size if spec.name == "tile_size" else spec.default)
+
+
+def _with_stated(spec: ArgumentSpec, definition: ModelDefinition, otherwise: Any) -> ArgumentSpec:
+    stated = definition.arguments.get(spec.name)
+    default = otherwise if stated is None else stated
     if default is not None:
         default = convert(spec, default)
     return replace(spec, default=default)
@@ -232,7 +239,8 @@ def _boolean(value: Any) -> bool | None:
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return str(value) if isinstance(value, str) or is_number else None
 
 
 _CONVERTERS = {"number": _number, "integer": _integer, "boolean": _boolean, "text": _text, "choice": _text}
@@ -242,12 +250,15 @@ def resolve_arguments(definition: ModelDefinition, given: Mapping[str, Any]) -> 
     """Settle the value of every argument.
 
     Returns:
-        A value for each known argument; None where the worker finds it out. Unknown names become a warning; a Python
-        program gets them as they are.
+        A value for each known argument; None where the worker finds it out. Unknown names become a warning. What a
+        Python program is given stands under PROGRAM.
 
     Raises:
         JobError: a value is of the wrong type or outside its range.
     """
+    if definition.kind == "python":
+        return _resolve_programs(definition, given)
+    given = {_OTHER_NAMES.get(name, name): value for name, value in given.items()}
     specs = {spec.name: spec for spec in argument_specs(definition)}
     # The run asks for each of the common ones, whether or not the model knows it.
     unused = {spec.name: _with_default(spec, definition).default for spec in COMMON_ARGUMENTS}
@@ -261,12 +272,22 @@ def resolve_arguments(definition: ModelDefinition, given: Mapping[str, Any]) -> 
             argument="padding",
         )
     unknown = sorted(set(given) - set(specs), key=str)
-    if definition.kind == "python":
-        # Its program may know arguments that its text does not tell without being run.
-        values.update({name: given[name] for name in unknown if given[name] not in (None, "")})
-        return ResolvedArguments(values, ())
     warnings = [
         f"Model argument '{name}' is not known to this model and has no effect. Known: {', '.join(specs)}."
         for name in unknown
     ]
     return ResolvedArguments(values, tuple(warnings))
+
+
+def _resolve_programs(definition: ModelDefinition, given: Mapping[str, Any]) -> ResolvedArguments:
+    """Settle what a Python program is given, apart from Kestrel's own values: they may share names and not meanings.
+
+    A program may know arguments that its text does not tell without being run: these are handed on as they are.
+    """
+    specs = {spec.name: spec for spec in argument_specs(definition)}
+    program = {name: spec.default for name, spec in specs.items() if spec.default is not None}
+    for name, value in given.items():
+        if value is not None and value != "":
+            program[name] = convert(specs[name], value) if name in specs else value
+    own = {spec.name: spec.default for spec in COMMON_ARGUMENTS}
+    return ResolvedArguments({**own, "tile_size": definition.tile.size, PROGRAM: program}, ())

@@ -58,7 +58,7 @@ from .esri_files import (
     traced_network,
     weights_member,
 )
-from .esri_input import SERVICES, arcgis_input, cell_size, extract_bands, preprocessing, tile_side
+from .esri_input import SERVICES, arcgis_input, cell_size, copy_input, extract_bands, preprocessing, tile_side
 from .esri_refusals import configuration_of, legacy_framework, refuse_other_tasks, refuse_template
 
 _KIND_OF_FRAMEWORK = {"onnx": "onnx", "torchvision": "torchvision"}
@@ -280,14 +280,20 @@ def _copy_of(emd: EmdReader, name: str, chip: int, error: ModelError) -> _Model:
         emd.note(f"{error.message} Its copy in TorchScript form, '{traced}', is used instead.")
         model = _of_family(emd, family, chip, "torchscript", traced)
         options = {**model.options, "label_offset": label_offset(family.name)}
-        return _changed(model, options=options, program=traced, geometry="box", own_arguments=())
+        return _changed(
+            model, options=options, program=traced, input=copy_input(model.input, emd, family.name),
+            own_arguments=own_arguments(emd, ("return_bboxes",) if family.geometry == "polygon" else ()),
+        )  # fmt: skip
     raise error
 
 
 def _as_graph(emd: EmdReader, family: Family, chip: int, graph: str) -> _Model:
     """Give a model that is run from its ONNX form, which decodes its boxes itself."""
     model = _of_family(emd, family, chip, "onnx", graph)
-    return _changed(model, options={"label_offset": label_offset(family.name)}, geometry="box", own_arguments=())
+    return _changed(
+        model, options={"label_offset": label_offset(family.name)}, geometry="box", own_arguments=(),
+        input=copy_input(model.input, emd, family.name),
+    )  # fmt: skip
 
 
 def _changed(model: _Model, **parts: Any) -> _Model:
@@ -326,7 +332,8 @@ def _tensorflow(emd: EmdReader) -> _Model:
         input=InputSpec(bands=extract_bands(emd), data_range=_data_range(emd)),
         chip=chip,
         padding=0,
-        arguments=default_arguments_of(emd, 0.6, 0.1, chip),
+        # Its tiles do not overlap unless asked to: what their edges cut would be lost otherwise.
+        arguments={**default_arguments_of(emd, 0.6, 0.1, chip), "exclude_pad_detections": False},
         own_arguments=own_arguments(emd, ("return_bboxes",) if is_instance else ()),
         geometry="polygon" if is_instance else "box",
         facts={"family": "ObjectDetectionAPI"},

@@ -91,6 +91,21 @@ def arcgis_input(emd: EmdReader, family: str) -> InputSpec:
     return InputSpec(bands, scale, mean, stds, _data_range(emd))
 
 
+def copy_input(spec: InputSpec, emd: EmdReader, family: str) -> InputSpec:
+    """Give the normalisation of an exported copy of a network: what its own transform does is in the copy.
+
+    A MaskRCNN's copy takes pixels of 0 to 1 and subtracts means itself; so does a FasterRCNN's without statistics.
+    """
+    stats = _Statistics.of(emd, spec.bands)
+    if family not in ("MaskRCNN", "FasterRCNN") or (family == "FasterRCNN" and stats is not None):
+        return spec
+    if stats is None:
+        return replace(spec, scale=(1 / 255,), mean=(0.0,), std=(1.0,))
+    lows, highs = stats.values("band_min_values"), stats.values("band_max_values")
+    scale = tuple(1 / (high - low) for low, high in zip(lows, highs))
+    return replace(spec, scale=scale, mean=tuple(low * f for low, f in zip(lows, scale)), std=(1.0,))
+
+
 def _has_own_statistics(emd: EmdReader, bands: Bands) -> bool:
     """Tell whether a MaskRCNN takes mean and deviation of its images instead of ImageNet's."""
     is_multispectral = emd.data.get("IsMultispectral") is True or len(bands) != len(IMAGENET_MEAN)

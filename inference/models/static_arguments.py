@@ -144,8 +144,6 @@ def _literal(node: ast.expr, constants: dict[str, Any]) -> Any:
 def _spec(name: str, data_type: str, members: dict[str, Any]) -> ArgumentSpec:
     value, choices = members.get("value"), _choices(members.get("domain"))
     kind = "choice" if choices else _KINDS.get(data_type, "text")
-    if data_type == "numeric" and isinstance(value, int) and not isinstance(value, bool):
-        kind = "integer"
     return ArgumentSpec(
         name, kind, _default(kind, value, choices), _text(members.get("description")),
         choices=choices, label=_text(members.get("displayName")),

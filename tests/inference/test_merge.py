@@ -251,3 +251,14 @@ def test_a_point_that_two_tiles_marked_nearly_alike_is_one() -> None:
 
 def test_what_a_program_calls_by_different_names_are_different_objects() -> None:
     assert [1, 2] == [across(1, ("Car", "Car")), across(1, ("Car", "Bus"))]
+
+
+def test_a_point_waits_for_the_row_below_in_which_its_double_may_be() -> None:
+    def band(y: float, tile: int, frontier: float) -> Band:
+        detections = make_detections([[5, y, 5, y]], [0.9], [0], shapes=[shapely.Point(5, y)])
+        return Band(Found(detections, np.array([tile]), np.zeros(1, np.int8), np.ones(1, bool)), frontier)
+
+    bands = [band(93.0, 0, 93.0), band(93.0, 4, np.inf)]
+    assert 1 == sum(len(found.found) for found in suppress(bands, Rule(0.5, across_tiles_only=True)))
+    bands = [band(93.0, 0, 95.5), band(95.5, 4, np.inf)]
+    assert 1 == sum(len(found.found) for found in suppress(bands, Rule(0.5, across_tiles_only=True)))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -170,3 +172,15 @@ def test_a_box_reaches_the_end_of_the_view_only_where_the_raster_goes_on() -> No
     assert [False, True, False, True] == grid.reaches_end_of_view(first, boxes).tolist()
     moved = boxes + np.tile([inner.outer.x, inner.outer.y], 2)
     assert [True, True, False, True] == grid.reaches_end_of_view(inner, moved).tolist()
+
+
+@given(grids())
+def test_blocks_that_hang_over_have_all_of_their_padding(grid: TileGrid) -> None:
+    free = replace(grid, hangs_over=True)
+    owners = np.zeros((grid.height, grid.width), int)
+    for tile in free:
+        owners[tile.inner.y : tile.inner.bottom, tile.inner.x : tile.inner.right] += 1
+        assert (tile.inner.x - grid.padding, tile.inner.y - grid.padding) == (tile.outer.x, tile.outer.y)
+        assert tile.inner.right + grid.padding <= tile.outer.right
+    assert owners.sum() == grid.area.width * grid.area.height
+    assert owners.max() == 1

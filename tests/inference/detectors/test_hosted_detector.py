@@ -36,6 +36,7 @@ from kestrel.inference.errors import (
 )
 from kestrel.inference.host import frames, shims
 from kestrel.inference.host.frames import Frame, read_frame, write_frame
+from kestrel.inference.models.arguments import resolve_arguments
 from kestrel.inference.models.definition import InputSpec, TileSpec
 from kestrel.inference.models.package import ModelPackage, open_package
 from kestrel.inference.models.program import program_sha256
@@ -62,7 +63,9 @@ def load(tmp_path: Path) -> Iterator[Load]:
         folder = tmp_path / f"private{len(list(tmp_path.iterdir()))}"
         folder.mkdir(mode=0o700)
         settings = DetectorSettings("cpu", 1, program_sha256(package) if allowed is None else allowed)
-        detector = load_detector(package, {"threshold": 0.5, **arguments}, settings, folder)
+        is_function = package.definition.kind == "python"
+        values = resolve_arguments(package.definition, arguments).values if is_function else arguments
+        detector = load_detector(package, {"threshold": 0.5, **values}, settings, folder)
         loaded.append(detector)
         return detector
 
@@ -499,7 +502,7 @@ def test_the_process_ends_with_the_one_that_started_it(tmp_path: Path, repositor
         "package = open_package(sys.argv[2])\n"
         "folder = pathlib.Path(sys.argv[3]); folder.mkdir()\n"
         "settings = DetectorSettings('cpu', 1, package.program_sha256())\n"
-        "detector = load_detector(package, {'threshold': 0.5}, settings, folder)\n"
+        "detector = load_detector(package, {'program': {}}, settings, folder)\n"
         "print(detector._host._process.pid, flush=True)\n"
         "os._exit(0)\n"  # no tear-down: only the closed pipe tells the host
     )
@@ -838,3 +841,44 @@ def test_a_run_without_consent_is_refused(tmp_path: Path) -> None:
     model = write_finder(tmp_path / "model")
     with pytest.raises(UntrustedCodeError):
         run(tmp_path / "job", spotted_raster(tmp_path, [(20, 30)]), model)
+
+
+def test_objects_at_seams_and_edges_are_the_functions_own_affair(tmp_path: Path) -> None:
+    # Without padding a function sees each half of what lies on a seam; what it keeps at its blocks' edges stays.
+    model = write_finder(tmp_path / "model", ImageHeight=64, ImageWidth=64)
+    allowed = program_sha256(open_package(str(model)))
+    raster = spotted_raster(tmp_path, [(10, 10), (61, 40)])
+    arguments = {"padding": 0, "batch_size": 1}
+    result = run(tmp_path / "job", raster, model, allowed_code=allowed, arguments=arguments)
+    assert 3 == len(result)
+
+
+INNER_ONLY = "def keeps(self, x, y): return 0 <= x < 24 and 0 <= y < 24"
+
+
+def test_a_function_that_keeps_its_inner_block_only_finds_what_lies_at_the_rasters_edge(tmp_path: Path) -> None:
+    spots = (
+        "[{'geometry': {'x': float(x) - 4, 'y': float(y) - 4}, 'attributes': {'Class': 'Tree'}} for y, x in "
+        "__import__('numpy').argwhere(blocks['raster_pixels'][0] == 200) if self.keeps(x - 4, y - 4)]"
+    )
+    model = write_finder(tmp_path / "model", answering(spots, methods=INNER_ONLY), ImageHeight=32, ImageWidth=32)
+    pixels = np.zeros((3, 70, 90), np.uint8)
+    for row, column in ((0, 0), (1, 50), (35, 2), (69, 89), (30, 45)):
+        pixels[:, row, column] = 200
+    raster = write_raster(tmp_path / "dots.tif", pixels)
+    allowed = program_sha256(open_package(str(model)))
+    result = run(tmp_path / "job", raster, model, allowed_code=allowed)
+    assert 5 == len(result)
+
+
+def test_arguments_that_the_text_does_not_tell_reach_the_function(tmp_path: Path, load: Load) -> None:
+    methods = (
+        'def getParameterInfo(self): return [dict(name="text_" + "prompt", dataType="string", value=""), '
+        'dict(name="nms_overlap", dataType="numeric", value=float("0.1"))]'
+    )
+    features = '[{"geometry": {"x": 1, "y": 1}, "attributes": {"Class": self.scalars["text_prompt"]}}]'
+    package = small(tmp_path, answering(features, methods=methods))
+    (found,) = load(package, text_prompt="car").predict(block({}, 32))
+    assert "car" == found.attributes[0][CLASS_TEXT]
+    values = resolve_arguments(package.definition, {}).values
+    assert 0.45 == values["nms_overlap"]

@@ -169,3 +169,7 @@ def test_a_padding_that_leaves_nothing_of_the_tile_is_refused(padding: int, tile
 
 def test_a_padding_just_below_half_of_the_tile_is_taken() -> None:
     assert 31 == resolve_arguments(define(), {"padding": 31, "tile_size": 64}).values["padding"]
+
+
+def test_the_name_of_older_templates_is_understood() -> None:
+    assert 0.7 == resolve_arguments(define(), {"score_threshold": 0.7}).values["threshold"]

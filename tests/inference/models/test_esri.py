@@ -260,7 +260,7 @@ def test_deep_forest_has_the_settings_of_its_authors() -> None:
 def test_a_tensorflow_graph_has_the_defaults_of_esris_template() -> None:
     members = {"Framework": "TensorFlow", "ModelConfiguration": "ObjectDetectionAPI", "ModelFile": "graph.pb"}
     result = found(members, ["graph.pb"])
-    assert ({"threshold": 0.6, "nms_overlap": 0.1}, 0, "box") == (
+    assert ({"threshold": 0.6, "nms_overlap": 0.1, "exclude_pad_detections": False}, 0, "box") == (
         result.arguments, result.tile.padding, result.geometry
     )  # fmt: skip
     assert InputSpec((0, 1, 2)) == result.input

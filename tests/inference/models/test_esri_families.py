@@ -374,3 +374,18 @@ def test_all_eras_of_a_family_say_the_same(family: str, era: str) -> None:
     assert expected.arguments == found.arguments
     assert () == found.notes
     assert {"1.7": "before 1.8.3", "1.8": "before 1.8.3", "2.0": "2.0.0", "2.4": "2.4.4"}[era] == found.facts["era"]
+
+
+def test_a_copy_takes_what_its_own_transform_does_not_do() -> None:
+    members = {"Framework": "arcgis.learn.models._inferencing", "ModelFile": "m.pth",
+               "ModelParameters": {"backbone": "timm:tresnet_m"}, "TorchScript": {"CPU": "m-cpu.pt"}}  # fmt: skip
+    copies = {
+        family: definition_from_emd({**arcgis_emd(family), **members}, ["m.pth", "m-cpu.pt"])
+        for family in ("MaskRCNN", "FasterRCNN", "RetinaNet")
+    }
+    assert {"torchscript"} == {copy.kind for copy in copies.values()}
+    assert ((0.0,), (1.0,)) == (copies["MaskRCNN"].input.mean, copies["MaskRCNN"].input.std)
+    assert ((0.0,), (1.0,)) == (copies["FasterRCNN"].input.mean, copies["FasterRCNN"].input.std)
+    assert (0.485, 0.456, 0.406) == copies["RetinaNet"].input.mean
+    assert ("polygon", "box") == (copies["MaskRCNN"].geometry, copies["RetinaNet"].geometry)
+    assert ["return_bboxes"] == [spec.name for spec in copies["MaskRCNN"].own_arguments]

@@ -56,7 +56,7 @@ def test_a_typical_function_tells_its_arguments_without_being_run() -> None:
     assert {name: (spec.kind, spec.default) for name, spec in specs.items()} == {
         "padding": ("number", None),
         "threshold": ("number", 0.5),
-        "batch_size": ("integer", 4),
+        "batch_size": ("number", 4.0),
         "nms_overlap": ("number", 0.1),
         "offset": ("integer", -3),
         "ratio": ("number", 2.0),
