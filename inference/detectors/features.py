@@ -54,10 +54,26 @@ def fields_from_esri(told: Any) -> tuple[dict[str, str], ...]:
     """
     fields: dict[str, dict[str, str]] = {}
     for item in told if isinstance(told, list) else []:
-        name, kind = str(item.get("name", "")).strip(), _TYPES.get(str(item.get("type", "")).lower())
+        if not isinstance(item, Mapping):
+            continue
+        name, kind = plain_text(item.get("name"), MAX_TEXT), _TYPES.get(plain_text(item.get("type"), MAX_TEXT).lower())
         if name and kind and name.lower() not in _TAKEN and name.lower() not in fields and len(fields) < MAX_FIELDS:
-            fields[name.lower()] = {"name": name[:60], "type": kind, "alias": str(item.get("alias") or name)[:100]}
+            fields[name.lower()] = {
+                "name": name[:60],
+                "type": kind,
+                "alias": plain_text(item.get("alias"), 100) or name[:100],
+            }
     return tuple(fields.values())
+
+
+def plain_text(told: Any, most: int) -> str:
+    """Give a text in one line, and without halves of characters; empty where it is no text."""
+    return " ".join(_whole(told).split())[:most].strip() if isinstance(told, str) else ""
+
+
+def _whole(text: str) -> str:
+    """Replace halves of characters, which JSON can hold and no file."""
+    return text.encode("utf-8", "replace").decode()
 
 
 @dataclass(frozen=True)
@@ -80,7 +96,10 @@ class FeatureReader:
         Raises:
             TileError: the text is no feature set.
         """
-        found = [item for feature in _features(text) for item in self._objects(feature)]
+        try:
+            found = [item for feature in _features(text) for item in self._objects(feature)]
+        except RecursionError as error:
+            raise TileError("The model gave features with attributes that are nested too deeply.") from error
         if not found:
             return no_detections()
         shapes, scores, labels, attributes = zip(*found)
@@ -102,7 +121,7 @@ class FeatureReader:
 
     def _class(self, told: Mapping[str, Any]) -> tuple[int, str | None]:
         """Give the label, and the class as the function calls it."""
-        texts = [str(told[name]).strip() for name in _CLASS_NAMES if told.get(name) not in (None, "")]
+        texts = [_whole(str(told[name])).strip() for name in _CLASS_NAMES if told.get(name) not in (None, "")]
         for text in texts:
             label = self._label(text)
             if label is not None:
@@ -166,7 +185,7 @@ def _value(value: Any, kind: str) -> Any:
     if value is None:
         return None
     if kind == "text":
-        return (value if isinstance(value, str) else json.dumps(value))[:MAX_TEXT]
+        return (_whole(value) if isinstance(value, str) else json.dumps(value))[:MAX_TEXT]
     number = _number(value)
     if number is None or kind == "number":
         return number

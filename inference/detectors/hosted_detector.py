@@ -46,7 +46,7 @@ from ..preprocess import make_normalisation
 from ..versions import SETUP_HINT
 from ..worker.environment import child_environment
 from ..worker.probe import NO_WINDOW
-from .features import FeatureReader, fields_from_esri
+from .features import FeatureReader, fields_from_esri, plain_text
 from .protocol import Detector, DetectorSettings, Traits
 
 # Symbolic links stay as they are, see the start file.
@@ -59,11 +59,17 @@ MAX_DEATHS = 3
 MAX_BLOCK = 16384
 """Largest side of a block; functions ask for k x k tiles at once."""
 
+MAX_LOG = 5_000_000
+"""Bytes of what a program writes that go to the job's log."""
+
 _DEFINITION_FILE = "kestrel-definition.emd"
 _END_LIMIT = 2.0
+_LOOK_AFTER = 0.2
+"""Seconds after which a process that has not answered is looked after."""
 _TAIL_LINES = 20
 _MAX_LINE = 2000
 _TORCHSCRIPT_STRIDE = 32
+_MAX_LABEL = 2**31
 _GEOMETRIES = {1: "point", 2: "point", 3: "line", 4: "polygon"}
 
 
@@ -165,9 +171,11 @@ def _traits(told: Mapping[str, Any], definition: ModelDefinition, fields: tuple[
             f"{MAX_BLOCK} pixels.",
             hint="A smaller batch_size makes the blocks of most functions smaller.",
         )
+    code = told.get("geometry")
+    geometry = _GEOMETRIES.get(code if type(code) is int else 4, "polygon")
     return Traits(
         stride=1, receptive_field_radius=None, is_dense=False, network_size=tx + 2 * padding, max_batch=1,
-        n_callers=1, padding=padding, wants_raw=True, geometry=_GEOMETRIES.get(told.get("geometry", 4), "polygon"),
+        n_callers=1, padding=padding, wants_raw=True, geometry=geometry,
         fields=fields,
     )  # fmt: skip
 
@@ -177,7 +185,7 @@ def _check_bands(wanted: list[int], definition: ModelDefinition) -> None:
     fits = len(wanted) == len(stated) if _has_names(definition) else wanted == stated
     if not fits:
         raise ModelIncompatibleError(
-            f"The model's function wants the bands {wanted}, and its definition names {stated}.",
+            f"The model's function wants the bands {str(wanted)[:200]}, and its definition names {stated}.",
             hint="Write the function's bands into ExtractBands of the definition.",
         )
 
@@ -267,11 +275,14 @@ class TorchScriptDetector:
         """
         answer = self._host.find({"images": self._normalisation.apply(batch)})
         counts, boxes, scores, labels, masks = (answer.get(n) for n in ("counts", "boxes", "scores", "labels", "masks"))
-        if counts is None or boxes is None or scores is None or labels is None or len(counts) != len(batch):
+        if counts is None or boxes is None or scores is None or labels is None or counts.shape != (len(batch),):
             raise ProtocolError("The process of the model's program sent an answer without detections.")
+        n_found = len(boxes) if boxes.ndim else 0
         if self._traits.geometry == "box" or masks is None:
-            masks = np.empty((len(boxes), 0), np.uint8)
-        if counts.min() < 0 or not int(counts.sum()) == len(boxes) == len(scores) == len(labels) == len(masks):
+            masks = np.empty((n_found, 0), np.uint8)
+        is_whole = boxes.shape == (n_found, 4) and scores.shape == labels.shape == masks.shape[:1] == (n_found,)
+        are_numbers = all(array.dtype.kind in "buif" for array in (boxes, scores, labels)) and masks.dtype == np.uint8
+        if not is_whole or not are_numbers or not _adds_up(counts, n_found):
             raise ProtocolError("The process of the model's program sent detections that do not belong together.")
         ends = np.cumsum(counts)[:-1]
         parts = zip(*(np.split(array, ends) for array in (boxes, scores, labels, masks)))
@@ -284,7 +295,7 @@ class TorchScriptDetector:
     def _detections(
         self, boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any], masks: NDArray[Any], *, side: int
     ) -> Detections:
-        is_sound = np.isfinite(boxes).all(axis=1) & np.isfinite(scores) & np.isfinite(labels)
+        is_sound = np.isfinite(boxes).all(axis=1) & np.isfinite(scores) & np.isfinite(labels) & (labels < _MAX_LABEL)
         is_box = (boxes[:, 2] >= boxes[:, 0]) & (boxes[:, 3] >= boxes[:, 1])
         numbers = np.where(is_sound, labels, -1).astype(np.int64) - self._label_offset
         keep = is_sound & is_box & (scores >= self._threshold) & (numbers >= 0) & (numbers < self._n_classes)
@@ -293,6 +304,12 @@ class TorchScriptDetector:
         if shapes is None:
             return found
         return found.take(np.array([shape is not None for shape in shapes], dtype=bool))
+
+
+def _adds_up(counts: NDArray[Any], total: int) -> bool:
+    """Tell whether numbers of objects are some, and together the total."""
+    is_number = counts.dtype.kind in "ui" and bool(((counts >= 0) & (counts <= total)).all())
+    return is_number and int(counts.sum()) == total
 
 
 def _outline(bits: NDArray[np.uint8], side: int) -> Any:
@@ -329,6 +346,7 @@ class _Host:
         self._work, self._n_threads = work, n_threads
         self._start: Frame | None = None
         self._n_deaths = 0
+        self._output = _Output()
         self._launch()
 
     def _launch(self) -> None:
@@ -338,7 +356,8 @@ class _Host:
             raise ModelError(f"The process for the model's program cannot be started: {error.strerror}.") from error
         self._answers: queue.Queue[Frame | ProtocolError | None] = queue.Queue(2)
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        self._log = threading.Thread(target=_copy_log, args=(self._process.stderr, self._tail), daemon=True)
+        arguments = (self._process.stderr, self._tail, self._output)
+        self._log = threading.Thread(target=_copy_log, args=arguments, daemon=True)
         self._log.start()
         threading.Thread(target=_read_answers, args=(self._process.stdout, self._answers), daemon=True).start()
         self._finalizer = weakref.finalize(self, _end, self._process)
@@ -376,12 +395,14 @@ class _Host:
             raise TileError(error.message, hint=error.hint, **error.context) from None
 
     def _ask(self, request: Frame, expected: str) -> Frame:
+        if self._process.poll() is not None:  # what it started may keep its pipes open, and nobody reads there
+            raise self._died()
         try:
             write_frame(self._stdin, request)
         except (OSError, ValueError):  # nobody reads any more; or it was closed before
             raise self._died() from None
         try:
-            answer = self._answers.get(timeout=ANSWER_LIMIT)
+            answer = self._answer()
         except queue.Empty:
             self.close()
             late = ModelError(
@@ -401,6 +422,25 @@ class _Host:
             self.close()
             raise ProtocolError(f"The process of the model's program sent '{answer.type[:50]}', not '{expected}'.")
         return answer
+
+    def _answer(self) -> Frame | ProtocolError | None:
+        """Wait for an answer; None where the process has died, though what it started may keep its pipes open.
+
+        Raises:
+            queue.Empty: there is none in time.
+        """
+        end, is_dead = time.monotonic() + ANSWER_LIMIT, False
+        while True:
+            left = end - time.monotonic()
+            try:
+                return self._answers.get(timeout=max(0.0, min(left, _LOOK_AFTER)))
+            except queue.Empty:
+                if left <= 0:
+                    if is_dead:
+                        return None
+                    raise
+            if not is_dead and self._process.poll() is not None:
+                is_dead, end = True, min(end, time.monotonic() + _END_LIMIT)
 
     @property
     def _stdin(self) -> BinaryIO:
@@ -474,19 +514,33 @@ def _read_answers(stream: Any, answers: queue.Queue[Frame | ProtocolError | None
     answers.put(None)
 
 
-def _copy_log(stream: Any, tail: deque[str]) -> None:
-    """Copy what the program writes to the job's log, and keep the last lines."""
+class _Output:
+    """Counts what a program writes, over all its processes."""
+
+    n_bytes = 0
+
+
+def _copy_log(stream: Any, tail: deque[str], output: _Output) -> None:
+    """Copy what the program writes to the job's log, as far as it has room for it, and keep the last lines."""
     while line := stream.readline(_MAX_LINE):
         text = line.decode("utf-8", "replace")
         tail.append(text.rstrip("\r\n"))
+        had_room = output.n_bytes < MAX_LOG
+        output.n_bytes += len(line)
+        if not had_room:  # read on: the program would wait for room in its pipe
+            continue
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(text)
+            if output.n_bytes >= MAX_LOG:
+                sys.stderr.write(
+                    f"\nThe program wrote {MAX_LOG / 1e6:.0f} MB; what it writes from here on is left out.\n"
+                )
 
 
 def _error(told: Mapping[str, Any], *, is_start: bool) -> InferenceError:
     """Give the error for what the host told."""
     kind, stage, name, text, missing = (
-        str(told.get(key) or "") for key in ("kind", "stage", "exception", "message", "missing")
+        plain_text(told.get(key), _MAX_LINE) for key in ("kind", "stage", "exception", "message", "missing")
     )
     what = f"{name}: {text}" if text else name
     if kind == "memory":

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -399,6 +400,114 @@ def test_what_a_function_prints_goes_to_the_log_and_garbles_nothing(
     log = capfd.readouterr().err
     assert (log.count("x"), log.count("y")) == (70_000, 70_000)
     assert "from a child" in log
+
+
+def test_a_program_that_writes_without_end_does_not_fill_the_disk_and_goes_on(
+    tmp_path: Path, load: Load, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosted_detector, "MAX_LOG", 100_000)
+    detector = load(small(tmp_path, answering(before="[os.write(2, b'z' * 999 + b'\\n') for _ in range(2000)]")))
+    assert [len(found) for found in detector.predict(np.concatenate([block({}, 32)] * 2))] == [0, 0]
+    detector.close()
+    log = capfd.readouterr().err
+    assert 99_000 < log.count("z") < 103_000
+    assert 1 == log.count("what it writes from here on is left out")
+
+
+@pytest.mark.parametrize("ends", ["os._exit(5)", "__import__('threading').Timer(0.1, os._exit, [5]).start()"])
+def test_a_program_that_dies_and_leaves_a_child_with_its_pipes_is_not_waited_for(
+    tmp_path: Path, load: Load, ends: str
+) -> None:
+    before = f"os.fork() or (__import__('time').sleep(15), os._exit(0)); {ends}"
+    detector = load(small(tmp_path, answering(before=before)))
+    start = time.monotonic()
+    with pytest.raises(TileError, match="exit code 5"):
+        for _ in range(2):  # the second block, of more than a pipe holds, goes to nobody
+            detector.predict(block({}, 32))
+            time.sleep(0.5)
+    assert time.monotonic() - start < 12
+
+
+FORGED = [
+    {"fields": [1, None, "x", {"name": [1], "type": {}}, {"name": "A\ud800\n", "type": "esriFieldTypeString"}]},
+    {"fields": {"name": 1}}, {"geometry": []}, {"geometry": {}}, {"bands": [[]]}, {"bands": 3}, {"bands": None},
+    {"padding": None}, {"padding": True}, {"tx": "x"}, {"ty": 1e300}, {"tx": [], "ty": []}, {"geometry": True},
+]  # fmt: skip
+"""Members of a first answer that are not what they should be."""
+
+
+class ForgingHost:
+    """Stands where the process is, and gives an answer that a program wrote itself."""
+
+    def __init__(self, members: dict[str, Any] | None = None, **arrays: Any) -> None:
+        self.members, self.arrays = members, arrays
+
+    def start(self, request: Frame) -> Any:
+        frame = Frame("ready", self.members or {})
+        answer = read_frame(io.BytesIO(sent(frame)))
+        assert answer is not None
+        return answer.members
+
+    def find(self, arrays: Any) -> Any:
+        return {name: np.asarray(array) for name, array in self.arrays.items()}
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.mark.parametrize("members", FORGED)
+def test_a_forged_first_answer_is_read_or_refused(tmp_path: Path, members: dict[str, Any]) -> None:
+    package = small(tmp_path, answering())
+    told = {"bands": [0, 1, 2], "padding": 4, "tx": 24, "ty": 24, "fields": [], "geometry": 4, **members}
+    arguments = resolve_arguments(package.definition, {}).values
+    try:
+        folder = tmp_path / "model"
+        detector = hosted_detector._raster_function(ForgingHost(told), package, folder, arguments, -1)
+    except (ModelUnsupportedError, ModelIncompatibleError):
+        assert not {"fields", "geometry"} & set(members)
+        return
+    assert [field["name"] for field in detector.traits.fields] in ([], ["A?"])
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {}, {"counts": 1}, {"counts": [1.0]}, {"counts": [[1]]}, {"counts": [-1]}, {"counts": [2**63]},
+        {"counts": [2]}, {"boxes": [1, 2, 3, 4]}, {"boxes": 7.0}, {"boxes": [[1, 2, 3]]}, {"boxes": [[1j, 2, 3, 4]]},
+        {"scores": 0.5}, {"scores": [[0.5]]}, {"scores": [0.5j]}, {"labels": []}, {"labels": [1j]},
+        {"labels": [1e300]}, {"labels": [-np.inf]}, {"masks": 3}, {"masks": [[[0.5]]]},
+        {"masks": np.zeros((1, 3), np.uint8)}, {"masks": np.zeros((2, 3, 3), np.uint8)},
+    ],
+)  # fmt: skip
+def test_forged_detections_are_read_or_refused(tmp_path: Path, arrays: dict[str, Any]) -> None:
+    definition = folder_package(tmp_path, "net.pt", kind="torchscript", weights="net.pt").definition
+    good = {"counts": [1], "boxes": [[1.0, 2, 3, 4]], "scores": [0.9], "labels": [1],
+            "masks": np.full((1, 32, 4), 255, np.uint8)}  # fmt: skip
+    traits = hosted_detector.Traits(stride=32, receptive_field_radius=None, is_dense=False, geometry="polygon")
+    host = ForgingHost(None, **{**good, **arrays})
+    detector = hosted_detector.TorchScriptDetector(host, traits, definition, 0.5)
+    try:
+        (found,) = detector.predict(np.zeros((1, 3, 32, 32), np.uint8))
+    except ProtocolError:
+        return
+    assert (not arrays) == (len(found) == 1)
+
+
+@pytest.mark.parametrize("told", [{"kind": [1], "message": {}}, {"message": "a\ud800\n" * 9000}, {"missing": 3}])
+@pytest.mark.parametrize("is_start", [True, False])
+def test_a_forged_error_is_an_error_like_others(told: dict[str, Any], is_start: bool) -> None:
+    error = hosted_detector._error(told, is_start=is_start)
+    assert len(error.message.encode("utf-8")) < 5000
+    assert "\n" not in error.message
+
+
+@pytest.mark.parametrize("depth", [100, 900, 990])
+def test_attributes_that_are_nested_deeply_are_read_or_an_error_of_the_tile(depth: int) -> None:
+    fields = fields_from_esri([{"name": "A", "type": "esriFieldTypeString"}])
+    deep = "[" * depth + "]" * depth
+    text = f'{{"features": [{{"geometry": {{"x": 1, "y": 1}}, "attributes": {{"A": {deep}, "Class": {deep}}}}}]}}'
+    with contextlib.suppress(TileError):
+        assert 1 == len(FeatureReader(CLASSES, fields, 0).read(text.encode()))
 
 
 def test_output_that_is_no_answer_is_an_error_of_the_tile(tmp_path: Path, load: Load) -> None:
