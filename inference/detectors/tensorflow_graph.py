@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
@@ -102,6 +103,9 @@ _RESTORING = _VARIABLES | frozenset(
 )
 """What reads a SavedModel's variables from its own files, and nothing more."""
 _RESTORES = "RestoreV2"
+_STORING = _VARIABLES | {"Assign", "AssignVariableOp", "ReadVariableOp"}
+_MAX_IDENTITIES = 100
+_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 
 
 @dataclass(frozen=True)
@@ -250,27 +254,85 @@ def _signature(meta: Any, name: str) -> Any:
 
 
 def _check_restore(walk: _Walk, file_tensor: str) -> None:
-    """Check that variables are read from the model's own files, whose path is ours to give."""
-    _check_file_names(walk.nodes(), _base(file_tensor), walk.callers)
-    for function in walk.functions():
-        _check_file_names(function.node_def, "", walk.callers)
+    """Check that variables are read from the model's own files, whose path is ours to give.
+
+    The rule is positive: the name of a file that is read is the tensor that gets our path, handed on as it is.
+    """
+    bodies = [_Body(walk.nodes(), frozenset((file_tensor.removesuffix(":0"),)), ""), *map(_body, walk.functions())]
+    by_name = {body.function: body for body in bodies[1:]}
+    for node in (node for body in bodies for node in body.nodes):
+        if node.op in _STORING and any(key in node.attr and node.attr[key].type == _STRING for key in ("dtype", "T")):
+            raise _refused(node, "keeps texts in a variable")
+    called = _calls(bodies[0], bodies, by_name)
+    for body in bodies:
+        for node in body.nodes:
+            given = called[body.function]
+            if node.op == _RESTORES and not (node.input and _is_given(body, node.input[0], given, by_name)):
+                raise _refused(node, "reads other files than those of the model's variables")
 
 
-def _check_file_names(nodes: Sequence[Any], given: str, callers: frozenset[str]) -> None:
-    """Check that no text of the graph's own becomes the name of a file that is read, here or in a called function."""
-    written: set[str] = set()
-    n_before = -1
-    while len(written) > n_before:
-        n_before = len(written)
-        for node in nodes:
-            is_text = node.op == "Const" and node.attr["dtype"].type == _STRING
-            hands_on = node.op != _RESTORES and any(_base(entry) in written for entry in node.input)
-            if (is_text or hands_on) and node.name != given:
-                written.add(node.name)
-    for node in nodes:
-        names = node.input[:1] if node.op == _RESTORES else node.input if node.op in callers else ()
-        if any(_base(name) in written for name in names):
-            raise _refused(node, "reads a file whose name stands in the graph")
+@dataclass(frozen=True)
+class _Body:
+    """The nodes of the graph or of a function.
+
+    Args:
+        nodes: Them.
+        inputs: What is given from outside: the tensor that gets our path, or the arguments.
+        function: Name of the function; empty: the graph.
+        arguments: The function's arguments, in order.
+    """
+
+    nodes: Sequence[Any]
+    inputs: frozenset[str]
+    function: str
+    arguments: tuple[str, ...] = ()
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Any]:
+        """Give the nodes by their names."""
+        return {node.name: node for node in self.nodes}
+
+
+def _body(function: Any) -> _Body:
+    arguments = function.signature.input_arg
+    names = tuple(argument.name for argument in arguments)
+    all_names = [*names, *(node.name for node in function.node_def)]
+    if len(set(all_names)) < len(all_names) or any(item.number_attr or item.type_list_attr for item in arguments):
+        raise ModelUnsupportedError(
+            f"The function '{function.signature.name}' of the TensorFlow graph has arguments that are not understood."
+        )
+    return _Body(function.node_def, frozenset(names), function.signature.name, names)
+
+
+def _calls(graph: _Body, bodies: Sequence[_Body], by_name: Mapping[str, _Body]) -> Mapping[str, frozenset[str]]:
+    """Give, by function, the inputs that are our path wherever the function is called; none where nothing calls it."""
+    given = {body.function: body.inputs for body in bodies}
+    reached, n_before = {graph.function}, (-1, -1)
+    while n_before != (n_now := (len(reached), sum(map(len, given.values())))):  # one only grows, one only shrinks
+        n_before = n_now
+        for body in bodies:
+            for node in body.nodes:
+                is_call = node.op in _CALLS and "f" in node.attr
+                target = by_name.get(node.op) or by_name.get(node.attr["f"].func.name if is_call else "")
+                if target is None or body.function not in reached:
+                    continue
+                reached.add(target.function)
+                passed = zip(target.arguments, (name for name in node.input if not name.startswith("^")))
+                ours = {a for a, name in passed if _is_given(body, name, given[body.function], by_name)}
+                given[target.function] = given[target.function] & ours
+    return {name: inputs if name in reached else frozenset() for name, inputs in given.items()}
+
+
+def _is_given(body: _Body, tensor: str, given: frozenset[str], functions: Mapping[str, Any]) -> bool:
+    """Tell whether a tensor is one of those given, handed on by nothing but Identity."""
+    for _ in range(_MAX_IDENTITIES):
+        if tensor.removesuffix(":0") in given:
+            return True
+        node = body.by_name.get(_base(tensor))
+        if node is None or node.op != "Identity" or node.op in functions or len(node.input) != 1:
+            return False
+        tensor = node.input[0]
+    return False
 
 
 # -- What both have ----------------------------------------------------------------------------------------------------
@@ -319,8 +381,6 @@ class _Walk:
         self._versions = graph.versions
         self._nodes: dict[str, Any] = {}
         self._functions: dict[str, Any] = {}
-        self.callers = frozenset(("PartitionedCall", "StatefulPartitionedCall", *self._library))
-        """Operations that hand their inputs to a function."""
 
     def nodes(self) -> Sequence[Any]:
         """Give the reached nodes."""
@@ -372,6 +432,8 @@ class _Walk:
         graph = _message(*_GRAPH, versions=self._versions)
         graph.node.extend({**others[0], **self._nodes}.values())
         graph.library.function.extend({**others[1], **self._functions}.values())
+        for function in graph.library.function:
+            function.attr.pop("api_implements", None)  # TensorFlow would take one for another that says the same
         nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
         for node in nodes:
             node.device = ""

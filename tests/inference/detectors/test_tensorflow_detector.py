@@ -365,23 +365,147 @@ def test_an_evil_saved_model_is_refused_before_its_initialiser_runs(tmp_path: Pa
     assert not canary.exists()
 
 
-def test_variables_are_read_from_the_models_own_files_only(tmp_path: Path) -> None:
+def add_text(nodes: Any, name: str, op: str, inputs: tuple[str, ...] = (), key: str = "T", value: bytes = b"") -> None:
+    """Add a node of texts to a graph or a function."""
+    node = nodes.add(name=name, op=op, input=inputs)
+    node.attr[key].type = 7
+    if value:
+        node.attr["value"].tensor.dtype = 7
+        node.attr["value"].tensor.string_val.append(value)
+
+
+def constant(nodes: Any) -> str:
+    add_text(nodes, "elsewhere", "Const", key="dtype", value=b"/tmp/elsewhere")
+    return "elsewhere"
+
+
+def variable(nodes: Any) -> str:
+    add_text(nodes, "text", "VariableV2", key="dtype")
+    nodes[-1].attr["shape"].shape.SetInParent()
+    add_text(nodes, "assigned", "Assign", ("text", constant(nodes)))
+    add_text(nodes, "read", "Identity", ("text", "^assigned"))
+    return "read"
+
+
+def unassigned(nodes: Any) -> str:
+    variable(nodes)
+    add_text(nodes, "other", "Identity", ("text",))
+    return "other"
+
+
+def controlled(nodes: Any) -> str:
+    add_text(nodes, "later", "Identity", ("save/Const", f"^{constant(nodes)}"))
+    return "later"
+
+
+def packed(nodes: Any) -> str:
+    add_text(nodes, "packed", "Pack", (constant(nodes),))
+    nodes[-1].attr["N"].i = 1
+    add_text(nodes, "plain", "Reshape", ("packed", constant(nodes)))
+    return "plain"
+
+
+def circle(nodes: Any) -> str:
+    add_text(nodes, "one", "Identity", ("two",))
+    add_text(nodes, "two", "Identity", ("one",))
+    return "one"
+
+
+def output_of_others(nodes: Any) -> str:
+    return "save/Const:1"
+
+
+FILE_NAMES = [constant, variable, unassigned, controlled, packed, circle, output_of_others]
+
+
+def changed(folder: Path, change: Any) -> None:
+    """Change the graph of a SavedModel."""
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-    old_saved_model(tmp_path / "model")
-    path = tmp_path / "model" / "saved_model.pb"
-    model = SavedModel.FromString(path.read_bytes())
+    model = SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     (graph,) = [meta.graph_def for meta in model.meta_graphs]
-    node = graph.node.add(name="elsewhere", op="Const")
-    node.attr["dtype"].type = 7
-    node.attr["value"].tensor.dtype = 7
-    node.attr["value"].tensor.string_val.append(b"/tmp/elsewhere")
-    for item in graph.node:
-        if item.op == "RestoreV2":
-            item.input[0] = "elsewhere"
-    path.write_bytes(model.SerializeToString())
-    with pytest.raises(ModelUnsupportedError, match=r"'RestoreV2'.*whose name stands in the graph"):
+    change(graph)
+    (folder / "saved_model.pb").write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("give_name", FILE_NAMES)
+def test_variables_are_read_from_the_models_own_files_only(tmp_path: Path, give_name: Any) -> None:
+    def change(graph: Any) -> None:
+        name = give_name(graph.node)
+        for item in graph.node:
+            if item.op == "RestoreV2":
+                item.input[0] = name
+
+    old_saved_model(tmp_path / "model")
+    changed(tmp_path / "model", change)
+    with pytest.raises(ModelUnsupportedError, match=r"'RestoreV2'.*reads other files|keeps texts in a variable"):
         detector(tmp_path / "model", "saved_model.pb")
+
+
+def test_variables_of_texts_are_refused(tmp_path: Path) -> None:
+    def change(graph: Any) -> None:
+        variable(graph.node)
+        (restore,) = [node for node in graph.node if node.name == "save/restore_all"]
+        restore.input.append("^assigned")
+
+    old_saved_model(tmp_path / "model")
+    changed(tmp_path / "model", change)
+    with pytest.raises(ModelUnsupportedError, match="keeps texts in a variable"):
+        detector(tmp_path / "model", "saved_model.pb")
+
+
+def restoring(graph: Any) -> Any:
+    """Give the function that reads the variables."""
+    (found,) = [item for item in graph.library.function if "traced_restore" in item.signature.name]
+    return found
+
+
+def in_function(graph: Any) -> None:
+    function = restoring(graph)
+    name = f"{constant(function.node_def)}:output:0"
+    for node in function.node_def:
+        if node.op == "RestoreV2":
+            node.input[0] = name
+
+
+def at_call(graph: Any) -> None:
+    name = constant(graph.node)
+    for node in graph.node:
+        if "f" in node.attr and node.attr["f"].func.name == restoring(graph).signature.name:
+            node.input[0] = name
+
+
+def at_one_of_two_calls(graph: Any) -> None:
+    name = constant(graph.node)
+    (call,) = [
+        node for node in graph.node if "f" in node.attr and node.attr["f"].func.name == restoring(graph).signature.name
+    ]
+    other = graph.node.add()
+    other.CopyFrom(call)
+    other.name = "other_call"
+    other.input[0] = name
+    call.input.append("^other_call")
+
+
+@pytest.mark.parametrize("change", [in_function, at_call, at_one_of_two_calls])
+def test_functions_read_from_the_models_own_files_only(tmp_path: Path, change: Any) -> None:
+    saved_model(tmp_path / "model")
+    changed(tmp_path / "model", change)
+    with pytest.raises(ModelUnsupportedError, match=r"'RestoreV2'.*reads other files"):
+        detector(tmp_path / "model", "saved_model.pb")
+
+
+def test_a_path_that_identities_hand_on_is_ours_still(tmp_path: Path) -> None:
+    def change(graph: Any) -> None:
+        add_text(graph.node, "same", "Identity", ("save/Const",))
+        for node in graph.node:
+            if node.op == "RestoreV2":
+                node.input[0] = "same:0"
+
+    old_saved_model(tmp_path / "model", gain=2.0)
+    changed(tmp_path / "model", change)
+    (found,) = detector(tmp_path / "model", "saved_model.pb").predict(image((0, 0, 1, 127))[None])
+    assert [(0, 0.996, [16, 0, 32, 16])] == content(found)
 
 
 # -- What does not fit
