@@ -116,6 +116,8 @@ def allowed_code(package: ModelPackage, given: str) -> str:
     also = parse_hashes(given)
     if not needs_consent(package):
         return ""
+    if has_window():
+        also = frozenset()  # a model of the designer may bring the parameter along: here somebody can be asked
     sha256 = sha256_of(package)
     consent = consent_to(sha256, also)
     if consent is Consent.DENIED:
@@ -123,6 +125,11 @@ def allowed_code(package: ModelPackage, given: str) -> str:
     if consent is Consent.MISSING:
         raise _missing(package, sha256, is_other=bool(also))
     return sha256
+
+
+def has_window() -> bool:
+    """Tell whether this is QGIS with its window, where consent is given by looking."""
+    return str(QgsApplication.platform()) == "desktop"
 
 
 def _denied(package: ModelPackage, sha256: str) -> UntrustedCodeError:
@@ -218,29 +225,39 @@ def _store(entries: list[TrustedProgram]) -> None:
 
 
 def is_denied() -> bool:
-    """Tell whether the administrator forbids programs, but for those that he allowed himself."""
-    return any(str(value).strip().lower() == "deny" for value in _global_values(POLICY_SETTING))
+    """Tell whether the administrator forbids programs, but for those that he allowed himself.
+
+    Any word but "ask" forbids them: a misspelt one must not open what was meant to be closed.
+    """
+    return any(_forbids(value) for _, value in _global_values(POLICY_SETTING))
+
+
+def _forbids(policy: Any) -> bool:
+    return str(policy).strip().lower() != "ask"
 
 
 def preset_hashes() -> frozenset[str]:
     """Give the hashes that the administrator has allowed."""
     found: set[str] = set()
-    for value in _global_values(PRESET_SETTING):
+    forbidding = {path for path, policy in _global_values(POLICY_SETTING) if _forbids(policy)}
+    for path, value in _global_values(PRESET_SETTING):
+        if forbidding and path not in forbidding:
+            continue  # somebody else's file does not open what the administrator's closes
         text = ",".join(str(item) for item in value) if isinstance(value, (list, tuple)) else str(value or "")
         found.update(word.lower() for word in _SEPARATORS.split(text) if _SHA256.fullmatch(word.lower()))
     return frozenset(found)
 
 
-def _global_values(key: str) -> list[Any]:
-    """Give a setting as QGIS's global files have it; the user's own settings are not asked.
+def _global_values(key: str) -> list[tuple[str, Any]]:
+    """Give each global file of QGIS that holds a setting, and its value there; the user's own settings are not asked.
 
     QGIS reads one such file, and qgis_process none at all: here every place is looked at where QGIS looks for it.
     """
     default = str(Path(QgsApplication.pkgDataPath()) / "resources" / "qgis_global_settings.ini")
     paths = {QgsSettings.globalSettingsPath(), os.environ.get(_GLOBAL_FILE_VARIABLE, ""), default}
     files = [path for path in sorted(paths) if path and Path(path).is_file()]
-    values = [QSettings(path, QSettings.Format.IniFormat).value(key) for path in files]
-    return [value for value in values if value]
+    values = [(path, QSettings(path, QSettings.Format.IniFormat).value(key)) for path in files]
+    return [(path, value) for path, value in values if value]
 
 
 def policy_text() -> str:

@@ -35,7 +35,7 @@ from ..inference.job import DetectionJob
 from ..inference.models.definition import Color, ModelClass, ModelDefinition
 from .feature_sink import ExtraField, FieldNames, output_fields
 from .raster_source import SourceRaster
-from .text import to_plain, to_ui, tr
+from .text import to_label, to_plain, to_ui, tr
 from .version import plugin_version
 
 _FILL_OPACITY = 30
@@ -156,7 +156,7 @@ def renderer(
 ) -> QgsCategorizedSymbolRenderer:
     """Draw each class with the model's colour: areas with a strong outline around a translucent fill."""
     make = {Qgis.GeometryType.Point: _marker, Qgis.GeometryType.Line: _line}.get(geometry, _fill)
-    categories = [QgsRendererCategory(item.name, make(item.color), to_plain(item.name, 80)) for item in classes]
+    categories = [QgsRendererCategory(item.name, make(item.color), to_label(item.name, 80)) for item in classes]
     if len(classes) >= _MOST_FOREIGN:
         categories.append(QgsRendererCategory(None, make(_FOREIGN_COLORS[-1]), tr("other")))
     return QgsCategorizedSymbolRenderer(class_field, categories)

@@ -48,3 +48,8 @@ def size_text(n_bytes: int) -> str:
 
 
 _UNITS = ((10**3, "kB"), (10**6, "MB"), (10**9, "GB"))
+
+
+def to_label(value: object, max_length: int = MAX_LENGTH) -> str:
+    """Give a foreign string for a legend: QGIS evaluates what stands between [% and %] in one."""
+    return to_plain(value, max_length).replace("[%", "[\u200a%")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import tempfile
+import tokenize
 import unicodedata
 import zipfile
 import zlib
+from pathlib import Path
 
 from qgis.PyQt.QtCore import Qt
 from qgis.PyQt.QtGui import QFontDatabase
@@ -23,36 +26,45 @@ from qgis.PyQt.QtWidgets import (
     QWidget,
 )
 
-from ..inference.errors import InferenceError
 from ..inference.models.package import ModelPackage
-from ..inference.models.program import program_files
+from ..inference.models.program import extract_program, placed, program_sha256
 from ..processing_provider.code_consent import allow, allow_this_time, is_denied, policy_text
 from ..processing_provider.text import size_text, to_plain, tr
 
 MAX_PREVIEW_BYTES = 256 * 2**10
 _MAX_TORCHSCRIPT_BYTES = 64 * 2**20
 _MOST_SCRIPTS = 20
+_ENCODINGS = ("utf-8", "utf-8-sig", "ascii", "latin-1", "iso-8859-1", "iso-8859-15", "cp1252")
+_FILLERS = "\u115f\u1160\u17b4\u17b5\u3164\uffa0\u2800"
+"""Letters that look like nothing at all."""
 _ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError, ValueError)
 
 
 class ConsentDialog(QDialog):
     """Shows the program of a package and asks whether exactly this content may run.
 
+    What is shown is a private copy, hashed while it was made: the package may change while somebody reads.
+
     Args:
         package: The opened package.
-        sha256: The hash of its program.
         source: Where the package came from.
+
+    Raises:
+        InferenceError: the program cannot be read, or changed meanwhile.
     """
 
-    def __init__(self, package: ModelPackage, sha256: str, source: str, parent: QWidget | None = None) -> None:
+    def __init__(self, package: ModelPackage, source: str, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self._sha256, self._name = sha256, package.definition.name
+        self._sha256, self._name = program_sha256(package), package.definition.name
+        self._private = tempfile.TemporaryDirectory(prefix="kestrel-look-", ignore_cleanup_errors=True)
+        copy = extract_program(package, Path(self._private.name) / "program", self._sha256)
         self.setWindowTitle(tr("Allow the program of a model?"))
         self.once = QPushButton(tr("Allow this time"))
         self.always = QPushButton(tr("Always allow exactly this content"))
         self.buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Cancel)
-        self.files = _file_list(package)
-        self.preview = _preview(package)
+        self.files = _file_list(copy)
+        self.preview = _preview(placed(package, copy, package.definition.program))
+        self.finished.connect(lambda *_: self._private.cleanup())
         self._lay_out(package, source)
         self._connect()
         self.resize(760, 640)
@@ -100,41 +112,55 @@ def _label(text: str, is_selectable: bool = False) -> QLabel:
     return label
 
 
-def _file_list(package: ModelPackage) -> QTreeWidget:
+def _file_list(copy: Path) -> QTreeWidget:
     tree = QTreeWidget()
     tree.setRootIsDecorated(False)
     tree.setSelectionMode(QAbstractItemView.SelectionMode.NoSelection)
     tree.setHeaderLabels([tr("File"), tr("Size")])
     tree.header().setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
     tree.header().setStretchLastSection(False)
-    for file in program_files(package):
-        item = QTreeWidgetItem([to_plain(file.name), size_text(file.size)])
+    for path in sorted(path for path in copy.rglob("*") if path.is_file()):
+        item = QTreeWidgetItem([to_plain(path.relative_to(copy).as_posix()), size_text(path.stat().st_size)])
         item.setTextAlignment(1, Qt.AlignmentFlag.AlignRight)
         tree.addTopLevelItem(item)
     return tree
 
 
-def _preview(package: ModelPackage) -> QPlainTextEdit:
+def _preview(program: Path) -> QPlainTextEdit:
     edit = QPlainTextEdit()
     edit.setReadOnly(True)
-    edit.setLineWrapMode(QPlainTextEdit.LineWrapMode.NoWrap)
+    edit.setLineWrapMode(QPlainTextEdit.LineWrapMode.WidgetWidth)  # nothing hides far to the right
     edit.setFont(QFontDatabase.systemFont(QFontDatabase.SystemFont.FixedFont))
-    edit.setPlainText(program_text(package))
+    edit.setPlainText(program_text(program))
     return edit
 
 
-def program_text(package: ModelPackage) -> str:
+def program_text(program: Path) -> str:
     """Give the start of the main file as text in which nothing hides."""
     try:
-        with package.members.open(package.find(package.definition.program)) as stream:
+        with program.open("rb") as stream:
             start = stream.read(MAX_PREVIEW_BYTES + 1)
             if start.startswith(b"PK\x03\x04"):
                 return _visible(_script_text(start + stream.read(_MAX_TORCHSCRIPT_BYTES)))
-    except (InferenceError, *_ARCHIVE_ERRORS) as error:
+    except _ARCHIVE_ERRORS as error:
         return tr("The file cannot be shown: {error}").format(error=to_plain(error))
-    text = _visible(start[:MAX_PREVIEW_BYTES].decode("utf-8", "replace"))
+    text = _visible(_decoded(start[:MAX_PREVIEW_BYTES]))
     rest = tr("The file goes on; what follows is not shown here.")
     return f"{text}\n\n\u2026 {rest}" if len(start) > MAX_PREVIEW_BYTES else text
+
+
+def _decoded(source: bytes) -> str:
+    """Give the text as Python reads it; an encoding in which code can look like a comment is not decoded at all."""
+    try:
+        encoding = tokenize.detect_encoding(io.BytesIO(source).readline)[0]
+    except SyntaxError:
+        encoding = "?"
+    if encoding.lower() in _ENCODINGS:
+        return source.decode(encoding, "replace")
+    warning = tr(
+        "This file is written in the encoding \u201c{name}\u201d, in which code can look like a comment. Its bytes:"
+    ).format(name=to_plain(encoding, 40))
+    return f"{warning}\n\n{source.decode('ascii', 'backslashreplace')}"
 
 
 def _script_text(data: bytes) -> str:
@@ -144,11 +170,16 @@ def _script_text(data: bytes) -> str:
     parts, left = [tr("A compiled network (TorchScript). The code in it:")], MAX_PREVIEW_BYTES
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         scripts = [info for info in archive.infolist() if info.filename.endswith(".py")]
+        if len(scripts) > _MOST_SCRIPTS:
+            parts.append(
+                tr("Of {count} scripts in it {shown} are shown.").format(count=len(scripts), shown=_MOST_SCRIPTS)
+            )
         for info in scripts[:_MOST_SCRIPTS]:
             with archive.open(info) as stream:
                 text = stream.read(left).decode("utf-8", "replace")
             left -= len(text)
-            parts += [f"# {info.filename}", text]
+            cut = "" if info.file_size <= len(text.encode()) else "\u2026 " + tr("what follows is not shown here")
+            parts += [f"# {info.filename}", text + cut]
     return "\n\n".join(parts)
 
 
@@ -159,4 +190,5 @@ def _visible(text: str) -> str:
 
 
 def _is_plain(character: str) -> bool:
-    return character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+    is_seen = unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp", "Mn", "Me")
+    return character in "\n\t" or (is_seen and character not in _FILLERS)

@@ -152,7 +152,7 @@ class ConsentNotice(Notice):
         if self._package is None:
             return None
         try:
-            return ConsentDialog(self._package, sha256_of(self._package), self._source, self)
+            return ConsentDialog(self._package, self._source, self)
         except InferenceError:
             return None
 

@@ -397,4 +397,5 @@ def _class_from_json(item: Any, index: int) -> ModelClass:
         )
     color = lower.get("color")
     is_color = isinstance(color, list) and len(color) == 3 and all(_is_whole(c) and 0 <= c <= 255 for c in color)
-    return ModelClass(int(value), str(name), tuple(color) if is_color else _PALETTE[index % len(_PALETTE)])  # type: ignore[arg-type]
+    shown: Any = tuple(int(c) for c in color) if is_color and color else _PALETTE[index % len(_PALETTE)]
+    return ModelClass(int(value), str(name), shown)

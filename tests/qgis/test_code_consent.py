@@ -202,3 +202,25 @@ def test_a_package_that_changes_is_hashed_again(good: dict[str, Any]) -> None:
     write_program(Path(good["MODEL"]), "print('other')\n")
     os.utime(good["MODEL"], (1, 1))
     assert sha256_of(open_package(good["MODEL"])) != before
+
+
+def test_in_qgis_window_the_parameter_does_not_stand_for_a_look(
+    good: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha256 = sha256_of(open_package(good["MODEL"]))
+    given = {**good, "ALLOW_PACKAGE_CODE": sha256}
+    assert sha256 == build_plan(algorithm(), given, context()).job.allowed_code
+    monkeypatch.setattr(code_consent, "has_window", lambda: True)
+    assert "untrusted-code" in refusal(given)
+    allow_this_time(sha256)
+    assert sha256 == build_plan(algorithm(), given, context()).job.allowed_code
+
+
+@pytest.mark.parametrize("policy", ["deny", "deny, always", "forbid", "no"])
+def test_any_word_but_ask_forbids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
+    settings = tmp_path / "global.ini"
+    settings.write_text(f'[kestrel]\ncode_policy="{policy}"\n', encoding="utf-8")
+    monkeypatch.setenv("QGIS_GLOBAL_SETTINGS_FILE", str(settings))
+    assert Consent.DENIED is consent_to(HASH, [HASH])
+    settings.write_text("[kestrel]\ncode_policy=Ask\n", encoding="utf-8")
+    assert Consent.GIVEN is consent_to(HASH, [HASH])

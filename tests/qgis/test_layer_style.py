@@ -25,7 +25,7 @@ from kestrel.inference.job import DetectionJob
 from kestrel.inference.models.definition import ModelClass
 from kestrel.processing_provider import layer_style
 from kestrel.processing_provider.feature_sink import FieldNames, RunFacts, features, output_fields
-from kestrel.processing_provider.layer_style import LayerStyle, RunRecord, coarsest_label_scale, style_on_load
+from kestrel.processing_provider.layer_style import LayerStyle, RunRecord, coarsest_label_scale, renderer, style_on_load
 from kestrel.processing_provider.raster_source import SourceRaster
 from kestrel.tests.qgis.examples import Listener, context, definition, three_objects
 
@@ -161,3 +161,10 @@ def test_a_style_is_let_go_once_it_has_been_used() -> None:
     assert layer_style._alive == [style]
     QCoreApplication.processEvents()
     assert layer_style._alive == []
+
+
+def test_a_class_name_is_no_expression_in_the_legend() -> None:
+    drawn = renderer([ModelClass(1, "[% env('HOME') %]", (1, 2, 3))], "Class")
+    (category,) = drawn.categories()
+    assert "[%" not in category.label()
+    assert "[% env('HOME') %]" == category.value()

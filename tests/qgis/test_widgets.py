@@ -396,12 +396,27 @@ def test_nothing_can_be_allowed_where_the_administrator_forbids_programs(
 
 def test_what_is_shown_is_what_would_run(tmp_path: Path) -> None:
     source = "a = 1 # \u202e\u2066 comment\r\nb = 2 # hidden\rimport os\n"
-    text = program_text(open_package(write_program(tmp_path / "finder.dlpk", source)))
+    (tmp_path / "Finder.py").write_bytes(source.encode())
+    text = program_text(tmp_path / "Finder.py")
     assert text == "a = 1 # \\u{202e}\\u{2066} comment\nb = 2 # hidden\nimport os\n"
 
 
+@pytest.mark.parametrize("encoding", ["utf_7", "unicode_escape", "no-such"])
+def test_a_text_in_an_encoding_that_hides_code_is_shown_as_bytes(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "Finder.py").write_bytes(f"# -*- coding: {encoding} -*-\n# Licence+AAo-evil()\n".encode())
+    text = program_text(tmp_path / "Finder.py")
+    assert "code can look like a comment" in text
+    assert "+AAo-evil()" in text
+
+
+def test_letters_that_look_like_nothing_are_written_out(tmp_path: Path) -> None:
+    (tmp_path / "Finder.py").write_text("a\u3164 = 1\ufe0f", encoding="utf-8")
+    assert "a\\u{3164} = 1\\u{fe0f}" == program_text(tmp_path / "Finder.py")
+
+
 def test_a_long_program_is_cut_and_the_cut_is_told(tmp_path: Path) -> None:
-    text = program_text(open_package(write_program(tmp_path / "finder.dlpk", "# x\n" * 100_000)))
+    (tmp_path / "Finder.py").write_bytes(b"# x\n" * 100_000)
+    text = program_text(tmp_path / "Finder.py")
     assert len(text) < 300_000
     assert text.endswith("The file goes on; what follows is not shown here.")
 
