@@ -295,7 +295,9 @@ class TorchScriptDetector:
     def _detections(
         self, boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any], masks: NDArray[Any], *, side: int
     ) -> Detections:
-        is_sound = np.isfinite(boxes).all(axis=1) & np.isfinite(scores) & np.isfinite(labels) & (labels < _MAX_LABEL)
+        is_sound = (
+            np.isfinite(boxes).all(axis=1) & np.isfinite(scores) & np.isfinite(labels) & (np.abs(labels) < _MAX_LABEL)
+        )
         is_box = (boxes[:, 2] >= boxes[:, 0]) & (boxes[:, 3] >= boxes[:, 1])
         numbers = np.where(is_sound, labels, -1).astype(np.int64) - self._label_offset
         keep = is_sound & is_box & (scores >= self._threshold) & (numbers >= 0) & (numbers < self._n_classes)

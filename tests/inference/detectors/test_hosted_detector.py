@@ -475,7 +475,7 @@ def test_a_forged_first_answer_is_read_or_refused(tmp_path: Path, members: dict[
         {}, {"counts": 1}, {"counts": [1.0]}, {"counts": [[1]]}, {"counts": [-1]}, {"counts": [2**63]},
         {"counts": [2]}, {"boxes": [1, 2, 3, 4]}, {"boxes": 7.0}, {"boxes": [[1, 2, 3]]}, {"boxes": [[1j, 2, 3, 4]]},
         {"scores": 0.5}, {"scores": [[0.5]]}, {"scores": [0.5j]}, {"labels": []}, {"labels": [1j]},
-        {"labels": [1e300]}, {"labels": [-np.inf]}, {"masks": 3}, {"masks": [[[0.5]]]},
+        {"labels": [1e300]}, {"labels": [-1e300]}, {"labels": [-np.inf]}, {"masks": 3}, {"masks": [[[0.5]]]},
         {"masks": np.zeros((1, 3), np.uint8)}, {"masks": np.zeros((2, 3, 3), np.uint8)},
     ],
 )  # fmt: skip
