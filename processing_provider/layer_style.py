@@ -133,7 +133,7 @@ def names_in(layer: QgsVectorLayer, wanted: FieldNames, extra: tuple[ExtraField,
 
 def layer_name(record: RunRecord) -> str:
     """Name a layer after its model and raster."""
-    return to_plain(f"{record.definition.name} ({record.raster.name})", 80)
+    return to_label(f"{record.definition.name} ({record.raster.name})", 80)
 
 
 def shown_classes(record: RunRecord) -> list[ModelClass]:

@@ -34,6 +34,8 @@ from ..processing_provider.text import size_text, to_plain, tr
 MAX_PREVIEW_BYTES = 256 * 2**10
 _MAX_TORCHSCRIPT_BYTES = 64 * 2**20
 _MOST_SCRIPTS = 20
+_MOST_MEMBERS = 20_000
+_ENTRY_SIGNATURE = b"PK\x01\x02"
 _ENCODINGS = ("utf-8", "utf-8-sig", "ascii", "latin-1", "iso-8859-1", "iso-8859-15", "cp1252")
 _FILLERS = "\u115f\u1160\u17b4\u17b5\u3164\uffa0\u2800"
 """Letters that look like nothing at all."""
@@ -151,14 +153,17 @@ def program_text(program: Path) -> str:
 
 def _decoded(source: bytes) -> str:
     """Give the text as Python reads it; an encoding in which code can look like a comment is not decoded at all."""
+    # Python ends a line at a lone carriage return as well, this function does not: a cookie could hide behind one.
+    lines = source.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     try:
-        encoding = tokenize.detect_encoding(io.BytesIO(source).readline)[0]
+        encoding = tokenize.detect_encoding(io.BytesIO(lines).readline)[0]
     except SyntaxError:
         encoding = "?"
     if encoding.lower() in _ENCODINGS:
         return source.decode(encoding, "replace")
     warning = tr(
-        "This file is written in the encoding \u201c{name}\u201d, in which code can look like a comment. Its bytes:"
+        "This file is written in the encoding \u201c{name}\u201d, in which code can look like a comment: do not allow it "
+        "unless you know why. Its bytes:"
     ).format(name=to_plain(encoding, 40))
     return f"{warning}\n\n{source.decode('ascii', 'backslashreplace')}"
 
@@ -167,6 +172,8 @@ def _script_text(data: bytes) -> str:
     """Give the source texts in a TorchScript file, a zip archive."""
     if len(data) > _MAX_TORCHSCRIPT_BYTES:
         return tr("A compiled network (TorchScript), too large to be shown.")
+    if data.count(_ENTRY_SIGNATURE) > _MOST_MEMBERS:  # zipfile would build all of them, whatever the end says
+        return tr("A compiled network (TorchScript) with too many parts to be shown: do not allow it.")
     parts, left = [tr("A compiled network (TorchScript). The code in it:")], MAX_PREVIEW_BYTES
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         scripts = [info for info in archive.infolist() if info.filename.endswith(".py")]
@@ -190,5 +197,5 @@ def _visible(text: str) -> str:
 
 
 def _is_plain(character: str) -> bool:
-    is_seen = unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp", "Mn", "Me")
+    is_seen = unicodedata.category(character) not in ("Cc", "Cf", "Cn", "Co", "Cs", "Me", "Mn", "Zl", "Zp")
     return character in "\n\t" or (is_seen and character not in _FILLERS)

@@ -25,7 +25,14 @@ from kestrel.inference.job import DetectionJob
 from kestrel.inference.models.definition import ModelClass
 from kestrel.processing_provider import layer_style
 from kestrel.processing_provider.feature_sink import FieldNames, RunFacts, features, output_fields
-from kestrel.processing_provider.layer_style import LayerStyle, RunRecord, coarsest_label_scale, renderer, style_on_load
+from kestrel.processing_provider.layer_style import (
+    LayerStyle,
+    RunRecord,
+    coarsest_label_scale,
+    layer_name,
+    renderer,
+    style_on_load,
+)
 from kestrel.processing_provider.raster_source import SourceRaster
 from kestrel.tests.qgis.examples import Listener, context, definition, three_objects
 
@@ -168,3 +175,8 @@ def test_a_class_name_is_no_expression_in_the_legend() -> None:
     (category,) = drawn.categories()
     assert "[%" not in category.label()
     assert "[% env('HOME') %]" == category.value()
+
+
+def test_a_model_name_is_no_expression_in_the_legend() -> None:
+    model = replace(definition(), name="[% env('HOME') %]")
+    assert "[%" not in layer_name(replace(RECORD, definition=model))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from qgis.PyQt.QtCore import QCoreApplication, QEvent, QUrl
 from qgis.PyQt.QtWidgets import QDialog, QDialogButtonBox, QTableWidget
 
 from kestrel.inference.models.package import open_package
+from kestrel.inference.models.program import program_sha256
 from kestrel.processing_provider import code_consent
 from kestrel.processing_provider.code_consent import trusted_programs
 from kestrel.tests.qgis.examples import (
@@ -27,7 +30,7 @@ from kestrel.tests.qgis.examples import (
     write_raster,
 )
 from kestrel.ui.arguments_widget import ArgumentsTable, CompactArguments, ModelerArguments
-from kestrel.ui.consent_dialog import program_text
+from kestrel.ui.consent_dialog import ConsentDialog, program_text
 from kestrel.ui.factories import widget_factories
 from kestrel.ui.model_widget import ModelChooser, describe, recent_models, remember
 
@@ -405,13 +408,80 @@ def test_what_is_shown_is_what_would_run(tmp_path: Path) -> None:
 def test_a_text_in_an_encoding_that_hides_code_is_shown_as_bytes(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "Finder.py").write_bytes(f"# -*- coding: {encoding} -*-\n# Licence+AAo-evil()\n".encode())
     text = program_text(tmp_path / "Finder.py")
-    assert "code can look like a comment" in text
+    assert "code can look like a comment: do not allow it unless you know why" in text
     assert "+AAo-evil()" in text
 
 
-def test_letters_that_look_like_nothing_are_written_out(tmp_path: Path) -> None:
-    (tmp_path / "Finder.py").write_text("a\u3164 = 1\ufe0f", encoding="utf-8")
-    assert "a\\u{3164} = 1\\u{fe0f}" == program_text(tmp_path / "Finder.py")
+@pytest.mark.parametrize("start", ["\r", "#\r", "\x0c\r"])
+def test_an_encoding_named_behind_a_lone_carriage_return_is_found(tmp_path: Path, start: str) -> None:
+    (tmp_path / "Finder.py").write_bytes(f"{start}# coding: utf_7\r# Licence+AAo-evil()\n".encode())
+    assert "do not allow it" in program_text(tmp_path / "Finder.py")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1", "iso-8859-15", "cp1252"])
+def test_a_text_in_a_usual_encoding_is_shown_as_text(tmp_path: Path, encoding: str) -> None:
+    text = f"# coding: {encoding}\nname = 'H\u00f6he'\n" if encoding != "ascii" else "# coding: ascii\n"
+    (tmp_path / "Finder.py").write_bytes(text.encode(encoding))
+    assert program_text(tmp_path / "Finder.py") == text
+
+
+@pytest.mark.parametrize(
+    "code", [0x115F, 0x1160, 0x3164, 0xFFA0, 0x34F, 0xFE00, 0xFE0F, 0xE0100, 0xE01EF, 0x2065, 0xE0080, 0x200B, 0x2800]
+)
+def test_letters_that_look_like_nothing_are_written_out(tmp_path: Path, code: int) -> None:
+    (tmp_path / "Finder.py").write_text(f"a{chr(code)} = 1", encoding="utf-8")
+    assert f"a\\u{{{code:x}}} = 1" == program_text(tmp_path / "Finder.py")
+
+
+def test_a_line_of_the_preview_never_goes_on_out_of_sight(tmp_path: Path, nothing_allowed: None) -> None:
+    chooser = ModelChooser()
+    chooser.set_value(write_program(tmp_path / "finder.dlpk", "a = 1" + " " * 5000 + "; evil()\n"))
+    dialog = chooser.consent.make_dialog()
+    dialog.show()
+    assert dialog.preview.horizontalScrollBar().maximum() == 0
+    dialog.reject()
+
+
+def test_scripts_of_a_compiled_network_that_are_not_shown_are_told(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "net.pt", "w") as archive:
+        for number in range(25):
+            archive.writestr(f"net/code/part{number}.py", f"def f{number}(): pass\n")
+    text = program_text(tmp_path / "net.pt")
+    assert "Of 25 scripts in it 20 are shown." in text
+    assert "def f19()" in text
+
+
+def test_a_compiled_network_with_an_absurd_directory_is_not_opened(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "net.pt", "w") as archive:
+        archive.writestr("net/code/net.py", b"PK\x01\x02" * 20_001)
+    text = program_text(tmp_path / "net.pt")
+    assert text == "A compiled network (TorchScript) with too many parts to be shown: do not allow it."
+
+
+def test_what_is_shown_and_allowed_comes_from_one_private_copy(tmp_path: Path, nothing_allowed: None) -> None:
+    path = Path(write_program(tmp_path / "finder.dlpk", "first()\n"))
+    package = open_package(str(path))
+    stale, status = code_consent.sha256_of(package), path.stat()
+    write_program(path, "other()\n")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    package = open_package(str(path))
+    assert code_consent.sha256_of(package) == stale  # size and time are the same
+    dialog = ConsentDialog(package, str(path))
+    write_program(path, "third()\n")
+    assert dialog.preview.toPlainText() == "other()\n"
+    dialog.always.click()
+    (kept,) = trusted_programs()
+    write_program(path, "other()\n")
+    assert stale != kept.sha256 == program_sha256(open_package(str(path)))
+
+
+def test_the_private_copy_is_gone_when_the_dialog_closes(chooser: ModelChooser) -> None:
+    dialog = chooser.consent.make_dialog()
+    folder = Path(dialog._private.name)
+    assert (folder / "program" / "Finder.py").is_file()
+    assert folder.stat().st_mode & 0o077 == 0
+    dialog.reject()
+    assert not folder.exists()
 
 
 def test_a_long_program_is_cut_and_the_cut_is_told(tmp_path: Path) -> None:

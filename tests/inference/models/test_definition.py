@@ -53,6 +53,11 @@ def test_what_is_left_out_has_its_default() -> None:
     assert result.class_named("Bush") is None
 
 
+def test_colours_are_whole_numbers_however_they_are_written() -> None:
+    (item,) = definition_from_json(definition(classes=[{"name": "a", "Color": [255.0, 2, 3]}])).classes
+    assert "ff0203" == "".join(f"{value:02x}" for value in item.color)
+
+
 def test_classes_without_colours_get_colours_that_differ() -> None:
     result = definition_from_json(definition(classes=[{"name": str(i)} for i in range(10)]))
     assert 10 == len({item.color for item in result.classes})
