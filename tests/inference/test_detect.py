@@ -345,6 +345,7 @@ def test_objects_that_their_tile_cuts_are_left_out_where_that_is_asked(
     assert len(whole) == len(result)
 
 
+@pytest.mark.slow
 def test_a_second_suppression_leaves_no_two_objects_of_a_class_that_overlap_more(
     tmp_path: Path, networks: Path
 ) -> None:

@@ -196,6 +196,7 @@ def runs(draw: st.DrawFn) -> list[list[list[int]]]:
     return draw(st.lists(st.lists(batch, max_size=4), max_size=4))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(interrupted=runs(), last=st.permutations(range(N_TILES)), size=st.integers(1, N_TILES))
 def test_any_order_and_any_interruptions_end_with_the_same_content(
@@ -237,6 +238,7 @@ with Journal.open(Path(sys.argv[1]), "f", 2000) as journal:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_a_killed_run_loses_nothing_that_was_committed_and_resumes(tmp_path: Path) -> None:
     finished = 0

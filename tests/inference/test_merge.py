@@ -97,6 +97,7 @@ def test_streamed_suppression_equals_greedy_suppression_over_everything(
     assert greedy(found, rule) == rows(result)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(founds(), rules, st.data())
 def test_boxes_that_reach_up_into_earlier_rows_do_not_change_that(
@@ -117,6 +118,7 @@ def test_the_order_of_arrival_does_not_matter(found: Found, rule: Rule, cuts: li
     assert rows(first) == rows(second)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(founds(), rules, cut_lists)
 def test_no_later_band_holds_a_box_above_the_frontier(found: Found, rule: Rule, cuts: list[int]) -> None:
@@ -126,6 +128,7 @@ def test_no_later_band_holds_a_box_above_the_frontier(found: Found, rule: Rule, 
         assert later.min(initial=np.inf) >= band.frontier
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(founds(), rules, rules, cut_lists)
 def test_two_suppressions_in_a_row_can_be_streamed(found: Found, rule: Rule, second: Rule, cuts: list[int]) -> None:

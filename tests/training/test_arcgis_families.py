@@ -66,6 +66,7 @@ def test_a_package_of_a_trained_network_gives_that_networks_boxes(families: Any,
     assert np.allclose(wanted[kept].numpy(), found.boxes, atol=0.01)
 
 
+@pytest.mark.slow
 def test_a_few_steps_of_training_make_the_loss_smaller(families: Any) -> None:
     boxes = torch.tensor([[40.0, 40, 100, 100], [150, 120, 210, 190]])
     torch.manual_seed(1)

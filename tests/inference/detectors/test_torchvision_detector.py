@@ -105,6 +105,7 @@ def test_boxes_are_those_of_torchvision(
         assert (expected["labels"][keep] - 1).tolist() == actual.labels.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extension", ["safetensors", "pth"])
 def test_an_emd_in_a_package_is_run_like_a_definition(
     weights: Path, tmp_path: Path, batch: np.ndarray, extension: str

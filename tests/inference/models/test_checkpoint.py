@@ -222,6 +222,7 @@ def test_the_archives_folder_may_have_any_name(tmp_path: Path, folder: str) -> N
     assert bits(BASE) == read_bits(tmp_path / "n.pth")["w"]
 
 
+@pytest.mark.slow
 def test_an_archive_of_more_members_than_16_bits_count_is_read(tmp_path: Path) -> None:
     storages = {str(i): GOOD for i in range(66_000)}
     path = write(tmp_path / "m.pth", zipped(state(), storages=storages))
@@ -465,6 +466,7 @@ def test_pythons_own_machine_would_run_them(tmp_path: Path, name: str) -> None:
     assert canary.file.exists()
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 @pytest.mark.parametrize("container", CONTAINERS)

@@ -138,6 +138,7 @@ def test_a_long_line_is_shown_in_part() -> None:
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
     [
@@ -176,6 +177,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.dictionaries(st.text(max_size=6), json_values, max_size=5), st.sampled_from([None, 1]), st.booleans())
 def test_the_repairing_reader_reads_sound_json_as_the_strict_one_does(

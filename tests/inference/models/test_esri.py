@@ -694,6 +694,7 @@ KEYS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     st.sampled_from([emd(), *(arcgis_emd(name, n_bands=n) for name in arcgis_families for n in (3, 4))]),

@@ -21,6 +21,7 @@ def tool() -> Any:
     return module
 
 
+@pytest.mark.slow
 def test_the_tables_of_the_document_are_those_of_the_tests(tool: Any) -> None:
     text = tool.DOCUMENT.read_text("utf-8")
     assert tool.rendered(text) == text

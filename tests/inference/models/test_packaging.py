@@ -84,6 +84,7 @@ def definitions(draw: st.DrawFn) -> dict[str, Any]:
     return data
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=definitions())
 def test_a_definition_comes_back_from_its_package_as_it_was(tmp_path: Path, data: dict[str, Any]) -> None:

@@ -329,6 +329,7 @@ def test_the_locked_extra_changes_no_library_of_the_environment(repository: Path
 # -- Finding a Python, and the place
 
 
+@pytest.mark.slow
 def test_a_python_that_serves_is_found_here() -> None:
     found = find_python()
     assert found is not None

@@ -57,6 +57,7 @@ def test_a_library_that_kills_the_interpreter_is_named(tmp_path: Path) -> None:
     assert "ended with code 9 while it imported onnx" in problems[0]
 
 
+@pytest.mark.slow
 def test_a_library_that_hangs_is_named(tmp_path: Path) -> None:
     interpreter = make_interpreter(tmp_path, {**GOOD, "torch": "import time\ntime.sleep(60)"})
     (problem,) = probe(interpreter, timeout=2).problems

@@ -203,6 +203,7 @@ def test_a_polite_worker_ends_in_order_when_cancelled(folder: Path) -> None:
     assert not is_alive(watcher.pids[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("behaviour", ["wait_forever", "flood_forever"])
 def test_a_worker_that_does_not_listen_is_killed(folder: Path, behaviour: str) -> None:
     watcher = Watcher()
@@ -321,6 +322,7 @@ def test_a_killed_worker_most_likely_ran_out_of_memory(folder: Path) -> None:
         run(folder, "wait_politely", kill)
 
 
+@pytest.mark.slow
 @posix_only
 def test_a_crash_is_noticed_although_a_child_holds_the_stream_open(folder: Path) -> None:
     watcher = Watcher()
@@ -344,6 +346,7 @@ def test_what_cannot_be_understood_ends_the_run(folder: Path, behaviour: str) ->
     assert not is_alive(events[0].pid)
 
 
+@pytest.mark.slow
 @posix_only
 @pytest.mark.parametrize("behaviour", ["wait_politely", "wait_forever", "flood_forever"])
 def test_a_worker_ends_when_its_parent_is_killed(folder: Path, behaviour: str) -> None:
@@ -359,6 +362,7 @@ def test_a_worker_ends_when_its_parent_is_killed(folder: Path, behaviour: str) -
     assert (folder / "ended").exists() == (behaviour == "wait_politely")
 
 
+@pytest.mark.slow
 @posix_only
 def test_what_a_worker_has_started_ends_with_it_when_its_parent_is_killed(folder: Path) -> None:
     prepare(folder, "wait_with_a_child")

@@ -72,6 +72,7 @@ def test_names_and_shapes_are_the_published_ones(kind: Kind) -> None:
     assert {name: shape for name, shape in expected.items() if not name.endswith(NOT_BUILT)} == built
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_discrete", [False, True])
 def test_the_network_equals_a_slow_computation(state: State, images: NDArray[Any], is_discrete: bool) -> None:
     definition = rtdetr_definition(SMALL, SIDE, **({"cross_attn_method": "discrete"} if is_discrete else {}))
@@ -86,6 +87,7 @@ def test_the_network_equals_a_slow_computation(state: State, images: NDArray[Any
     assert (boxes - slow_boxes).abs().max() < 1e-6
 
 
+@pytest.mark.slow
 def test_a_network_of_bottlenecks_equals_a_slow_computation(images: NDArray[Any]) -> None:
     kind = Kind(
         blocks=(3, 4, 6, 3), is_bottleneck=True, width=16, inner=20, expansion=1.0, n_layers=1, decoder_width=16,
