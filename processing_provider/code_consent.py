@@ -116,14 +116,13 @@ def allowed_code(package: ModelPackage, given: str) -> str:
     also = parse_hashes(given)
     if not needs_consent(package):
         return ""
-    if has_window():
-        also = frozenset()  # a model of the designer may bring the parameter along: here somebody can be asked
     sha256 = sha256_of(package)
-    consent = consent_to(sha256, also)
+    # A model of the designer may bring the parameter along: where somebody can be asked, it counts for nothing.
+    consent = consent_to(sha256, () if has_window() else also)
     if consent is Consent.DENIED:
         raise _denied(package, sha256)
     if consent is Consent.MISSING:
-        raise _missing(package, sha256, is_other=bool(also))
+        raise _missing(package, sha256, is_given=bool(also))
     return sha256
 
 
@@ -142,10 +141,14 @@ def _denied(package: ModelPackage, sha256: str) -> UntrustedCodeError:
     )
 
 
-def _missing(package: ModelPackage, sha256: str, *, is_other: bool) -> UntrustedCodeError:
+def _missing(package: ModelPackage, sha256: str, *, is_given: bool) -> UntrustedCodeError:
     n_files = len(program_files(package))
     others = f" with {n_files - 1} more files" if n_files > 2 else " with one more file" if n_files == 2 else ""
-    reason = f"{PARAMETER} allows another content" if is_other else "nobody has allowed this exact content to run"
+    reason = "nobody has allowed this exact content to run"
+    if is_given and has_window():
+        reason = f"{PARAMETER} is for runs without a window: in QGIS's window it allows nothing"
+    elif is_given:
+        reason = f"{PARAMETER} allows another content"
     return UntrustedCodeError(
         f"The model '{package.definition.name}' is a program ('{package.definition.program}'{others}), and {reason}.",
         hint="Only if you trust where it comes from: in the dialog, press 'Look and allow\u2026' below the model; "
@@ -229,20 +232,24 @@ def is_denied() -> bool:
 
     Any word but "ask" forbids them: a misspelt one must not open what was meant to be closed.
     """
-    return any(_forbids(value) for _, value in _global_values(POLICY_SETTING))
+    return bool(_forbidding_files())
 
 
-def _forbids(policy: Any) -> bool:
-    return str(policy).strip().lower() != "ask"
+def _forbidding_files() -> set[str]:
+    return {path for path, policy in _global_values(POLICY_SETTING) if str(policy).strip().lower() != "ask"}
 
 
 def preset_hashes() -> frozenset[str]:
-    """Give the hashes that the administrator has allowed."""
+    """Give the hashes that the administrator has allowed.
+
+    QGIS's own file counts. Any other one is named by a variable or an option, which whoever starts QGIS may set: it
+    does not open what another file closes.
+    """
     found: set[str] = set()
-    forbidding = {path for path, policy in _global_values(POLICY_SETTING) if _forbids(policy)}
+    own, forbidding = _own_global_file(), _forbidding_files()
     for path, value in _global_values(PRESET_SETTING):
-        if forbidding and path not in forbidding:
-            continue  # somebody else's file does not open what the administrator's closes
+        if path != own and forbidding - {path}:
+            continue
         text = ",".join(str(item) for item in value) if isinstance(value, (list, tuple)) else str(value or "")
         found.update(word.lower() for word in _SEPARATORS.split(text) if _SHA256.fullmatch(word.lower()))
     return frozenset(found)
@@ -251,13 +258,20 @@ def preset_hashes() -> frozenset[str]:
 def _global_values(key: str) -> list[tuple[str, Any]]:
     """Give each global file of QGIS that holds a setting, and its value there; the user's own settings are not asked.
 
-    QGIS reads one such file, and qgis_process none at all: here every place is looked at where QGIS looks for it.
+    QGIS reads one such file, and qgis_process none at all: here every place is looked at where QGIS looks for it. Upper
+    and lower case make no difference, as on Windows.
     """
-    default = str(Path(QgsApplication.pkgDataPath()) / "resources" / "qgis_global_settings.ini")
-    paths = {QgsSettings.globalSettingsPath(), os.environ.get(_GLOBAL_FILE_VARIABLE, ""), default}
-    files = [path for path in sorted(paths) if path and Path(path).is_file()]
-    values = [(path, QSettings(path, QSettings.Format.IniFormat).value(key)) for path in files]
-    return [(path, value) for path, value in values if value]
+    named = (QgsSettings.globalSettingsPath(), os.environ.get(_GLOBAL_FILE_VARIABLE, ""))
+    paths = {_own_global_file(), *(os.path.realpath(path) for path in named if path)}
+    found = []
+    for path in sorted(path for path in paths if Path(path).is_file()):
+        settings = QSettings(path, QSettings.Format.IniFormat)
+        found += [(path, settings.value(name)) for name in settings.allKeys() if name.lower() == key]
+    return found
+
+
+def _own_global_file() -> str:
+    return os.path.realpath(Path(QgsApplication.pkgDataPath()) / "resources" / "qgis_global_settings.ini")
 
 
 def policy_text() -> str:

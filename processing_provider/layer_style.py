@@ -35,7 +35,7 @@ from ..inference.job import DetectionJob
 from ..inference.models.definition import Color, ModelClass, ModelDefinition
 from .feature_sink import ExtraField, FieldNames, output_fields
 from .raster_source import SourceRaster
-from .text import to_label, to_plain, to_ui, tr
+from .text import to_label, to_ui, tr
 from .version import plugin_version
 
 _FILL_OPACITY = 30

@@ -203,8 +203,8 @@ def _how_to_run() -> tuple[Parameter, ...]:
         Parameter(
             ALLOW_PACKAGE_CODE, tr("Allow the program of the package"), QgsProcessingParameterString,
             tr("Some models are programs. For scripts and qgis_process: the hash (SHA-256) of the exact content that "
-               "may run, as the message of the refused run tells it; without effect in QGIS's window. Empty: what was "
-               "allowed in QGIS's window, below the model's name."),
+               "may run, as the message of the refused run tells it; in QGIS's window it allows nothing: press "
+               "'Look and allow\u2026' below the model there. Empty: what was allowed in QGIS's window."),
             is_optional=True, is_advanced=True,
         ),
     )  # fmt: skip

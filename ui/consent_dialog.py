@@ -162,8 +162,8 @@ def _decoded(source: bytes) -> str:
     if encoding.lower() in _ENCODINGS:
         return source.decode(encoding, "replace")
     warning = tr(
-        "This file is written in the encoding \u201c{name}\u201d, in which code can look like a comment: do not allow it "
-        "unless you know why. Its bytes:"
+        "This file is written in the encoding \u201c{name}\u201d, in which code can look like a comment: do not allow "
+        "it unless you know why. Its bytes:"
     ).format(name=to_plain(encoding, 40))
     return f"{warning}\n\n{source.decode('ascii', 'backslashreplace')}"
 

@@ -211,7 +211,10 @@ def test_in_qgis_window_the_parameter_does_not_stand_for_a_look(
     given = {**good, "ALLOW_PACKAGE_CODE": sha256}
     assert sha256 == build_plan(algorithm(), given, context()).job.allowed_code
     monkeypatch.setattr(code_consent, "has_window", lambda: True)
-    assert "untrusted-code" in refusal(given)
+    reason = refusal(given)
+    assert "ALLOW_PACKAGE_CODE is for runs without a window: in QGIS's window it allows nothing" in reason
+    assert "press 'Look and allow\u2026' below the model" in reason
+    assert "untrusted-code" in reason
     allow_this_time(sha256)
     assert sha256 == build_plan(algorithm(), given, context()).job.allowed_code
 
@@ -224,3 +227,38 @@ def test_any_word_but_ask_forbids(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert Consent.DENIED is consent_to(HASH, [HASH])
     settings.write_text("[kestrel]\ncode_policy=Ask\n", encoding="utf-8")
     assert Consent.GIVEN is consent_to(HASH, [HASH])
+
+
+@pytest.mark.parametrize(
+    "text", ["[Kestrel]\nCode_Policy=deny", "[KESTREL]\nCODE_POLICY=DENY", "[kestrel]\ncode_policy="]
+)
+def test_a_policy_in_another_case_or_without_a_word_forbids_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (tmp_path / "global.ini").write_text(f"{text}\n")
+    monkeypatch.setenv("QGIS_GLOBAL_SETTINGS_FILE", str(tmp_path / "global.ini"))
+    assert Consent.DENIED is consent_to(HASH, [HASH])
+
+
+def own_file_says(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    path = folder / "qgis_global_settings.ini"
+    path.write_text(f"[kestrel]\n{text}\n")
+    monkeypatch.setattr(code_consent, "_own_global_file", lambda: os.path.realpath(path))
+
+
+@pytest.mark.parametrize("policy", ["", "code_policy=ask\n", "code_policy=deny\n"])
+def test_a_file_that_a_variable_names_does_not_open_what_qgis_own_file_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    administrator_says(tmp_path, monkeypatch, f"{policy}trusted_code_global={HASH}")
+    assert Consent.GIVEN is consent_to(HASH)
+    own_file_says(tmp_path, monkeypatch, "code_policy=deny")
+    assert Consent.DENIED is consent_to(HASH, [HASH])
+
+
+def test_the_list_in_qgis_own_file_counts_whatever_a_variable_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    administrator_says(tmp_path, monkeypatch, "code_policy=deny")
+    own_file_says(tmp_path, monkeypatch, f"trusted_code_global={HASH}")
+    assert (Consent.GIVEN, Consent.DENIED) == (consent_to(HASH), consent_to("f" * 64, ["f" * 64]))
