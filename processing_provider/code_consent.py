@@ -22,7 +22,7 @@ from qgis.PyQt.QtCore import QSettings
 
 from ..inference.errors import JobError, UntrustedCodeError
 from ..inference.models.package import ModelPackage
-from ..inference.models.program import program_files, program_sha256
+from ..inference.models.program import ProgramFile, program_files, program_sha256
 from .text import to_plain, tr
 
 TRUSTED_SETTING = "kestrel/trusted_code"
@@ -37,11 +37,15 @@ _GLOBAL_FILE_VARIABLE = "QGIS_GLOBAL_SETTINGS_FILE"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SEPARATORS = re.compile(r"[\s,;]+")
 _MOST_KEPT_HASHES = 64
+MAX_BYTES_AT_ONCE = 64 * 10**6
+"""Larger programs are not hashed while somebody only chooses a model: the window must not stand still."""
 
 _this_time: set[str] = set()
 """Allowed until QGIS ends."""
 _hashes: dict[tuple[str, int, int], str] = {}
 """Hashes of archives that were looked at, by path, size and time: the worker hashes what it runs once more."""
+_looked_at: dict[int, str] = {}
+"""Hashes of large programs that somebody looked at, by their files' names and sizes: for what a window says only."""
 
 
 class Consent(Enum):
@@ -50,6 +54,8 @@ class Consent(Enum):
     GIVEN = "given"
     MISSING = "missing"
     DENIED = "denied"
+    UNKNOWN = "unknown"
+    """Its files are large, and nobody has looked at them yet."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +78,58 @@ def sha256_of(package: ModelPackage) -> str:
     Raises:
         ModelPackageError: its files cannot be read.
     """
-    path = getattr(package.members, "path", None)
-    if path is None:
+    key = _archive_key(package)
+    if key is None:
         return program_sha256(package)
-    try:
-        status = path.stat()
-    except OSError:
-        return program_sha256(package)
-    key = (str(path), status.st_size, status.st_mtime_ns)
     if key not in _hashes:
-        if len(_hashes) >= _MOST_KEPT_HASHES:
-            _hashes.clear()
-        _hashes[key] = program_sha256(package)
+        _keep(_hashes, key, program_sha256(package))
     return _hashes[key]
+
+
+def look_anew(package: ModelPackage) -> str:
+    """Give the hash of a package's program as it is now, whatever was looked at before.
+
+    Raises:
+        ModelPackageError: its files cannot be read.
+    """
+    key, files = _archive_key(package), program_files(package)
+    sha256 = program_sha256(package)
+    if key is not None:
+        _keep(_hashes, key, sha256)
+    _keep(_looked_at, _outline(package, files), sha256)
+    return sha256
+
+
+def known_sha256(package: ModelPackage) -> str:
+    """Give the hash of a package's program where that takes no time, or else an empty text.
+
+    Raises:
+        ModelPackageError: its files cannot be read.
+    """
+    key, files = _archive_key(package), program_files(package)
+    if key in _hashes or sum(file.size for file in files) <= MAX_BYTES_AT_ONCE:
+        return sha256_of(package)
+    return _looked_at.get(_outline(package, files), "") if key is None else ""
+
+
+def _archive_key(package: ModelPackage) -> tuple[str, int, int] | None:
+    path = getattr(package.members, "path", None)
+    try:
+        status = path.stat() if path is not None else None
+    except OSError:
+        return None
+    return (str(path), status.st_size, status.st_mtime_ns) if status is not None else None
+
+
+def _outline(package: ModelPackage, files: list[ProgramFile]) -> int:
+    place = str(getattr(package.members, "folder", ""))
+    return hash((place, package.root, package.definition_bytes, tuple((file.name, file.size) for file in files)))
+
+
+def _keep(kept: dict[Any, str], key: Any, sha256: str) -> None:
+    if len(kept) >= _MOST_KEPT_HASHES:
+        kept.clear()
+    kept[key] = sha256
 
 
 def consent_to(sha256: str, also: Iterable[str] = ()) -> Consent:

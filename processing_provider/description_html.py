@@ -196,7 +196,8 @@ def code_text(code: Mapping[str, Any] | None, consent: Consent | None) -> str:
     if code["is_run"]:
         size = sum(file["size"] or 0 for file in code["files"])
         files = tr("{count} files, {size}").format(count=len(code["files"]), size=size_text(size))
-        parts += [f"{to_ui(code['program'])} ({files}): {consent_text(consent)}", f"SHA-256 {to_ui(code['sha256'])}"]
+        parts.append(f"{to_ui(code['program'])} ({files}): {consent_text(consent)}")
+        parts += [f"SHA-256 {to_ui(code['sha256'])}"] if code["sha256"] else []
     if code["never_run"]:
         names = ", ".join(to_ui(name, 60) for name in code["never_run"][:5])
         more = ", \u2026" if len(code["never_run"]) > 5 else ""
@@ -212,6 +213,7 @@ def consent_text(consent: Consent | None) -> str:
         Consent.GIVEN: tr("allowed to run"),
         Consent.MISSING: tr("waits for your consent"),
         Consent.DENIED: tr("forbidden by the administrator"),
+        Consent.UNKNOWN: tr("not looked at yet"),
     }[consent]
 
 

@@ -27,8 +27,8 @@ from qgis.PyQt.QtWidgets import (
 )
 
 from ..inference.models.package import ModelPackage
-from ..inference.models.program import extract_program, placed, program_sha256
-from ..processing_provider.code_consent import allow, allow_this_time, is_denied, policy_text
+from ..inference.models.program import extract_program, placed
+from ..processing_provider.code_consent import allow, allow_this_time, is_denied, look_anew, policy_text
 from ..processing_provider.text import size_text, to_plain, tr
 
 MAX_PREVIEW_BYTES = 256 * 2**10
@@ -57,7 +57,7 @@ class ConsentDialog(QDialog):
 
     def __init__(self, package: ModelPackage, source: str, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self._sha256, self._name = program_sha256(package), package.definition.name
+        self._sha256, self._name = look_anew(package), package.definition.name
         self._private = tempfile.TemporaryDirectory(prefix="kestrel-look-", ignore_cleanup_errors=True)
         copy = extract_program(package, Path(self._private.name) / "program", self._sha256)
         self.setWindowTitle(tr("Allow the program of a model?"))

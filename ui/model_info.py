@@ -7,12 +7,21 @@ from typing import Any
 from qgis.core import QgsSettings
 from qgis.gui import QgsCollapsibleGroupBoxBasic
 from qgis.PyQt.QtCore import Qt, QUrl, pyqtSignal
-from qgis.PyQt.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QTextBrowser, QVBoxLayout, QWidget
+from qgis.PyQt.QtWidgets import (
+    QApplication,
+    QFrame,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QTextBrowser,
+    QVBoxLayout,
+    QWidget,
+)
 
 from ..inference.errors import InferenceError
 from ..inference.models.description import describe_code, describe_definition
 from ..inference.models.package import ModelPackage
-from ..processing_provider.code_consent import Consent, consent_to, needs_consent, sha256_of
+from ..processing_provider.code_consent import Consent, consent_to, known_sha256, needs_consent
 from ..processing_provider.description_html import essentials
 from ..processing_provider.fit_check import FitReport
 from ..processing_provider.text import to_plain, tr
@@ -82,12 +91,13 @@ def _remember(is_collapsed: bool) -> None:
 
 def _html_of(package: ModelPackage) -> str:
     try:
-        sha256 = sha256_of(package) if needs_consent(package) else ""
+        sha256 = known_sha256(package) if needs_consent(package) else ""
         # Without the hash of the weights: they may be large, and a dialog must not wait.
-        description = {**describe_definition(package.definition), "code": describe_code(package, sha256)}
+        code = {**describe_code(package, sha256 or "unknown"), "sha256": sha256}
+        description = {**describe_definition(package.definition), "code": code}
     except InferenceError:
         return ""  # the line above says what is wrong
-    return essentials(description, consent_to(sha256) if sha256 else None)
+    return essentials(description, state_of(package))
 
 
 class Notice(QFrame):
@@ -142,6 +152,8 @@ class ConsentNotice(Notice):
         consent = state_of(package)
         if consent is Consent.MISSING:
             self.show_text(tr("This model holds a program that has not been allowed yet."), tr("Look and allow\u2026"))
+        elif consent is Consent.UNKNOWN:
+            self.show_text(tr("This model holds a large program, not looked at yet."), tr("Look and allow\u2026"))
         elif consent is Consent.DENIED:
             self.show_text(tr("This model is a program, which the administrator of this QGIS does not allow."))
         else:
@@ -151,10 +163,13 @@ class ConsentNotice(Notice):
         """Give the dialog that shows the program; None where it cannot be read."""
         if self._package is None:
             return None
+        QApplication.setOverrideCursor(Qt.CursorShape.WaitCursor)
         try:
             return ConsentDialog(self._package, self._source, self)
         except InferenceError:
             return None
+        finally:
+            QApplication.restoreOverrideCursor()
 
     def _ask(self) -> None:
         dialog = self.make_dialog()
@@ -165,13 +180,17 @@ class ConsentNotice(Notice):
 
 
 def state_of(package: ModelPackage | None) -> Consent | None:
-    """Tell whether a package's program may run; None where it has none, or cannot be read."""
+    """Tell whether a package's program may run; None where it has none, or cannot be read.
+
+    Large ones are not hashed for it: they are unknown until somebody looks at them.
+    """
     if package is None or not needs_consent(package):
         return None
     try:
-        return consent_to(sha256_of(package))
+        sha256 = known_sha256(package)
     except InferenceError:
         return None
+    return consent_to(sha256) if sha256 else Consent.UNKNOWN
 
 
 class FitNotice(Notice):

@@ -150,7 +150,7 @@ class ModelChooser(QWidget):
 
     def _show_package(self) -> None:
         self.consent.show_package(self.package, self.value())
-        self._allow.setVisible(self._is_compact and state_of(self.package) is Consent.MISSING)
+        self._allow.setVisible(self._is_compact and state_of(self.package) in (Consent.MISSING, Consent.UNKNOWN))
         if not self._is_compact:
             self.panel.show_package(self.package)
 

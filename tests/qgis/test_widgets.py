@@ -16,7 +16,7 @@ from qgis.gui import QgsGui, QgsProcessingGui
 from qgis.PyQt.QtCore import QCoreApplication, QEvent, QUrl
 from qgis.PyQt.QtWidgets import QDialog, QDialogButtonBox, QTableWidget
 
-from kestrel.inference.models.package import open_package
+from kestrel.inference.models.package import ModelPackage, open_package
 from kestrel.inference.models.program import program_sha256
 from kestrel.processing_provider import code_consent
 from kestrel.processing_provider.code_consent import trusted_programs
@@ -473,6 +473,53 @@ def test_what_is_shown_and_allowed_comes_from_one_private_copy(tmp_path: Path, n
     (kept,) = trusted_programs()
     write_program(path, "other()\n")
     assert stale != kept.sha256 == program_sha256(open_package(str(path)))
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Everything above a kilobyte is large; collects what is hashed nevertheless."""
+    names: list[str] = []
+
+    def hash_and_tell(package: ModelPackage) -> str:
+        names.append(package.definition.name)
+        return program_sha256(package)
+
+    monkeypatch.setattr(code_consent, "MAX_BYTES_AT_ONCE", 1000)
+    monkeypatch.setattr(code_consent, "program_sha256", hash_and_tell)
+    return names
+
+
+@pytest.mark.parametrize("is_loose", [False, True])
+def test_a_large_program_is_hashed_when_somebody_looks_and_not_before(
+    tmp_path: Path, nothing_allowed: None, hashed: list[str], is_loose: bool
+) -> None:
+    path = write_program(tmp_path / "finder.dlpk")
+    if is_loose:
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(tmp_path / "loose")
+        path = str(tmp_path / "loose" / "Finder.emd")
+    chooser = ModelChooser()
+    chooser.set_value(path)
+    assert hashed == []
+    assert chooser.consent.label.text() == "This model holds a large program, not looked at yet."
+    assert chooser.consent.button.text() == "Look and allow\u2026"
+    assert "not looked at yet" in chooser.panel.browser.toPlainText()
+    chooser.consent.make_dialog().reject()
+    chooser._show_package()
+    assert chooser.consent.label.text() == "This model holds a program that has not been allowed yet."
+    chooser.consent.make_dialog().once.click()
+    chooser._show_package()
+    assert chooser.consent.isHidden()
+    assert "allowed to run" in chooser.panel.browser.toPlainText()
+    assert len(hashed) == 2
+
+
+def test_a_large_program_waits_for_a_look_in_a_table_too(
+    tmp_path: Path, nothing_allowed: None, hashed: list[str]
+) -> None:
+    compact = ModelChooser(is_compact=True)
+    compact.set_value(write_program(tmp_path / "finder.dlpk"))
+    assert (compact._allow.isHidden(), hashed) == (False, [])
 
 
 def test_the_private_copy_is_gone_when_the_dialog_closes(chooser: ModelChooser) -> None:
