@@ -160,13 +160,14 @@ class ConsentNotice(Notice):
             self.show_text("")
 
     def make_dialog(self) -> ConsentDialog | None:
-        """Give the dialog that shows the program; None where it cannot be read."""
+        """Give the dialog that shows the program; None, and a line that says why, where it cannot be read."""
         if self._package is None:
             return None
         QApplication.setOverrideCursor(Qt.CursorShape.WaitCursor)
         try:
             return ConsentDialog(self._package, self._source, self)
-        except InferenceError:
+        except (InferenceError, OSError) as error:
+            self.show_text(tr("The program cannot be shown: {error}").format(error=error))
             return None
         finally:
             QApplication.restoreOverrideCursor()

@@ -522,6 +522,17 @@ def test_a_large_program_waits_for_a_look_in_a_table_too(
     assert (compact._allow.isHidden(), hashed) == (False, [])
 
 
+def test_a_program_that_cannot_be_read_is_told_when_somebody_wants_to_look(
+    chooser: ModelChooser, tmp_path: Path
+) -> None:
+    path = tmp_path / "finder.dlpk"
+    data = path.read_bytes()
+    path.write_bytes(data[:40] + bytes(len(data) - 40))
+    assert chooser.consent.make_dialog() is None
+    assert chooser.consent.label.text().startswith("The program cannot be shown: ")
+    assert trusted_programs() == []
+
+
 def test_the_private_copy_is_gone_when_the_dialog_closes(chooser: ModelChooser) -> None:
     dialog = chooser.consent.make_dialog()
     folder = Path(dialog._private.name)
