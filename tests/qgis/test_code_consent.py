@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qgis.core import QgsSettings
+from qgis.core import QgsApplication, QgsSettings
 
 from kestrel.inference.errors import JobError
 from kestrel.inference.models.package import ModelPackage, open_package
@@ -217,6 +217,12 @@ def test_in_qgis_window_the_parameter_does_not_stand_for_a_look(
     assert "untrusted-code" in reason
     allow_this_time(sha256)
     assert sha256 == build_plan(algorithm(), given, context()).job.allowed_code
+
+
+@pytest.mark.parametrize(("platform", "is_there"), [("desktop", True), ("qgis_process", False), ("external", False)])
+def test_only_qgis_desktop_has_a_window(monkeypatch: pytest.MonkeyPatch, platform: str, is_there: bool) -> None:
+    monkeypatch.setattr(QgsApplication, "platform", lambda: platform)
+    assert code_consent.has_window() is is_there
 
 
 @pytest.mark.parametrize("policy", ["deny", "deny, always", "forbid", "no"])
