@@ -5,7 +5,8 @@ is then marked as deleted (qgis/QGIS issue 67401). Hence the rules in here:
 
 1. The factory keeps every wrapper that it has made.
 2. A wrapper calls nothing of its C++ side after __init__, not even its own signals.
-3. `createWidget` gives a bare container; the real widget is a child of it, kept in Python.
+3. `createWidget` gives a bare container; the real widget is a child of it. Python keeps both: the container, too, gets
+   a second wrapper, and its C++ side goes on asking the first one what it overrides.
 4. Signals are connected to lambdas, not to bound methods of the wrapper.
 """
 
@@ -40,13 +41,15 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
     def __init__(self, parameter: QgsProcessingParameterDefinition, kind: Any) -> None:
         super().__init__(parameter, kind)
         self._kind = kind
+        self._container: QWidget | None = None
         self._chooser: ModelChooser | None = None
         self._others: dict[str, Any] = {}
 
     def createWidget(self) -> QWidget:
         """Make the chooser."""
         self._chooser = ModelChooser(is_compact=self._kind == QgsProcessingGui.WidgetType.Batch)
-        return _container(self._chooser)
+        self._container = _container(self._chooser)
+        return self._container
 
     def postInitialize(self, wrappers: list[QgsAbstractProcessingParameterWidgetWrapper]) -> None:
         """Find the raster and the cell size of the same window: the model is compared with them."""
@@ -91,6 +94,7 @@ class ArgumentsWrapper(QgsAbstractProcessingParameterWidgetWrapper):
     def __init__(self, parameter: QgsProcessingParameterDefinition, kind: Any) -> None:
         super().__init__(parameter, kind)
         self._kind = kind
+        self._container: QWidget | None = None
         self._editor: ArgumentsTable | CompactArguments | ModelerArguments | None = None
         self._chooser: ModelChooser | None = None
 
@@ -101,7 +105,8 @@ class ArgumentsWrapper(QgsAbstractProcessingParameterWidgetWrapper):
             QgsProcessingGui.WidgetType.Modeler: ModelerArguments,
         }
         self._editor = by_kind.get(self._kind, ArgumentsTable)()
-        return _container(self._editor)
+        self._container = _container(self._editor)
+        return self._container
 
     def postInitialize(self, wrappers: list[QgsAbstractProcessingParameterWidgetWrapper]) -> None:
         """Find the model chooser of the same window, or of the same row of a batch."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import weakref
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,6 +31,7 @@ from kestrel.tests.qgis.examples import (
     write_program,
     write_raster,
 )
+from kestrel.ui import factories as factories_module
 from kestrel.ui.arguments_widget import ArgumentsTable, CompactArguments, ModelerArguments
 from kestrel.ui.consent_dialog import ConsentDialog, program_text
 from kestrel.ui.factories import widget_factories
@@ -259,6 +262,23 @@ def test_the_model_designer_takes_arguments_that_no_table_knows(model: str) -> N
     editor.table.add_argument("tta_scales")
     editor.table.editor("tta_scales").enter("1,2")
     assert json.loads(window.values()["ARGUMENTS"]) == {"tta_scales": "1,2"}
+
+
+@pytest.mark.parametrize("kind", [DIALOG, BATCH, MODELER], ids=["dialog", "batch", "modeler"])
+def test_what_a_container_asks_in_python_lives_as_long_as_it(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second wrapper pushes the first one aside, but C++ keeps its address: were it freed, QGIS would crash."""
+    made, plain = [], factories_module._container
+
+    def container(child: Any) -> Any:
+        first = plain(child)
+        made.append(weakref.ref(first))
+        return first
+
+    monkeypatch.setattr(factories_module, "_container", container)
+    window = Window(kind)
+    gc.collect()
+    assert [True, True] == [first() is not None for first in made]
+    assert all(first() is not widget for first, widget in zip(made, window.widgets.values()))
 
 
 def test_windows_open_and_close_many_times_without_an_error(model: str) -> None:
