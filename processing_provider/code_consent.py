@@ -236,6 +236,8 @@ def trusted_programs() -> list[TrustedProgram]:
         stored = json.loads(str(QgsSettings().value(TRUSTED_SETTING, "[]") or "[]"))
     except (ValueError, RecursionError):
         return []
+    if not isinstance(stored, list):
+        return []
     return [
         TrustedProgram(entry["sha256"], str(entry.get("name", "")), str(entry.get("date", "")))
         for entry in stored

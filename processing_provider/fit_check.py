@@ -153,12 +153,14 @@ def _ground(raster: SourceRaster) -> tuple[float, float] | None:
 
 
 def value_range(raster: SourceRaster, definition: ModelDefinition) -> tuple[float, float] | None:
-    """Give lowest and highest value of a sample of the pixels of the model's bands; None where that would take time.
+    """Give lowest and highest value of a sample of the pixels of the model's bands.
+
+    None where that would take time, and where no pixel is valid or can be read.
 
     Nine small windows are read: a look at the whole raster could take minutes, and QGIS's own statistics write a file
     beside the raster.
     """
-    if raster.connection.startswith(_REMOTE):
+    if any(part in raster.connection for part in _REMOTE):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -166,8 +168,8 @@ def value_range(raster: SourceRaster, definition: ModelDefinition) -> tuple[floa
         try:
             dataset = gdal.Open(raster.connection)
             return _sampled(dataset, _band_numbers(raster, definition)) if dataset is not None else None
-        except (RuntimeError, ImportError, ValueError, TypeError):
-            return None  # a damaged file: the run says so
+        except RuntimeError:
+            return None  # a damaged file, where GDAL raises exceptions: the run says so
         finally:
             gdal.PopErrorHandler()
 
@@ -183,19 +185,17 @@ def _sampled(dataset: Any, bands: list[int]) -> tuple[float, float] | None:
     lows, highs = [], []
     for x, y in _windows(dataset.RasterXSize, dataset.RasterYSize):
         width, height = min(_WINDOW, dataset.RasterXSize), min(_WINDOW, dataset.RasterYSize)
-        valid = _mask(dataset, x, y, width, height)
+        mask = dataset.GetRasterBand(1).GetMaskBand().ReadAsArray(x, y, width, height)
         for place in bands:
-            band = dataset.GetRasterBand(place + 1)
-            values = np.asarray(band.ReadAsArray(x, y, width, height), np.float64)
-            values = values[valid & np.isfinite(values)]
+            pixels = dataset.GetRasterBand(place + 1).ReadAsArray(x, y, width, height)
+            if mask is None or pixels is None:
+                continue  # a damaged file: the run says so
+            values = pixels.astype(np.float64)
+            values = values[(mask > 0) & np.isfinite(values)]
             if len(values):
                 lows.append(float(values.min()))
                 highs.append(float(values.max()))
     return (min(lows), max(highs)) if lows else None
-
-
-def _mask(dataset: Any, x: int, y: int, width: int, height: int) -> Any:
-    return dataset.GetRasterBand(1).GetMaskBand().ReadAsArray(x, y, width, height) > 0
 
 
 def _windows(width: int, height: int) -> list[tuple[int, int]]:

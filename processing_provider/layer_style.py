@@ -110,7 +110,8 @@ class LayerStyle(QgsProcessingLayerPostProcessorInterface):
         class_field, confidence = names_in(layer, record.fields, record.extra)
         if self._has_default_name:
             layer.setName(layer_name(record))
-        layer.setRenderer(renderer(shown_classes(record), class_field, layer.geometryType()))
+        has_others = len(_foreign_names(record)) > _MOST_FOREIGN
+        layer.setRenderer(renderer(shown_classes(record), class_field, layer.geometryType(), has_others))
         layer.setLabeling(labeling(record.raster, class_field, confidence, layer.geometryType()))
         layer.setLabelsEnabled(True)
         describe(layer, record)
@@ -142,22 +143,35 @@ def shown_classes(record: RunRecord) -> list[ModelClass]:
     A model's own program may give classes that its definition does not list; they get colours in turn.
     """
     found = [item for item in record.definition.classes if record.class_counts[item.name]]
-    known = {item.name for item in record.definition.classes}
-    foreign = sorted(name for name, count in record.class_counts.items() if count and name not in known)
     found += [
         ModelClass(0, name, _FOREIGN_COLORS[place % len(_FOREIGN_COLORS)])
-        for place, name in enumerate(foreign[:_MOST_FOREIGN])
+        for place, name in enumerate(_foreign_names(record)[:_MOST_FOREIGN])
     ]
     return found or list(record.definition.classes)
 
 
+def _foreign_names(record: RunRecord) -> list[str]:
+    known = {item.name for item in record.definition.classes}
+    return sorted(name for name, count in record.class_counts.items() if count and name not in known)
+
+
 def renderer(
-    classes: list[ModelClass], class_field: str, geometry: Qgis.GeometryType = Qgis.GeometryType.Polygon
+    classes: list[ModelClass],
+    class_field: str,
+    geometry: Qgis.GeometryType = Qgis.GeometryType.Polygon,
+    has_others: bool = False,
 ) -> QgsCategorizedSymbolRenderer:
-    """Draw each class with the model's colour: areas with a strong outline around a translucent fill."""
+    """Draw each class with the model's colour: areas with a strong outline around a translucent fill.
+
+    Args:
+        classes: What the legend lists.
+        class_field: The field with their names.
+        geometry: What is drawn.
+        has_others: Objects have further classes; they share one entry.
+    """
     make = {Qgis.GeometryType.Point: _marker, Qgis.GeometryType.Line: _line}.get(geometry, _fill)
     categories = [QgsRendererCategory(item.name, make(item.color), to_label(item.name, 80)) for item in classes]
-    if len(classes) >= _MOST_FOREIGN:
+    if has_others:
         categories.append(QgsRendererCategory(None, make(_FOREIGN_COLORS[-1]), tr("other")))
     return QgsCategorizedSymbolRenderer(class_field, categories)
 

@@ -181,7 +181,7 @@ def test_the_administrator_can_allow_programs_beforehand(
     assert consent_to(HASH) is Consent.GIVEN
 
 
-@pytest.mark.parametrize("stored", ["", "no json", "[1, {}]", '[{"sha256": "short"}]'])
+@pytest.mark.parametrize("stored", ["", "no json", "null", "5", "{}", "[1, {}]", '[{"sha256": "short"}]'])
 def test_damaged_settings_allow_nothing(stored: str) -> None:
     QgsSettings().setValue("kestrel/trusted_code", stored)
     assert trusted_programs() == []

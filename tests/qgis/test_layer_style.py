@@ -84,6 +84,18 @@ def test_classes_that_only_a_program_knows_are_in_the_legend_too() -> None:
     assert [category.value() for category in layer.renderer().categories()] == ["House", "Cactus"]
 
 
+@pytest.mark.parametrize(("n_foreign", "others"), [(40, []), (41, ["other"])])
+def test_classes_for_which_the_legend_has_no_room_share_an_entry(n_foreign: int, others: list[str]) -> None:
+    layer = styled(replace(RECORD, class_counts=Counter({f"c{number}": 1 for number in range(n_foreign)})))
+    assert others == [category.label() for category in layer.renderer().categories()][40:]
+
+
+def test_many_classes_of_the_model_leave_nothing_over() -> None:
+    model = replace(definition(), classes=tuple(ModelClass(i, f"c{i}", (1, 2, 3)) for i in range(80)))
+    layer = styled(replace(RECORD, definition=model, class_counts=Counter({f"c{number}": 1 for number in range(80)})))
+    assert [f"c{number}" for number in range(80)] == [c.label() for c in layer.renderer().categories()]
+
+
 def test_the_legend_shows_all_classes_when_nothing_was_found() -> None:
     layer = styled(replace(RECORD, class_counts=Counter()))
     assert [category.value() for category in layer.renderer().categories()] == ["Palm", "House"]

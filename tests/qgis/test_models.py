@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from osgeo import gdal
+from osgeo import gdal, ogr, osr
 from qgis.core import QgsApplication, QgsProcessingException, QgsRasterLayer
 
 from kestrel.inference.models.package import open_package
@@ -187,6 +188,35 @@ def test_a_look_at_the_values_leaves_no_file_behind(tmp_path: Path) -> None:
         path.unlink()  # the layer's own
     assert value_range(raster, package.definition) == (10, 200)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.dlpk", "r.tif"]
+
+
+@pytest.fixture(params=[True, False], ids=["exceptions", "no exceptions"])
+def _gdal_raises(request: pytest.FixtureRequest) -> Iterator[None]:
+    """GDAL tells of errors by exceptions or not: whatever another plugin has chosen."""
+    modules = (gdal, ogr, osr)
+    before = [module for module in modules if module.GetUseExceptions()]
+
+    def switch(raising: list[Any]) -> None:
+        gdal.ErrorReset()  # an old error would be raised by the next call, whatever it is
+        for module in reversed(modules):  # the last one that was switched on is the first that can be switched off
+            if module.GetUseExceptions():
+                module.DontUseExceptions()
+        for module in raising:
+            module.UseExceptions()
+
+    switch([*modules] if request.param else [])
+    yield
+    switch(before)
+
+
+@pytest.mark.usefixtures("_gdal_raises")
+def test_a_raster_whose_pixels_cannot_be_read_has_no_range_of_values(tmp_path: Path) -> None:
+    package = open_package(write_model(tmp_path))
+    raster = looked_at(tmp_path, values=(10, 200))
+    path = Path(raster.connection)
+    path.write_bytes(path.read_bytes()[:2000])
+    assert gdal.Open(str(path)) is not None
+    assert value_range(raster, package.definition) is None
 
 
 # -- Packing -----------------------------------------------------------------------------------------------------------

@@ -28,8 +28,6 @@ from kestrel.tests.fixtures.evil_packages import (
 )
 from kestrel.tests.fixtures.evil_pickles import MARKER, Canary
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is capped and measured through /proc")
-
 CAP = 2 * 2**30
 """Memory for the process beyond what it has when its libraries are loaded."""
 MAX_GROWTH = 100 * 2**20  # networks that are built before their weights are looked at are in it
@@ -58,6 +56,8 @@ class Run:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The whole corpus, gone through in one process with a cap on its memory and a hostile environment."""
+    if sys.platform != "linux":
+        pytest.skip("memory is capped and measured through /proc")
     folder, scratch = tmp_path_factory.mktemp("packages"), tmp_path_factory.mktemp("scratch")
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)

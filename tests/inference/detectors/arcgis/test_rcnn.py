@@ -164,6 +164,7 @@ def test_a_tile_is_seen_alike_alone_and_among_others() -> None:
     batch = pictures(small(), n=3)
     for index, found in enumerate(detector.predict(batch)):
         (alone,) = detector.predict(batch[index : index + 1])
+        assert len(found) == len(alone) > 0
         assert np.allclose(found.boxes, alone.boxes, atol=0.01)
 
 
