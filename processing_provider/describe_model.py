@@ -18,7 +18,6 @@ from qgis.core import (
 )
 
 from ..inference.errors import (
-    InferenceError,
     ModelIncompatibleError,
     ModelUnsupportedError,
     OutputError,
@@ -30,7 +29,7 @@ from ..inference.models.package import ModelPackage, open_package
 from .algorithm import KestrelAlgorithm
 from .code_consent import Consent, consent_to
 from .description_html import as_plain, page
-from .feedback import as_processing_exception, foreseen
+from .feedback import foreseen
 from .fit_check import fit_report
 from .help import table_help
 from .job_builder import ParameterReader, model_reference
@@ -145,15 +144,12 @@ class DescribeModelAlgorithm(KestrelAlgorithm):
     ) -> bool:
         """Take from the layer what is bound to this thread."""
         reader = ParameterReader(self, parameters, context)
-        try:
-            with foreseen():
-                if reader.is_given(INPUT):
-                    layer = self.parameterAsRasterLayer(parameters, INPUT, context)
-                    if layer is None:
-                        raise RasterOpenError(self.invalidRasterError(parameters, INPUT))
-                    self._raster = source_raster(layer)
-        except InferenceError as error:
-            raise as_processing_exception(error) from error
+        with foreseen():
+            if reader.is_given(INPUT):
+                layer = self.parameterAsRasterLayer(parameters, INPUT, context)
+                if layer is None:
+                    raise RasterOpenError(self.invalidRasterError(parameters, INPUT))
+                self._raster = source_raster(layer)
         return True
 
     def processAlgorithm(
@@ -161,12 +157,9 @@ class DescribeModelAlgorithm(KestrelAlgorithm):
     ) -> dict[str, Any]:
         """Read the package, tell, and write the files."""
         reader = ParameterReader(self, self.preprocessParameters(parameters), context)
-        try:
-            with foreseen():
-                package = _opened(model_reference(reader.text(MODEL)))
-                return self._told(package, reader, feedback)
-        except InferenceError as error:
-            raise as_processing_exception(error) from error
+        with foreseen():
+            package = _opened(model_reference(reader.text(MODEL)))
+            return self._told(package, reader, feedback)
 
     def _told(self, package: ModelPackage, reader: ParameterReader, feedback: QgsProcessingFeedback) -> dict[str, Any]:
         description = describe_package(package)

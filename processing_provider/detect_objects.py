@@ -16,14 +16,14 @@ from qgis.core import (
     QgsProcessingFeedback,
 )
 
-from ..inference.errors import InferenceError, OutputError
+from ..inference.errors import OutputError
 from ..inference.events import WasCanceled
 from ..inference.job import DetectionJob
 from . import parameters as keys
 from .algorithm import KestrelAlgorithm
 from .destination import HalfOutput, sole_writer
 from .feature_sink import RunFacts, check_written, extra_fields, fill_sink, output_fields, output_geometry
-from .feedback import EventListener, as_processing_exception, cancelled_exception, foreseen, is_main_thread
+from .feedback import EventListener, cancelled_exception, foreseen, is_main_thread
 from .help import algorithm_help
 from .job_builder import (
     JSON_KEYS,
@@ -80,8 +80,6 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
                 is_valid, reason = super().checkParameterValues(self.preprocessParameters(parameters), context)
                 if is_valid:
                     build_plan(self, parameters, context)
-        except InferenceError as error:
-            return False, str(as_processing_exception(error))
         except QgsProcessingException as error:
             return False, str(error)
         return is_valid, reason
@@ -90,11 +88,8 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
     ) -> bool:
         """Take from the layers what is bound to this thread."""
-        try:
-            with foreseen():
-                self._plan = plan = build_plan(self, parameters, context)
-        except InferenceError as error:
-            raise as_processing_exception(error) from error
+        with foreseen():
+            self._plan = plan = build_plan(self, parameters, context)
         for warning in plan.warnings:
             feedback.pushWarning(to_plain(warning))
         return True
@@ -108,7 +103,7 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
             raise QgsProcessingException("prepareAlgorithm was not called.")
         run: JobRun | None = None
         try:
-            with foreseen(), sole_writer(plan.output):
+            with foreseen(lambda: run.log if run else None), sole_writer(plan.output):
                 run = start_run(complete_job(plan))
                 listener = EventListener(feedback)
                 outcome = run.execute(plan.interpreter, listener, feedback)
@@ -117,8 +112,6 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
                 request = ParameterReader(self, parameters, context)
                 facts = _facts(plan, run.job, outcome.summary, listener.object_files)
                 results = _write(request, plan, run.job, facts, listener.object_files, feedback)
-        except InferenceError as error:
-            raise as_processing_exception(error, run.log if run else None) from error
         finally:
             if run is not None:
                 run.release()

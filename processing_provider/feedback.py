@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -115,19 +115,23 @@ def as_processing_exception(error: InferenceError, log: Path | None = None) -> Q
 
 
 @contextmanager
-def foreseen() -> Iterator[None]:
-    """Tell of errors that nobody foresaw: one that leaves the algorithm as it is would take QGIS along.
+def foreseen(log: Callable[[], Path | None] = lambda: None) -> Iterator[None]:
+    """Turn errors into the one kind that ends a run; any other that leaves the algorithm would take QGIS along.
 
     This is the algorithm's one broad `except`, for each of its entry points.
 
+    Args:
+        log: Gives the worker's log file once there is one.
+
     Raises:
-        InferenceError, QgsProcessingException: as they come; all else becomes a QgsProcessingException, and its
-            traceback goes to the log panel.
+        QgsProcessingException: whatever goes wrong; of what nobody foresaw, the traceback goes to the log panel.
     """
     try:
         yield
-    except (InferenceError, QgsProcessingException):
+    except QgsProcessingException:
         raise
+    except InferenceError as error:
+        raise as_processing_exception(error, log()) from error
     except Exception as error:
         story = "\n".join(to_plain(line) for line in traceback.format_exc().splitlines())
         QgsMessageLog.logMessage(story, "Kestrel", Qgis.MessageLevel.Info, False)

@@ -19,10 +19,10 @@ from qgis.core import (
     QgsProcessingParameterString,
 )
 
-from ..inference.errors import InferenceError, ModelPackageError
+from ..inference.errors import ModelPackageError
 from ..inference.models.packaging import PackageParts, write_package
 from .algorithm import KestrelAlgorithm
-from .feedback import as_processing_exception, foreseen
+from .feedback import foreseen
 from .help import table_help
 from .job_builder import ParameterReader
 from .parameters import MODEL_WIDGET, Output, Parameter
@@ -142,11 +142,8 @@ class PackageModelAlgorithm(KestrelAlgorithm):
     ) -> dict[str, Any]:
         """Write the package and tell what is in it."""
         reader = ParameterReader(self, self.preprocessParameters(parameters), context)
-        try:
-            with foreseen():
-                return _packed(reader, feedback)
-        except InferenceError as error:
-            raise as_processing_exception(error) from error
+        with foreseen():
+            return _packed(reader, feedback)
 
 
 def _packed(reader: ParameterReader, feedback: QgsProcessingFeedback) -> dict[str, Any]:

@@ -94,34 +94,15 @@ class NumberEditor(Editor):
 
 
 class ChoiceEditor(Editor):
-    """A list with yes and no, and automatic where there is no default."""
+    """A list of what is allowed, and automatic where there is no default."""
 
     def __init__(self, spec: ArgumentSpec, value: Any) -> None:
         self._box = box = QComboBox()
         if spec.default is None:
             box.addItem(tr("automatic"), None)
-        box.addItem(tr("Yes"), True)
-        box.addItem(tr("No"), False)
-        box.setCurrentIndex(box.findData(spec.default if value is None else value))
-        super().__init__(box)
-        box.currentIndexChanged.connect(lambda *_: self.edited.emit())
-
-    def value(self) -> Any:
-        """Give True, False, or None for automatic."""
-        return self._box.currentData()
-
-    def enter(self, value: Any) -> None:
-        """Change the choice."""
-        self._box.setCurrentIndex(self._box.findData(value))
-
-
-class ListEditor(Editor):
-    """A list with the texts that are allowed, and automatic where there is no default."""
-
-    def __init__(self, spec: ArgumentSpec, value: Any) -> None:
-        self._box = box = QComboBox()
-        if spec.default is None:
-            box.addItem(tr("automatic"), None)
+        if spec.kind == "boolean":
+            box.addItem(tr("Yes"), True)
+            box.addItem(tr("No"), False)
         for choice in spec.choices:
             box.addItem(to_plain(choice, 80), choice)
         box.setCurrentIndex(box.findData(spec.default if value is None else value))
@@ -129,7 +110,7 @@ class ListEditor(Editor):
         box.currentIndexChanged.connect(lambda *_: self.edited.emit())
 
     def value(self) -> Any:
-        """Give the text, or None for automatic."""
+        """Give the choice, or None for automatic."""
         return self._box.currentData()
 
     def enter(self, value: Any) -> None:
@@ -164,10 +145,8 @@ def make_editor(spec: ArgumentSpec, value: Any) -> Editor:
             return TextEditor(spec, value)
     if spec.kind in ("integer", "number"):
         return NumberEditor(spec, value)
-    if spec.kind == "boolean":
+    if spec.kind in ("boolean", "choice"):
         return ChoiceEditor(spec, value)
-    if spec.kind == "choice":
-        return ListEditor(spec, value)
     return TextEditor(spec, value)
 
 

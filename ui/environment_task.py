@@ -14,8 +14,8 @@ from ..processing_provider.interpreter import REQUIREMENTS
 from ..processing_provider.text import tr
 
 
-class EnvironmentTask(QgsTask):
-    """Downloads and installs the environment; it goes on when the options are closed.
+class InstallTask(QgsTask):
+    """Downloads and installs; it goes on when the options are closed.
 
     Signals:
         line: the installer said something.
@@ -23,26 +23,29 @@ class EnvironmentTask(QgsTask):
 
     Attributes:
         is_given_up: It was cancelled.
-
-    Args:
-        backend: Which torch, see `create_environment`.
     """
 
     line = pyqtSignal(str)
     ended = pyqtSignal(bool, str)
 
-    def __init__(self, backend: str) -> None:
-        super().__init__(tr("Set up Kestrel's inference environment"), QgsTask.Flag.CanCancel)
-        self.backend = backend
+    def __init__(self, description: str, success: str) -> None:
+        super().__init__(description, QgsTask.Flag.CanCancel)
         self.is_given_up = False
+        self._success = success
         self._text = ""
+
+    def install(self) -> bool:
+        """Do the work, in a thread, and tell whether it was done; False: it was cancelled.
+
+        Raises:
+            InferenceError: it cannot be done.
+        """
+        raise NotImplementedError
 
     def run(self) -> bool:
         """Work, in a thread."""
         try:
-            made = create_environment(
-                default_target(), REQUIREMENTS, None, self.line.emit, self.isCanceled, torch_backend=self.backend
-            )
+            is_done = self.install()
         except InferenceError as error:
             self._text = str(error)
             return False
@@ -50,9 +53,9 @@ class EnvironmentTask(QgsTask):
             # A thread of QGIS's would end with it without a word.
             self._text = tr("Unexpected error ({kind}): {text}").format(kind=type(error).__name__, text=error)
             return False
-        self.is_given_up = made is None
-        self._text = tr("Canceled.") if self.is_given_up else tr("The inference environment is ready.")
-        return not self.is_given_up
+        self.is_given_up = not is_done
+        self._text = self._success if is_done else tr("Canceled.")
+        return is_done
 
     def finished(self, result: bool) -> None:
         """Tell the end, in the main thread."""
@@ -62,15 +65,27 @@ class EnvironmentTask(QgsTask):
         self.ended.emit(result, self._text)
 
 
-class ExtraTask(QgsTask):
-    """Installs an optional library into the environment that runs the models; it goes on when the options are closed.
+class EnvironmentTask(InstallTask):
+    """Makes the environment.
 
-    Signals:
-        line: the installer said something.
-        ended: is_good, text: it is over.
+    Args:
+        backend: Which torch, see `create_environment`.
+    """
 
-    Attributes:
-        is_given_up: It was cancelled.
+    def __init__(self, backend: str) -> None:
+        super().__init__(tr("Set up Kestrel's inference environment"), tr("The inference environment is ready."))
+        self.backend = backend
+
+    def install(self) -> bool:
+        """Make it."""
+        made = create_environment(
+            default_target(), REQUIREMENTS, None, self.line.emit, self.isCanceled, torch_backend=self.backend
+        )
+        return made is not None
+
+
+class ExtraTask(InstallTask):
+    """Installs an optional library into the environment that runs the models.
 
     Args:
         interpreter: The environment's Python.
@@ -78,36 +93,13 @@ class ExtraTask(QgsTask):
         name: How people call it.
     """
 
-    line = pyqtSignal(str)
-    ended = pyqtSignal(bool, str)
-
     def __init__(self, interpreter: str, requirements: Path, name: str) -> None:
-        super().__init__(tr("Install {name}").format(name=name), QgsTask.Flag.CanCancel)
-        self.is_given_up = False
-        self._interpreter, self._requirements, self._name = interpreter, requirements, name
-        self._text = ""
+        super().__init__(tr("Install {name}").format(name=name), tr("{name} is installed.").format(name=name))
+        self._interpreter, self._requirements = interpreter, requirements
 
-    def run(self) -> bool:
-        """Work, in a thread."""
-        try:
-            is_there = install_extra(self._interpreter, self._requirements, self.line.emit, self.isCanceled)
-        except InferenceError as error:
-            self._text = str(error)
-            return False
-        except Exception as error:
-            # A thread of QGIS's would end with it without a word.
-            self._text = tr("Unexpected error ({kind}): {text}").format(kind=type(error).__name__, text=error)
-            return False
-        self.is_given_up = not is_there
-        self._text = tr("{name} is installed.").format(name=self._name) if is_there else tr("Canceled.")
-        return is_there
-
-    def finished(self, result: bool) -> None:
-        """Tell the end, in the main thread."""
-        if not self._text:
-            # It was cancelled before it started: QGIS ends it without `run`.
-            self.is_given_up, self._text = True, tr("Canceled.")
-        self.ended.emit(result, self._text)
+    def install(self) -> bool:
+        """Install it."""
+        return install_extra(self._interpreter, self._requirements, self.line.emit, self.isCanceled)
 
 
 class ProbeTask(QgsTask):

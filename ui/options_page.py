@@ -38,7 +38,7 @@ from ..processing_provider.interpreter import (
     managed_interpreter,
 )
 from ..processing_provider.text import to_plain, tr
-from .environment_task import EnvironmentTask, ExtraTask, ProbeTask
+from .environment_task import EnvironmentTask, ExtraTask, InstallTask, ProbeTask
 from .messages import show_error, show_success
 
 _MOST_LINES = 2000
@@ -140,7 +140,7 @@ class KestrelOptionsPage(QgsOptionsPageWidget):
 
     def _listen(self, task: Any) -> None:
         # Bound methods of a QObject: Qt cuts the connection when the page goes.
-        if isinstance(task, (EnvironmentTask, ExtraTask)):
+        if isinstance(task, InstallTask):
             task.line.connect(self._add_line)
         task.ended.connect(self._show_end)
 
@@ -243,18 +243,16 @@ class KestrelOptionsPage(QgsOptionsPageWidget):
 def _ended(tasks: list[Any], task: Any, iface: Any, is_good: bool, text: str) -> None:
     """Note the end of a task, whether or not the page is still open."""
     tasks.remove(task)
-    if not isinstance(task, (EnvironmentTask, ExtraTask)) or task.is_given_up:
+    if not isinstance(task, InstallTask) or task.is_given_up:
         return
     if not is_good:
         show_error(iface, text)
         return
-    if isinstance(task, ExtraTask):
-        show_success(iface, text)
-        return
-    settings = QgsSettings()
-    settings.setValue(BACKEND_SETTING, task.backend)
-    # An interpreter that was chosen before would go before the new environment.
-    settings.remove(SETTING)
+    if isinstance(task, EnvironmentTask):
+        settings = QgsSettings()
+        settings.setValue(BACKEND_SETTING, task.backend)
+        # An interpreter that was chosen before would go before the new environment.
+        settings.remove(SETTING)
     show_success(iface, text)
 
 
