@@ -28,7 +28,15 @@ Each class has a `code`, which is part of the wire format and of the documentati
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
+
+# Source: texts of torch (CUDA and CPU allocator), onnxruntime (BFCArena), the C++ library, and cuBLAS.
+_OUT_OF_MEMORY = re.compile(
+    r"out ?of ?memory|not enough memory|allocate memory|DefaultCPUAllocator|AllocateRaw|bad.?alloc|ALLOC_FAILED"
+    r"|memory of \d+ is smaller",
+    re.IGNORECASE,
+)
 
 
 class InferenceError(Exception):
@@ -147,6 +155,11 @@ class DeviceMemoryError(DeviceError):
 
     code = "device-memory"
 
+    @classmethod
+    def of_batch(cls, n: int) -> DeviceMemoryError:
+        """Give the error that makes the caller try fewer than these `n` tiles at once."""
+        return cls(f"The memory does not hold a batch of {n} tiles.", batch_size=n)
+
 
 class OutputError(InferenceError):
     """The result cannot be written."""
@@ -196,3 +209,13 @@ def error_from_dict(data: dict[str, Any]) -> InferenceError:
     context = data.get("context")
     error.context = dict(context) if isinstance(context, dict) else {}  # any name may stand in it, "hint" too
     return error
+
+
+def first_line(error: Exception) -> str:
+    """Give what a library says, without the rest of its story and without a full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether a library's error, of whatever type, says that memory is short, the computer's or a GPU's."""
+    return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"))

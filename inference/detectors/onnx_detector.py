@@ -21,14 +21,15 @@ from ..errors import (
     DeviceMemoryError,
     DeviceUnavailableError,
     ModelError,
-    ModelIncompatibleError,
     ModelPackageError,
     ModelUnsupportedError,
+    first_line,
+    is_out_of_memory,
 )
 from ..models.definition import ModelDefinition
 from ..models.package import ModelPackage, is_safe_name
-from ..preprocess import Normalisation, make_normalisation
 from .dense_heads import DenseGrid, DenseHead, find_grid
+from .graph_input import GraphInput
 from .protocol import DetectorSettings, Traits
 
 _NUMPY_TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -111,7 +112,7 @@ def _session(path: Path, settings: DetectorSettings) -> onnxruntime.InferenceSes
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=_providers(settings.device))
     except _RUNTIME_ERRORS as error:
-        raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
+        raise ModelError(f"ONNX Runtime cannot load the model: {first_line(error)}.") from error
 
 
 def _providers(device: str) -> list[Any]:
@@ -125,12 +126,12 @@ def _providers(device: str) -> list[Any]:
     return [("CUDAExecutionProvider", {"device_id": int(device.rpartition(":")[2])}), "CPUExecutionProvider"]
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300]
-
-
 class OnnxRunner:
-    """A session with its input's form: knows sizes and types, and nothing of detections."""
+    """A session with its input's form: knows sizes and types, and nothing of detections.
+
+    Attributes:
+        input: The images that it takes.
+    """
 
     def __init__(self, session: onnxruntime.InferenceSession, definition: ModelDefinition) -> None:
         """Look at the graph's input.
@@ -146,43 +147,15 @@ class OnnxRunner:
         self._session = session
         self._name = inputs[0].name
         self._takes_sizes = len(session.get_inputs()) > 1
-        self._dtype = _NUMPY_TYPES[inputs[0].type]
-        batch, channels, height, width = (size if isinstance(size, int) else None for size in inputs[0].shape)
-        n_bands = len(definition.input.bands)
-        if channels is not None and channels != n_bands:
-            raise ModelIncompatibleError(
-                f"The model takes {channels} channels, and its definition names {n_bands} bands."
-            )
-        if height != width:
-            raise ModelUnsupportedError(f"The model takes {width} x {height} pixels; Kestrel cuts square tiles.")
-        self.fixed_batch = batch
-        self.network_size = height
+        sizes = (size if isinstance(size, int) else None for size in inputs[0].shape)
+        self.input = GraphInput(_NUMPY_TYPES[inputs[0].type], *sizes, definition)
         self.output_names = [item.name for item in session.get_outputs()]
         self.output_ranks = {item.name: len(item.shape or ()) for item in session.get_outputs()}
         """Number of axes of each output; 0 where the graph does not say."""
-        self._normalisation = make_normalisation(definition.input)
-        _check_normalisation(self._dtype, self._normalisation)
-
-    def parts(self, batch: NDArray[Any]) -> Iterator[NDArray[Any]]:
-        """Cut a batch into ones that `run` takes."""
-        size = self.fixed_batch or max(len(batch), 1)
-        return (batch[start : start + size] for start in range(0, len(batch), size))
 
     def run(self, batch: NDArray[Any]) -> list[NDArray[Any]]:
-        """Run a batch (N, C, S, S) of raster values and give the graph's outputs.
-
-        A graph that takes no fewer images than a fixed number gets the last one again; what it gives for these stands
-        at the end of its outputs.
-        """
-        if self._dtype == np.uint8 and batch.dtype != np.uint8:
-            raise ModelIncompatibleError(
-                f"The model takes 8-bit pixels, and the raster's are {batch.dtype}.",
-                hint="Convert the raster to 8 bit with the scaling that the model was trained on.",
-            )
-        fed = batch if self._dtype == np.uint8 else self._normalisation.apply(batch).astype(self._dtype, copy=False)
-        n_missing = (self.fixed_batch or 0) - len(batch)
-        if n_missing > 0:
-            fed = np.concatenate([fed, np.repeat(fed[-1:], n_missing, axis=0)])
+        """Run a batch (N, C, S, S) of raster values and give the graph's outputs, see `GraphInput.feed`."""
+        fed = self.input.feed(batch)
         feeds = {self._name: np.ascontiguousarray(fed)}
         if self._takes_sizes:
             feeds[_SIZE_INPUT] = np.full((len(fed), 2), fed.shape[-1], np.int64)
@@ -195,22 +168,14 @@ def _is_size_input(item: Any) -> bool:
     return bool(item.name == _SIZE_INPUT and item.type == "tensor(int64)" and len(item.shape) == 2)
 
 
-def _check_normalisation(dtype: Any, normalisation: Normalisation) -> None:
-    if dtype == np.uint8 and not normalisation.is_identity:
-        raise ModelIncompatibleError("The model takes 8-bit pixels as they are, but its definition scales them.")
-
-
 @contextmanager
 def _translated(n: int) -> Iterator[None]:
     try:
         yield
-    except _RUNTIME_ERRORS as error:
-        text = str(error).lower()
-        if "memory" in text or "alloc" in text:
-            raise DeviceMemoryError(f"The memory does not hold a batch of {n} tiles.", batch_size=n) from error
-        raise ModelError(f"The network failed: {_first_line(error)}") from error
-    except MemoryError as error:
-        raise DeviceMemoryError(f"The memory does not hold a batch of {n} tiles.", batch_size=n) from error
+    except (*_RUNTIME_ERRORS, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise DeviceMemoryError.of_batch(n) from error
+        raise ModelError(f"The network failed: {first_line(error)}.") from error
 
 
 def _recognise(runner: OnnxRunner, n_classes: int) -> str:
@@ -243,8 +208,8 @@ class DenseOnnxDetector:
             stride=definition.tile.stride or _DEFAULT_PADDING_STRIDE,
             receptive_field_radius=definition.tile.receptive_field_radius,
             is_dense=True,
-            network_size=runner.network_size,
-            max_batch=runner.fixed_batch,
+            network_size=runner.input.network_size,
+            max_batch=runner.input.fixed_batch,
             n_callers=n_threads,
         )
 
@@ -256,7 +221,7 @@ class DenseOnnxDetector:
     def calibrated(self, sha256: str) -> DenseOnnxDetector:
         """Measure stride and receptive field where the package does not state them."""
         if self._tile.stride is None or self._tile.receptive_field_radius is None:
-            size = self._runner.network_size
+            size = self._runner.input.network_size
             measured = calibrated_traits(self._traits, self._respond, self._n_bands, sha256, size)
             stated = self._tile.receptive_field_radius
             self._traits = replace(
@@ -281,7 +246,7 @@ class DenseOnnxDetector:
 
     def predict(self, batch: NDArray[Any]) -> list[Detections]:
         """Find candidates, see `Detector.predict`."""
-        return [found for part in self._runner.parts(batch) for found in self._predict(part)]
+        return [found for part in self._runner.input.parts(batch) for found in self._predict(part)]
 
     def _predict(self, batch: NDArray[Any]) -> list[Detections]:
         outputs = self._head.rows_first(self._runner.run(batch)[0])[: len(batch)]
@@ -316,8 +281,8 @@ class BoxesOnnxDetector:
                 hint=f"Its outputs are {', '.join(runner.output_names)}.",
             )
         self._takes_one = runner.output_ranks["boxes"] == _RANK_OF_ONE
-        if self._takes_one and (runner.fixed_batch or 1) > 1:
-            raise _mixed_batch(runner.fixed_batch)
+        if self._takes_one and (runner.input.fixed_batch or 1) > 1:
+            raise _mixed_batch(runner.input.fixed_batch)
         self._runner, self._threshold = runner, threshold
         self._label_offset = int(definition.options.get("label_offset", 0))
         self._n_classes = len(definition.classes)
@@ -325,8 +290,8 @@ class BoxesOnnxDetector:
             stride=definition.tile.stride or _DEFAULT_PADDING_STRIDE,
             receptive_field_radius=None,
             is_dense=False,
-            network_size=runner.network_size,
-            max_batch=1 if self._takes_one else runner.fixed_batch,
+            network_size=runner.input.network_size,
+            max_batch=1 if self._takes_one else runner.input.fixed_batch,
             n_callers=n_threads,
         )
 
@@ -337,17 +302,17 @@ class BoxesOnnxDetector:
 
     def predict(self, batch: NDArray[Any]) -> list[Detections]:
         """Find objects, see `Detector.predict`."""
-        parts = [batch[i : i + 1] for i in range(len(batch))] if self._takes_one else self._runner.parts(batch)
+        parts = [batch[i : i + 1] for i in range(len(batch))] if self._takes_one else self._runner.input.parts(batch)
         return [found for part in parts for found in self._predict(part)]
 
     def _predict(self, batch: NDArray[Any]) -> list[Detections]:
         outputs = dict(zip(self._runner.output_names, self._runner.run(batch)))
         boxes, scores, labels = outputs["boxes"], outputs["scores"], outputs.get("labels")
         has_batch_axis = boxes.ndim != _RANK_OF_ONE
-        n_fed = self._runner.fixed_batch or len(batch)
+        n_fed = self._runner.input.fixed_batch or len(batch)
         if not has_batch_axis or len(boxes) != n_fed:  # torchvision's export, and graphs that look at one image
-            if (self._runner.fixed_batch or 1) > 1:
-                raise _mixed_batch(self._runner.fixed_batch)
+            if (self._runner.input.fixed_batch or 1) > 1:
+                raise _mixed_batch(self._runner.input.fixed_batch)
             if len(batch) > 1:  # a graph that did not declare its outputs' form
                 self._takes_one = True
                 return self.predict(batch)

@@ -26,14 +26,14 @@ from ..errors import (
     DeviceMemoryError,
     DeviceUnavailableError,
     ModelError,
-    ModelIncompatibleError,
     ModelPackageError,
     ModelUnsupportedError,
+    first_line,
 )
 from ..merge import suppress_once
 from ..models.definition import ModelClass, ModelDefinition
 from ..models.package import ModelPackage
-from ..preprocess import make_normalisation
+from .graph_input import GraphInput
 from .protocol import DetectorSettings, Traits
 from .tensorflow_graph import OUTPUTS, SAVED_MODEL, CheckedGraph, read_graph
 
@@ -70,7 +70,7 @@ def _tensorflow() -> ModuleType:
         return import_module("tensorflow")
     except (ImportError, TypeError, AttributeError) as error:  # what a protobuf or numpy of another age brings about
         raise BackendMissingError(
-            f"The inference environment's TensorFlow cannot be imported: {_first_line(error)}.", hint=INSTALL_HINT
+            f"The inference environment's TensorFlow cannot be imported: {first_line(error)}.", hint=INSTALL_HINT
         ) from error
 
 
@@ -107,12 +107,12 @@ def _is_variables(name: str, prefix: str) -> bool:
     return name.startswith(prefix) and name[len(prefix) :].startswith(_PARTS) and "/" not in name[len(prefix) :]
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")
-
-
 class GraphRunner:
-    """A graph in a session: knows sizes and types, and nothing of detections."""
+    """A graph in a session: knows sizes and types, and nothing of detections.
+
+    Attributes:
+        input: The images that it takes.
+    """
 
     def __init__(
         self, tensorflow: ModuleType, checked: CheckedGraph, definition: ModelDefinition, settings: DetectorSettings
@@ -126,22 +126,11 @@ class GraphRunner:
             DeviceUnavailableError: the device does not exist for TensorFlow.
         """
         self._tensorflow, self._checked = tensorflow, checked
-        self.fixed_batch, height, width, channels = checked.image.shape
-        n_bands = len(definition.input.bands)
-        if channels is not None and channels != n_bands:
-            raise ModelIncompatibleError(
-                f"The model takes {channels} channels, and its definition names {n_bands} bands."
-            )
-        if height != width:
-            raise ModelUnsupportedError(f"The model takes {width} x {height} pixels; Kestrel cuts square tiles.")
+        batch, height, width, channels = checked.image.shape
         if checked.image.dtype not in _TYPES:
             found = tensorflow.dtypes.as_dtype(checked.image.dtype).name
             raise ModelUnsupportedError(f"The model takes pixels of type {found}; Kestrel feeds uint8 and float32.")
-        self.network_size = height
-        self._dtype = _TYPES[checked.image.dtype]
-        self._normalisation = make_normalisation(definition.input)
-        if self._dtype == np.uint8 and not self._normalisation.is_identity:
-            raise ModelIncompatibleError("The model takes 8-bit pixels as they are, but its definition scales them.")
+        self.input = GraphInput(_TYPES[checked.image.dtype], batch, channels, height, width, definition)
         self._session = self._open(settings)
 
     def _open(self, settings: DetectorSettings) -> Any:
@@ -160,7 +149,7 @@ class GraphRunner:
                 self._tensorflow.import_graph_def(self._checked.graph, name="")
             return v1.Session(graph=graph, config=config)
         except (ValueError, TypeError, KeyError, self._tensorflow.errors.OpError) as error:
-            raise ModelError(f"TensorFlow cannot load the model: {_first_line(error)}.") from error
+            raise ModelError(f"TensorFlow cannot load the model: {first_line(error)}.") from error
 
     def _gpu(self, device: str) -> str:
         n_gpus = len(self._tensorflow.config.list_physical_devices("GPU"))
@@ -187,49 +176,34 @@ class GraphRunner:
             self._session.run(target, {named: str(prefix)})
         except (ValueError, KeyError, TypeError, self._tensorflow.errors.OpError) as error:
             raise ModelPackageError(
-                f"The SavedModel's variables cannot be read: {_first_line(error)}.",
+                f"The SavedModel's variables cannot be read: {first_line(error)}.",
                 hint="The package is damaged, or its graph and its variables are from different models.",
             ) from error
 
     def run(self, batch: NDArray[Any]) -> list[dict[str, NDArray[Any]]]:
         """Run a batch (N, C, S, S) of raster values, and give each image's outputs by name.
 
-        A graph that takes no fewer images than a fixed number gets the last one again.
-
         Raises:
             DeviceMemoryError: the batch is too large.
             ModelError: the network failed.
         """
-        size = self.fixed_batch or max(len(batch), 1)
-        return [found for i in range(0, len(batch), size) for found in self._run(batch[i : i + size])]
+        return [found for part in self.input.parts(batch) for found in self._run(part)]
 
     def _run(self, batch: NDArray[Any]) -> list[dict[str, NDArray[Any]]]:
-        n_missing = (self.fixed_batch or 0) - len(batch)
-        fed = self._fed(batch)
-        if n_missing > 0:
-            fed = np.concatenate([fed, np.repeat(fed[-1:], n_missing, axis=0)])
+        fed = np.ascontiguousarray(self.input.feed(batch).transpose(0, 2, 3, 1))
         with self._translated(len(batch)):
             outputs = self._session.run(dict(self._checked.outputs), {self._checked.image.tensor: fed})
         _check_ranks(outputs, len(fed))
         return [{key: value[i] for key, value in outputs.items()} for i in range(len(batch))]
-
-    def _fed(self, batch: NDArray[Any]) -> NDArray[Any]:
-        if self._dtype == np.uint8 and batch.dtype != np.uint8:
-            raise ModelIncompatibleError(
-                f"The model takes 8-bit pixels, and the raster's are {batch.dtype}.",
-                hint="Convert the raster to 8 bit with the scaling that the model was trained on.",
-            )
-        pixels = batch if self._dtype == np.uint8 else self._normalisation.apply(batch)
-        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
 
     @contextmanager
     def _translated(self, n: int) -> Iterator[None]:
         try:
             yield
         except (self._tensorflow.errors.ResourceExhaustedError, MemoryError) as error:
-            raise DeviceMemoryError(f"The memory does not hold a batch of {n} tiles.", batch_size=n) from error
+            raise DeviceMemoryError.of_batch(n) from error
         except (ValueError, TypeError, self._tensorflow.errors.OpError) as error:
-            raise ModelError(f"The network failed: {_first_line(error)}.") from error
+            raise ModelError(f"The network failed: {first_line(error)}.") from error
 
 
 def _check_ranks(outputs: Mapping[str, NDArray[Any]], n: int) -> None:
@@ -257,8 +231,8 @@ class TensorflowDetector:
             stride=definition.tile.stride or 1,  # these graphs resize tiles to their own liking
             receptive_field_radius=None,
             is_dense=False,
-            network_size=runner.network_size,
-            max_batch=runner.fixed_batch,
+            network_size=runner.input.network_size,
+            max_batch=runner.input.fixed_batch,
             geometry="polygon" if self._has_masks else "box",
         )
 

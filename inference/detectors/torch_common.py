@@ -17,6 +17,8 @@ from ..errors import (
     ModelError,
     ModelIncompatibleError,
     ModelUnsupportedError,
+    first_line,
+    is_out_of_memory,
 )
 from ..models.definition import InputSpec
 from ..preprocess import make_normalisation
@@ -42,13 +44,10 @@ def translated(n: int) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise DeviceMemoryError(f"The memory does not hold a batch of {n} tiles.", batch_size=n) from error
-    except RuntimeError as error:
-        text = str(error)
-        if "DefaultCPUAllocator" in text or "out of memory" in text:
-            raise DeviceMemoryError(f"The memory does not hold a batch of {n} tiles.", batch_size=n) from error
-        raise ModelError(f"The network failed: {text.strip().splitlines()[0][:300]}") from error
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise DeviceMemoryError.of_batch(n) from error
+        raise ModelError(f"The network failed: {first_line(error)}.") from error
 
 
 def to_device(thing: Movable, device: str) -> Movable:
@@ -61,7 +60,7 @@ def to_device(thing: Movable, device: str) -> Movable:
         return thing.to(device)
     except (RuntimeError, AssertionError) as error:
         raise DeviceUnavailableError(
-            f"The device '{device}' cannot be used: {str(error).splitlines()[0]}",
+            f"The device '{device}' cannot be used: {first_line(error)}.",
             hint="Choose processor CPU, or another GPU.",
         ) from error
 

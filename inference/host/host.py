@@ -24,14 +24,12 @@ from typing import Any, BinaryIO, NoReturn, Protocol, cast
 
 from numpy.typing import NDArray
 
-from ..errors import ProtocolError
+from ..errors import ProtocolError, is_out_of_memory
 from .frames import Frame, read_frame, write_frame
 from .stages import Stage, UnusableProgram
 
 MAX_MESSAGE = 500
 _PIPE_POLL_SECONDS = 0.02
-_MEMORY_ERRORS = ("MemoryError", "OutOfMemoryError")
-_MEMORY_TEXTS = ("out of memory", "DefaultCPUAllocator", "not enough memory")
 
 
 class Program(Protocol):
@@ -115,8 +113,7 @@ def _error_frame(error: BaseException) -> Frame:
     stage = error.stage if isinstance(error, Stage) else ""
     cause = error.__cause__ if isinstance(error, Stage) and error.__cause__ is not None else error
     name, text = type(cause).__name__, " ".join(str(cause).split())[:MAX_MESSAGE]
-    is_memory = name in _MEMORY_ERRORS or any(part in text for part in _MEMORY_TEXTS)
-    kind = "memory" if is_memory else "unusable" if isinstance(cause, UnusableProgram) else "exception"
+    kind = "memory" if is_out_of_memory(cause) else "unusable" if isinstance(cause, UnusableProgram) else "exception"
     missing = ""
     if isinstance(cause, ImportError):
         kind, missing = "import", str(cause.name or "")

@@ -27,7 +27,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, NoReturn
 
-from ..errors import BackendMissingError, DeviceMemoryError, DiskFullError, InferenceError, ProtocolError
+from ..errors import (
+    BackendMissingError,
+    DeviceMemoryError,
+    DiskFullError,
+    InferenceError,
+    ProtocolError,
+    is_out_of_memory,
+)
 from ..events import Canceled, Done, Failed, Report, Started, WasCanceled, WorkerEvent
 from ..job import DetectionJob
 from ..jobs import LOG_FILE, WORK_PREFIX, read_job
@@ -42,8 +49,6 @@ ORPHAN_GRACE = 1.25
 ALWAYS_NEEDED = ("numpy", "rasterio", "shapely")
 """Libraries that no run does without; which others a model needs, its detector knows."""
 
-# Source: texts of torch (CUDA and CPU allocator), onnxruntime (BFCArena), the C++ library, and cuBLAS.
-_OUT_OF_MEMORY = re.compile(r"out ?of ?memory|not enough memory|allocate memory|bad.?alloc|ALLOC_FAILED", re.IGNORECASE)
 _ON_GPU = re.compile(r"cuda|hip|mps|gpu|cublas", re.IGNORECASE)
 
 
@@ -223,7 +228,7 @@ def _explain(error: Exception, folder: Path) -> InferenceError:
     """Say what happened in a sentence for the user; the details are in the log."""
     if isinstance(error, InferenceError):
         return error
-    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
+    if is_out_of_memory(error):
         place = "graphics processor" if _ON_GPU.search(str(error)) else "computer"
         return DeviceMemoryError(
             f"The {place} does not have enough memory for this run.",
