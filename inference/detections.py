@@ -200,3 +200,12 @@ def _unpack(data: bytes, place: int, n: int) -> tuple[list[bytes], int]:
     starts = ends - lengths
     blobs = [data[start:end] for start, end in zip(starts.tolist(), ends.tolist())]
     return blobs, int(ends[-1]) if n else place
+
+
+def of_dimension(shape: shapely.Geometry, dimension: int) -> shapely.Geometry:
+    """Give the parts of a shape that are points (0), lines (1) or areas (2), or an empty geometry.
+
+    Where areas are cut or merely touch, lines and points are left over.
+    """
+    parts = [part for part in shapely.get_parts(shape) if shapely.get_dimensions(part) == dimension]
+    return parts[0] if len(parts) == 1 else shapely.union_all(parts)

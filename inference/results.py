@@ -13,7 +13,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from .detections import Detections
+from .detections import Detections, of_dimension
 from .errors import DiskFullError, OutputError
 from .events import Canceled, Objects, Report
 from .georeference import boxes_to_map, rings_to_wkb, shapes_to_wkb
@@ -126,15 +126,9 @@ def _cut_shapes(found: Found, info: RasterInfo) -> Found:
     hangs_over = np.flatnonzero(np.any((detections.boxes[:, :2] < 0) | (detections.boxes[:, 2:] > limits), axis=1))
     inside = shapely.intersection(shapes[hangs_over], shapely.box(0, 0, info.width, info.height))
     for index, shape in zip(hangs_over, inside):
-        shapes[index] = _of_dimension(shape, shapely.get_dimensions(shapes[index]))
+        shapes[index] = of_dimension(shape, shapely.get_dimensions(shapes[index]))
     cut = replace(detections, shapes=shapes, boxes=np.clip(detections.boxes, 0, np.tile(limits, 2)))
     return replace(found, detections=cut).take(~shapely.is_empty(shapes))
-
-
-def _of_dimension(shape: shapely.Geometry, dimension: int) -> shapely.Geometry:
-    """Give the parts of a shape that are points (0), lines (1) or areas (2): an area that is cut may leave a line."""
-    parts = [part for part in shapely.get_parts(shape) if shapely.get_dimensions(part) == dimension]
-    return shapely.union_all(parts) if parts else shapely.Point()
 
 
 def _all_open(bands: Iterator[Band]) -> Iterator[Band]:

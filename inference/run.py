@@ -76,7 +76,7 @@ def prepare(job: DetectionJob, unpacked: Path, report: Report) -> Run:
     device = choose_device(job.processor, job.gpu_id, definition.kind)
     n_threads = parse_parallel_factor(job.parallel_processing_factor, usable_cores())
     settings = DetectorSettings(device, n_threads, job.allowed_code)
-    is_augmented = bool(resolved.values["test_time_augmentation"]) and definition.kind != "python"
+    is_augmented = bool(resolved.values["test_time_augmentation"])
     wanted = {**resolved.values, "threshold": resolved.values["threshold"] * _VIEW_SHARE} if is_augmented else (
         resolved.values
     )  # fmt: skip

@@ -104,8 +104,7 @@ def _owned(run: Run, outcome: Outcome) -> TileResult:
         # Lines overlap nothing, so that two of them could not be told to be one object: no tolerance for these.
         is_line = found.shapes is not None and shapely.get_dimensions(found.shapes) == 1
         keep |= ~np.asarray(is_line) & run.plan.grid.owns(tile, found.anchors, SEAM_TOLERANCE)
-    # What a package's own program drops at the edges of its blocks is its own affair.
-    if run.arguments["exclude_pad_detections"] and not is_dense and not run.detector.traits.wants_raw:
+    if run.arguments["exclude_pad_detections"] and not is_dense:
         keep &= ~run.plan.grid.reaches_end_of_view(tile, found.boxes)
     return TileResult(tile.number, outcome.state, found.take(keep))
 

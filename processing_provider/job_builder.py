@@ -148,7 +148,7 @@ def complete_job(plan: DetectionPlan) -> DetectionJob:
         InferenceError: the weights cannot be read, or the mask is empty.
     """
     mask = None if plan.mask is None else _mask_wkb(plan.mask, plan)
-    return replace(plan.job, model_sha256=plan.package.sha256(), mask_wkb=mask)
+    return replace(plan.job, model_sha256=plan.package.sha256(plan.job.allowed_code), mask_wkb=mask)
 
 
 def _mask_wkb(source: QgsProcessingFeatureSource, plan: DetectionPlan) -> str:

@@ -36,6 +36,7 @@ from kestrel.inference.errors import InferenceError
 from kestrel.inference.models.arguments import argument_specs, parse_arguments, resolve_arguments
 from kestrel.inference.models.checkpoint import read_checkpoint
 from kestrel.inference.models.package import open_package
+from kestrel.inference.models.program import program_files
 from kestrel.tests.fixtures import evil_pickles
 from kestrel.tests.fixtures.esri_packages import arcgis_emd, programs
 from kestrel.tests.fixtures.evil_pickles import MARKER, Canary
@@ -293,7 +294,7 @@ def read_package(data: bytes, folder: Path) -> None:
     package.info_files()
     package.sha256()
     if package.definition.program:
-        package.program_files()
+        program_files(package)
     elif package.definition.weights.endswith(".pth"):
         target = folder / "weights"
         target.unlink(missing_ok=True)

@@ -15,7 +15,16 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from ..detections import Detections, FloatArray, ObjectArray, concatenate, make_detections, no_detections, shapes_of
+from ..detections import (
+    Detections,
+    FloatArray,
+    ObjectArray,
+    concatenate,
+    make_detections,
+    no_detections,
+    of_dimension,
+    shapes_of,
+)
 from ..errors import JobError
 from ..merge import overlap_ratio, suppress_once
 from ..preprocess import resize_cubic
@@ -210,9 +219,9 @@ def merged_outline(outlines: ObjectArray, policy: str) -> shapely.Geometry:
         policy: "max": what any covers; "min": what all cover; "mean": what at least half of them cover.
     """
     if policy == "max" or len(outlines) == 1:
-        return _areas(shapely.union_all(outlines))
+        return of_dimension(shapely.union_all(outlines), 2)
     if policy == "min":
-        return _areas(shapely.intersection_all(outlines))
+        return of_dimension(shapely.intersection_all(outlines), 2)
     # Layer k is what at least k + 1 outlines cover.
     layers: list[shapely.Geometry] = []
     for outline in outlines:
@@ -222,13 +231,7 @@ def merged_outline(outlines: ObjectArray, policy: str) -> shapely.Geometry:
             layers[k] = shapely.union(layer, below)
             below = common
         layers.append(below)
-    return _areas(layers[(len(outlines) + 1) // 2 - 1])
-
-
-def _areas(shape: shapely.Geometry) -> shapely.Geometry:
-    """Give a shape's parts that are areas: where outlines merely touch, intersections leave lines and points."""
-    parts = [part for part in shapely.get_parts(shape) if part.geom_type == "Polygon"]
-    return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
+    return of_dimension(layers[(len(outlines) + 1) // 2 - 1], 2)
 
 
 @dataclass

@@ -21,7 +21,7 @@ import numpy as np
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-from ..detections import Detections, make_detections, no_detections
+from ..detections import Detections, make_detections, no_detections, of_dimension
 from ..errors import TileError
 from ..models.definition import ModelClass
 from ..object_file import CLASS_TEXT
@@ -227,10 +227,4 @@ def _polygon(rings: Iterable[Any]) -> BaseGeometry:
     area: BaseGeometry = shapely.Polygon()
     for part in parts:
         area = area.symmetric_difference(part if part.is_valid else shapely.make_valid(part))
-    return _only_areas(area)
-
-
-def _only_areas(geometry: BaseGeometry) -> BaseGeometry:
-    """Leave out points and lines that remain where rings touch."""
-    parts = [part for part in shapely.get_parts(geometry) if part.geom_type in ("Polygon", "MultiPolygon")]
-    return parts[0] if len(parts) == 1 else shapely.union_all(parts) if parts else shapely.Polygon()
+    return of_dimension(area, 2)

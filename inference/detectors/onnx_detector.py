@@ -37,10 +37,11 @@ _STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 _DEFAULT_PADDING_STRIDE = 32
 _SIZE_INPUT = "orig_target_sizes"
 """Input of RT-DETR's exports beside the images: each one's width and height, in whose pixels its boxes come."""
-_RUNTIME_ERRORS = tuple(
+_RUNTIME_ERRORS: tuple[type[Exception], ...] = tuple(
     item for item in vars(onnxruntime_pybind11_state).values() if isinstance(item, type) and issubclass(item, Exception)
 )
 """onnxruntime's exceptions: they share no base."""
+_RUN_ERRORS: tuple[type[Exception], ...] = (*_RUNTIME_ERRORS, MemoryError)
 
 
 def load(
@@ -147,8 +148,8 @@ class OnnxRunner:
         self._session = session
         self._name = inputs[0].name
         self._takes_sizes = len(session.get_inputs()) > 1
-        sizes = (size if isinstance(size, int) else None for size in inputs[0].shape)
-        self.input = GraphInput(_NUMPY_TYPES[inputs[0].type], *sizes, definition)
+        batch, channels, height, width = (size if isinstance(size, int) else None for size in inputs[0].shape)
+        self.input = GraphInput(_NUMPY_TYPES[inputs[0].type], batch, channels, height, width, definition)
         self.output_names = [item.name for item in session.get_outputs()]
         self.output_ranks = {item.name: len(item.shape or ()) for item in session.get_outputs()}
         """Number of axes of each output; 0 where the graph does not say."""
@@ -172,7 +173,7 @@ def _is_size_input(item: Any) -> bool:
 def _translated(n: int) -> Iterator[None]:
     try:
         yield
-    except (*_RUNTIME_ERRORS, MemoryError) as error:
+    except _RUN_ERRORS as error:
         if is_out_of_memory(error):
             raise DeviceMemoryError.of_batch(n) from error
         raise ModelError(f"The network failed: {first_line(error)}.") from error

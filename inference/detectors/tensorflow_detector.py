@@ -55,7 +55,7 @@ def load(
     graph = read_graph(path.read_bytes(), member)
     runner = GraphRunner(tensorflow, graph, package.definition, settings)
     if graph.restore is not None:
-        runner.restore(_unpack_variables(package, member, folder))
+        runner.restore(graph.restore, _unpack_variables(package, member, folder))
     return TensorflowDetector(runner, package.definition, arguments)
 
 
@@ -161,15 +161,13 @@ class GraphRunner:
             )
         return number
 
-    def restore(self, prefix: Path) -> None:
-        """Read the variables from files.
+    def restore(self, how: tuple[str, str], prefix: Path) -> None:
+        """Read the variables from files, with the graph's own tensor for the path and its operation.
 
         Raises:
             ModelPackageError: they are damaged, or belong to another graph.
         """
-        if self._checked.restore is None:
-            return
-        file_tensor, operation = self._checked.restore
+        file_tensor, operation = how
         named = file_tensor if ":" in file_tensor else f"{file_tensor}:0"
         try:
             target: Any = self._session.graph.as_graph_element(operation)

@@ -69,7 +69,7 @@ def load_raster_function(request: Mapping[str, Any]) -> RasterFunction:
         told = function.getConfiguration(**scalars) if hasattr(function, "getConfiguration") else {}
         configuration = _configuration(told, request)
     raster = next((item for item in parameters if item.kind in _RASTERS), _Parameter("raster", "raster", None))
-    return RasterFunction(function, raster, [item.name for item in parameters], configuration)
+    return RasterFunction(function, raster, configuration)
 
 
 # -- The class ---------------------------------------------------------------------------------------------------------
@@ -193,16 +193,13 @@ def _whole(told: Mapping[str, Any], name: str, default: int) -> int:
 class RasterFunction:
     """A raster function that is ready for blocks."""
 
-    def __init__(
-        self, function: Any, raster: _Parameter, parameter_names: list[str], configuration: _Configuration
-    ) -> None:
+    def __init__(self, function: Any, raster: _Parameter, configuration: _Configuration) -> None:
         """Take the parts."""
-        self._function, self._raster, self._names = function, raster, parameter_names
-        self._configuration = configuration
+        self._function, self._raster, self._configuration = function, raster, configuration
         self._knows_raster = False
 
     def describe(self) -> dict[str, Any]:
-        """Give parameters, configuration, fields and type of geometry."""
+        """Give configuration, fields and type of geometry."""
         with stage("getFields"):
             fields = list(_fields(self._function.getFields() if hasattr(self._function, "getFields") else None))
         with stage("getGeometryType"):
@@ -210,7 +207,6 @@ class RasterFunction:
             geometry = int(kind) if kind is not None else 4
         settings = self._configuration
         return {
-            "parameters": [name[:200] for name in self._names],
             "bands": settings.bands, "padding": settings.padding, "tx": settings.tx, "ty": settings.ty,
             "fields": fields, "geometry": geometry,
         }  # fmt: skip

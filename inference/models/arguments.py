@@ -290,4 +290,6 @@ def _resolve_programs(definition: ModelDefinition, given: Mapping[str, Any]) -> 
         if value is not None and value != "":
             program[name] = convert(specs[name], value) if name in specs else value
     own = {spec.name: spec.default for spec in COMMON_ARGUMENTS}
-    return ResolvedArguments({**own, "tile_size": definition.tile.size, PROGRAM: program}, ())
+    # What a program drops at the edges of its blocks is its own affair.
+    own.update({"tile_size": definition.tile.size, "exclude_pad_detections": False, PROGRAM: program})
+    return ResolvedArguments(own, ())

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import html
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,10 @@ from typing import Any
 from ..errors import InferenceError
 from .arguments import ArgumentSpec, argument_specs
 from .definition import InputSpec, ModelDefinition
-from .emd_text import MAX_JSON_BYTES, read_emd
+from .emd_text import read_emd
 from .fit_rules import expected_band_names, expected_values
-from .package import FolderMembers, ModelPackage, ZipMembers
+from .package import FolderMembers, ModelPackage, ZipMembers, locate_definition
+from .program import program_files, program_sha256
 
 SCHEMA = 1
 MAX_LICENSE = 20_000
@@ -30,9 +29,6 @@ _IMAGE_FILE = re.compile(r"\.(png|jpe?g|gif)$", re.IGNORECASE)
 _ITEM_INFO = re.compile(r"(^|/)esriinfo/(iteminfo|metadata/metadata)\.xml$", re.IGNORECASE)
 _ITEM_LICENSE = ("licenseinfo", "uselimit")
 """Elements of an item's description that hold its licence, in lower case."""
-_READ_ERRORS = (
-    OSError, RuntimeError, ValueError, IndexError, NotImplementedError, EOFError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
 _TAG = re.compile(r"<[^<>]*>")
 _PROGRAM = (".py", ".pyc", ".pyd", ".so", ".dll")
 
@@ -58,16 +54,16 @@ def describe_package(package: ModelPackage) -> dict[str, Any]:
     """
     definition = package.definition
     described = describe_definition(definition)
-    files = package_files(package)
+    files, code = package_files(package), describe_code(package)
     info = package.info_files()
     license_text = definition.license or _license_of(package, info)
     return {
         **described,
         "license": license_text[:MAX_LICENSE],
-        "code": describe_code(package),
+        "code": code,
         "cards": [name for name in info if _CARD_FILE.search(name)],
         "thumbnails": [name for name in info if _IMAGE_FILE.search(name)],
-        "sha256": package.sha256(),
+        "sha256": package.sha256(code["sha256"]),
         "files": files,
     }
 
@@ -189,7 +185,7 @@ def package_files(package: ModelPackage) -> list[dict[str, Any]]:
     names = [] if package.definition.program else [package.definition.weights]
     found = {name: _size(package, package.find(name)) for name in names if name}
     if package.definition.program:
-        found.update({file.name: file.size for file in package.program_files()})
+        found.update({file.name: file.size for file in program_files(package)})
     found.update({name: _size(package, name) for name in package.info_files()})
     return [{"name": name, "size": size} for name, size in sorted(found.items())][:_MOST_FILES]
 
@@ -213,13 +209,13 @@ def describe_code(package: ModelPackage, sha256: str = "") -> dict[str, Any]:
         ModelPackageError: its files cannot be read.
     """
     program = package.definition.program
-    files = package.program_files() if program else []
+    files = program_files(package) if program else []
     belonging = {file.name for file in files}
     names = package.members.names() if isinstance(package.members, ZipMembers) else []
     return {
         "program": program,
         "is_run": bool(program),
-        "sha256": (sha256 or package.program_sha256()) if program else "",
+        "sha256": (sha256 or program_sha256(package)) if program else "",
         "files": [{"name": file.name, "size": file.size} for file in files],
         "never_run": [name for name in names if name.lower().endswith(_PROGRAM) and name not in belonging],
     }
@@ -260,9 +256,8 @@ def told_of_refused(reference: str) -> str:
 
     Call it only after `open_package` refused the model for what it is, not for how its package is made.
     """
-    data = _definition_bytes(reference)
     try:
-        content = read_emd(data, "").content if data else {}
+        content = read_emd(locate_definition(reference).data, "").content
     except InferenceError:
         return ""
     labels = (
@@ -273,20 +268,3 @@ def told_of_refused(reference: str) -> str:
     classes = content.get("Classes")
     told += [f"{len(classes)} classes"] if isinstance(classes, list) else []
     return ", ".join(told)
-
-
-def _definition_bytes(reference: str) -> bytes:
-    reference = reference.strip()
-    if reference.startswith("{"):
-        return reference.encode("utf-8", "surrogatepass")[:MAX_JSON_BYTES]
-    try:
-        path = Path(reference).expanduser()
-        path = next(iter(sorted(path.glob("*.emd"))), path) if path.is_dir() else path
-        if not zipfile.is_zipfile(path):
-            return path.read_bytes() if path.stat().st_size <= MAX_JSON_BYTES else b""
-        with zipfile.ZipFile(path) as archive:
-            found = [info for info in archive.infolist() if info.filename.lower().endswith(".emd")]
-            with archive.open(found[0]) as stream:
-                return stream.read(MAX_JSON_BYTES)
-    except _READ_ERRORS:
-        return b""

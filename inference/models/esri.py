@@ -58,7 +58,16 @@ from .esri_files import (
     traced_network,
     weights_member,
 )
-from .esri_input import SERVICES, arcgis_input, cell_size, copy_input, extract_bands, preprocessing, tile_side
+from .esri_input import (
+    SERVICES,
+    arcgis_input,
+    cell_size,
+    copy_input,
+    extract_bands,
+    preprocessing,
+    stated_range,
+    tile_side,
+)
 from .esri_refusals import configuration_of, legacy_framework, refuse_other_tasks, refuse_template
 
 _KIND_OF_FRAMEWORK = {"onnx": "onnx", "torchvision": "torchvision"}
@@ -215,12 +224,8 @@ def _plain_input(emd: EmdReader, extra: Reader) -> InputSpec:
         scale=extra.factors("scale", 1.0, len(bands)),
         mean=extra.factors("mean", 0.0, len(bands)),
         std=extra.factors("std", 1.0, len(bands)),
-        data_range=_data_range(emd),
+        data_range=stated_range(emd),
     )
-
-
-def _data_range(emd: EmdReader) -> tuple[float, float] | None:
-    return emd.data_range("DataRange") if emd.data.get("DataRange") else None
 
 
 def _arcgis(emd: EmdReader) -> _Model:
@@ -280,7 +285,7 @@ def _copy_of(emd: EmdReader, name: str, chip: int, error: ModelError) -> _Model:
         emd.note(f"{error.message} Its copy in TorchScript form, '{traced}', is used instead.")
         model = _of_family(emd, family, chip, "torchscript", traced)
         options = {**model.options, "label_offset": label_offset(family.name)}
-        return _changed(
+        return replace(
             model, options=options, program=traced, input=copy_input(model.input, emd, family.name),
             own_arguments=own_arguments(emd, ("return_bboxes",) if family.geometry == "polygon" else ()),
         )  # fmt: skip
@@ -290,14 +295,10 @@ def _copy_of(emd: EmdReader, name: str, chip: int, error: ModelError) -> _Model:
 def _as_graph(emd: EmdReader, family: Family, chip: int, graph: str) -> _Model:
     """Give a model that is run from its ONNX form, which decodes its boxes itself."""
     model = _of_family(emd, family, chip, "onnx", graph)
-    return _changed(
+    return replace(
         model, options={"label_offset": label_offset(family.name)}, geometry="box", own_arguments=(),
         input=copy_input(model.input, emd, family.name),
     )  # fmt: skip
-
-
-def _changed(model: _Model, **parts: Any) -> _Model:
-    return _Model(**{**vars(model), **parts})
 
 
 def _is_deep_forest(emd: EmdReader, program: str) -> bool:
@@ -315,7 +316,7 @@ def _deep_forest(emd: EmdReader) -> _Model:
     model = _of_family(emd, DEEP_FOREST, chip, "arcgis", weights)
     options = {"family": DEEP_FOREST.name, "backbone": DEEP_FOREST.backbone}
     padding = _TREE_PADDING * chip // _TREE_CHIP
-    return _changed(
+    return replace(
         model, options=options, padding=padding, common_arguments=ARGUMENT_NAMES, only_class="Tree",
         facts={"family": DEEP_FOREST.name, "backbone": DEEP_FOREST.backbone},
     )  # fmt: skip
@@ -329,7 +330,7 @@ def _tensorflow(emd: EmdReader) -> _Model:
     return _Model(
         kind="tensorflow",
         weights=weights_member(emd, FROZEN),
-        input=InputSpec(bands=extract_bands(emd), data_range=_data_range(emd)),
+        input=InputSpec(bands=extract_bands(emd), data_range=stated_range(emd)),
         chip=chip,
         padding=0,
         # Its tiles do not overlap unless asked to: what their edges cut would be lost otherwise.
@@ -346,7 +347,7 @@ def _python(emd: EmdReader, program: str) -> _Model:
     return _Model(
         kind="python",
         weights=weights_member(emd, WEIGHTS) if emd.data.get("ModelFile") or emd.data.get("ModelFiles") else "",
-        input=InputSpec(bands=extract_bands(emd), data_range=_data_range(emd)),
+        input=InputSpec(bands=extract_bands(emd), data_range=stated_range(emd)),
         chip=sides[0] or sides[1] or _CHIP,
         common_arguments=(),
         own_arguments=_arguments_of_program(emd, program),

@@ -251,13 +251,9 @@ def _rtdetr(emd: EmdReader, chip: int) -> dict[str, Any]:
     return options
 
 
-def _nothing(emd: EmdReader, chip: int) -> dict[str, Any]:
-    return {}
-
-
 _READERS = {
     "FasterRCNN": _rcnn, "MaskRCNN": _rcnn, "SingleShotDetector": _ssd, "RetinaNet": _retinanet,
-    "YOLOv3": _yolov3, "RTDetrV2": _rtdetr, "DeepForest": _nothing,
+    "YOLOv3": _yolov3, "RTDetrV2": _rtdetr,
 }  # fmt: skip
 
 

@@ -82,13 +82,13 @@ def arcgis_input(emd: EmdReader, family: str) -> InputSpec:
     bands = extract_bands(emd)
     stats = _Statistics.of(emd, bands)
     if stats is None:
-        return InputSpec(bands, *_of_8_bit(bands, is_plain=family == "YOLOv3"), _data_range(emd))
+        return InputSpec(bands, *_of_8_bit(bands, is_plain=family == "YOLOv3"), stated_range(emd))
     lows, highs = stats.values("band_min_values"), stats.values("band_max_values")
     scale = tuple(1 / (high - low) for low, high in zip(lows, highs))
     if family != "MaskRCNN" or _has_own_statistics(emd, bands):
         means, stds = stats.values("scaled_mean_values"), stats.values("scaled_std_values")
     mean = tuple(low * factor + offset for low, factor, offset in zip(lows, scale, means))
-    return InputSpec(bands, scale, mean, stds, _data_range(emd))
+    return InputSpec(bands, scale, mean, stds, stated_range(emd))
 
 
 def copy_input(spec: InputSpec, emd: EmdReader, family: str) -> InputSpec:
@@ -125,7 +125,8 @@ def _of_8_bit(bands: Bands, *, is_plain: bool) -> tuple[tuple[float, ...], tuple
     return (1 / 255,), IMAGENET_MEAN, IMAGENET_STD
 
 
-def _data_range(emd: EmdReader) -> tuple[float, float] | None:
+def stated_range(emd: EmdReader) -> tuple[float, float] | None:
+    """Give the lowest and the highest value that the model expects; None where the definition does not say."""
     return emd.data_range("DataRange") if emd.data.get("DataRange") else None
 
 

@@ -29,7 +29,6 @@ from . import program
 from .definition import SCHEMA_KEY, ModelDefinition, definition_from_json
 from .emd_text import MAX_JSON_BYTES, EmdText, read_emd, read_json
 from .esri import definition_from_emd
-from .program import ProgramFile
 from .stack_machine import MalformedError
 from .stored_zip import end_of_directory
 
@@ -253,15 +252,19 @@ class ModelPackage:
             raise OutputError(f"The file {target} cannot be written: {error.strerror or error}.") from error
         return target
 
-    def sha256(self) -> str:
+    def sha256(self, known_program: str = "") -> str:
         """Give the hash of what decides the result: the definition, the weights, and the files that belong to them.
 
         Of an archive these are all members except programs; beside a loose definition lies anything, so there they are
         the files that an ONNX graph names, and what lies in the folder of a SavedModel. Of a model that is a program it
         is the whole file set of that program.
+
+        Args:
+            known_program: The hash of the program, where it is known already.
         """
         if self.definition.program:
-            return hashlib.sha256(self.definition_bytes + bytes.fromhex(self.program_sha256())).hexdigest()
+            own = known_program or program.program_sha256(self)
+            return hashlib.sha256(self.definition_bytes + bytes.fromhex(own)).hexdigest()
         weights = self.weights_member()
         content, locations = self._weights_hash(weights)
         hashes = {weights: content}
@@ -274,18 +277,6 @@ class ModelPackage:
         for name in sorted(hashes):
             digest.update(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest() + hashes[name])
         return digest.hexdigest()
-
-    def program_files(self) -> list[ProgramFile]:
-        """Give the files that the package's program is made of, see program.py."""
-        return program.program_files(self)
-
-    def program_sha256(self) -> str:
-        """Give the hash of the package's program, which a user consents to, see program.py."""
-        return program.program_sha256(self)
-
-    def extract_program(self, folder: Path, expected_sha256: str) -> Path:
-        """Copy the package's program into a new folder, if it is the one that the user consented to, see program.py."""
-        return program.extract_program(self, folder, expected_sha256)
 
     def info_files(self) -> list[str]:
         """Give the full names of the members that are for people: licence, metrics, thumbnails, notes."""
@@ -447,22 +438,54 @@ def open_package(reference: str) -> ModelPackage:
         ModelUnsupportedError: a model of a kind that Kestrel does not run.
         ModelIncompatibleError: parts of the definition that do not fit together.
     """
+    found = locate_definition(reference)
+    try:
+        return _open_definition(found)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelPackageError(f"The model definition {found.where} cannot be read: {reason}.") from error
+
+
+@dataclass(frozen=True)
+class LocatedDefinition:
+    """A definition that is not yet understood.
+
+    Attributes:
+        data: Its bytes.
+        where: Where it stands, for messages.
+        members: The files beside it.
+        root: The folder in these that it stands in, with a slash at the end; may be empty.
+        stem: Its file's name without extension.
+    """
+
+    data: bytes
+    where: str
+    members: Members
+    root: str
+    stem: str
+
+
+def locate_definition(reference: str) -> LocatedDefinition:
+    """Find the definition that a reference means, see `open_package`.
+
+    Raises:
+        ModelPackageError: no such file, not a package, or a package with something odd in it.
+    """
     reference = reference.strip().lstrip("\ufeff")
     if not reference:
         raise ModelPackageError("No model was given.", hint="Choose a .dlpk, .emd or .json file.")
     if reference.startswith("{"):
-        data = reference.encode("utf-8", "surrogatepass")
-        return _open_definition(data, "given as text", NoMembers(), "", "")
+        return LocatedDefinition(reference.encode("utf-8", "surrogatepass"), "given as text", NoMembers(), "", "")
     try:
-        return _open_file(Path(reference).expanduser())
+        return _locate_in_file(Path(reference).expanduser())
     except (OSError, RuntimeError, ValueError) as error:  # a home that expanduser does not find; a zero in the name
         reason = getattr(error, "strerror", None) or error
         raise ModelPackageError(f"The model file '{reference[:200]}' cannot be read: {reason}.") from error
 
 
-def _open_file(path: Path) -> ModelPackage:
+def _locate_in_file(path: Path) -> LocatedDefinition:
     if path.is_dir():
-        return _open_file(path / _definition_in_folder(path))
+        return _locate_in_file(path / _definition_in_folder(path))
     if not path.is_file():
         raise ModelPackageError(
             f"The model file '{path}' does not exist.", hint="Check the path; a network drive may be disconnected."
@@ -470,12 +493,12 @@ def _open_file(path: Path) -> ModelPackage:
     with path.open("rb") as stream:
         start = stream.read(_START_BYTES)
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")) and path.suffix.lower() not in (".pth", ".pt"):
-        return _open_archive(path)
+        return _locate_in_archive(path)
     _refuse_foreign(start, path.name)
     if path.suffix.lower() in (".emd", ".json"):
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ModelPackageError(f"The model definition '{path.name}' is larger than 4 MB; that is no definition.")
-        return _open_definition(path.read_bytes(), f"'{path.name}'", FolderMembers(path.parent), "", path.stem)
+        return LocatedDefinition(path.read_bytes(), f"'{path.name}'", FolderMembers(path.parent), "", path.stem)
     raise ModelPackageError(
         f"The file '{path.name}' is not a model package{'' if start else ': it is empty'}.",
         hint="Kestrel opens .dlpk packages, and .emd or .json definitions that lie beside their weights. "
@@ -485,7 +508,7 @@ def _open_file(path: Path) -> ModelPackage:
     )
 
 
-def _open_archive(path: Path) -> ModelPackage:
+def _locate_in_archive(path: Path) -> LocatedDefinition:
     _check_directory(path)
     with _as_package_error(path.name), zipfile.ZipFile(path) as archive:
         entries = _checked_entries(archive)
@@ -497,7 +520,7 @@ def _open_archive(path: Path) -> ModelPackage:
         raise ModelPackageError(f"The definition '{name}' is larger than 4 MB; that is no definition.")
     _refuse_foreign(data[:_START_BYTES], name)
     root = name[: name.rfind("/") + 1]
-    return _open_definition(data, f"'{name}' in '{path.name}'", members, root, Path(name).stem)
+    return LocatedDefinition(data, f"'{name}' in '{path.name}'", members, root, Path(name).stem)
 
 
 def _check_directory(path: Path) -> None:
@@ -636,14 +659,17 @@ def _is_our_definition(path: Path) -> bool:
         return SCHEMA_KEY.encode() in stream.read(_KEY_WITHIN)
 
 
-def _open_definition(data: bytes, where: str, members: Members, root: str, stem: str) -> ModelPackage:
+def _open_definition(found: LocatedDefinition) -> ModelPackage:
     """Read a definition; Kestrel's own strictly, an .emd with repairs."""
+    data, where, members, root = found.data, found.where, found.members, found.root
     is_ours = SCHEMA_KEY.encode() in data
     text = EmdText(read_json(data, where)) if is_ours else read_emd(data, where)
     if SCHEMA_KEY in text.content:
         return ModelPackage(definition_from_json(read_json(data, where)), members, root, data)
     names = [name[len(root) :] for name in members.names() if name.startswith(root)]
-    definition = definition_from_emd(text.content, names, lambda name, n: _start_of(members, root + name, n), stem)
+    definition = definition_from_emd(
+        text.content, names, lambda name, n: _start_of(members, root + name, n), found.stem
+    )
     return ModelPackage(replace(definition, notes=(*text.notes, *definition.notes)), members, root, data)
 
 

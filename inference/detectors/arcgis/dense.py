@@ -18,10 +18,10 @@ from torch import nn
 from torchvision.ops import nms
 
 from ...detections import Detections, concatenate, make_detections
-from ...errors import ModelIncompatibleError, ModelUnsupportedError
+from ...errors import ModelUnsupportedError
 from ...models.definition import ModelDefinition
 from ..protocol import DetectorSettings, Traits
-from ..torch_common import Normaliser, create_body, fill, make_ready, translated
+from ..torch_common import Normaliser, check_bands, create_body, fill, make_ready, translated
 
 STRIDE = 32
 """Of the coarsest feature map that these networks take from their backbones."""
@@ -185,12 +185,7 @@ def load_network(
     with torch.device("meta"):
         network = build()
     first = next(name for name, weight in network.named_parameters() if weight.dim() == 4)
-    if first in state and state[first].dim() == 4 and state[first].shape[1] != n_bands:
-        raise ModelIncompatibleError(
-            f"The weights of {what} take {state[first].shape[1]} bands (tensor '{first}'), and the definition names "
-            f"{n_bands}.",
-            hint="Set ExtractBands in the model definition to the bands of the training.",
-        )
+    check_bands(state, first, n_bands, what)
     network = network.to_empty(device="cpu")
     fill(network, state, what)
     return make_ready(network, settings)

@@ -24,7 +24,6 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from ...detections import Detections, make_detections
-from ...errors import ModelUnsupportedError
 from ...models.definition import ModelDefinition
 from ..protocol import Detector, DetectorSettings, Traits
 from ..torch_common import (
@@ -39,6 +38,7 @@ from ..torch_common import (
     widen,
 )
 from ..torchvision_detector import MAX_DETECTIONS, TorchvisionDetector
+from .dense import unsupported_backbone
 from .masks import outlines
 
 _BLOCKS = {
@@ -141,10 +141,7 @@ def _network(
 ) -> nn.Module:
     options, n_bands = definition.options, len(definition.input.bands)
     if backbone not in _BLOCKS:
-        raise ModelUnsupportedError(
-            f"Kestrel does not build a {options['family']} with the backbone '{backbone}'.",
-            hint=f"Backbones: {', '.join(_BLOCKS)}. A TorchScript or ONNX copy in the package can take its place.",
-        )
+        raise unsupported_backbone(options["family"], backbone, f"Backbones: {', '.join(_BLOCKS)}.")
     has_pyramid = _has_pyramid(state)
     builder = MaskRCNN if options["family"] == "MaskRCNN" else FasterRCNN
     network: nn.Module = builder(

@@ -608,9 +608,10 @@ def test_the_process_ends_with_the_one_that_started_it(tmp_path: Path, repositor
         "from kestrel.inference.detectors import load_detector\n"
         "from kestrel.inference.detectors.protocol import DetectorSettings\n"
         "from kestrel.inference.models.package import open_package\n"
+        "from kestrel.inference.models.program import program_sha256\n"
         "package = open_package(sys.argv[2])\n"
         "folder = pathlib.Path(sys.argv[3]); folder.mkdir()\n"
-        "settings = DetectorSettings('cpu', 1, package.program_sha256())\n"
+        "settings = DetectorSettings('cpu', 1, program_sha256(package))\n"
         "detector = load_detector(package, {'program': {}}, settings, folder)\n"
         "print(detector._host._process.pid, flush=True)\n"
         "os._exit(0)\n"  # no tear-down: only the closed pipe tells the host

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kestrel.inference.errors import ModelUnsupportedError
 from kestrel.inference.models.definition import CellSizeRange, InputSpec, ModelClass, ModelDefinition
 from kestrel.inference.models.description import (
     describe_definition,
@@ -88,6 +89,15 @@ def test_what_can_be_told_of_a_refused_model_is_told(tmp_path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         archive.extract("x/x.emd", tmp_path)
     assert told_of_refused(str(tmp_path / "x")) == expected
+
+
+def test_what_is_told_of_a_refused_package_is_of_the_definition_that_was_refused(tmp_path: Path) -> None:
+    other, refused = emd(ModelName="A sample"), emd(Framework="Keras", ModelName="Clouds", ModelConfiguration=None)
+    entries = [("samples/old.emd", json.dumps(other)), ("x.emd", json.dumps(refused))]
+    path = write_zip(tmp_path / "x.dlpk", entries)
+    with pytest.raises(ModelUnsupportedError):
+        open_package(str(path))
+    assert told_of_refused(str(path)).startswith("name Clouds, framework Keras")
 
 
 @pytest.mark.parametrize("reference", ["/nowhere", "", "{", "no file"])

@@ -22,6 +22,7 @@ from kestrel.inference.errors import (
 from kestrel.inference.models.checkpoint import read_checkpoint
 from kestrel.inference.models.emd_text import read_json
 from kestrel.inference.models.package import is_safe_name, open_package
+from kestrel.inference.models.program import extract_program, program_files, program_sha256
 from kestrel.tests.fixtures.esri_packages import CONTAINERS, ERAS, LAYOUTS, arcgis_emd, file_of, write_package
 from kestrel.tests.fixtures.packages import (
     definition,
@@ -318,11 +319,11 @@ def test_a_package_with_a_program_of_its_own_opens_without_running_it(tmp_path: 
                          canary=canary, layout="windows")  # fmt: skip
     package = open_package(str(path))
     assert ("python", "Own.py") == (package.definition.kind, package.definition.program)
-    assert "model/Own.py" in {file.name for file in package.program_files()}
-    copy = package.extract_program(tmp_path / "copy", package.program_sha256())
+    assert "model/Own.py" in {file.name for file in program_files(package)}
+    copy = extract_program(package, tmp_path / "copy", program_sha256(package))
     assert (copy / "model" / "Own.py").is_file()
     with pytest.raises(UntrustedCodeError):
-        package.extract_program(tmp_path / "other", "0" * 64)
+        extract_program(package, tmp_path / "other", "0" * 64)
     assert not canary.exists()
 
 
