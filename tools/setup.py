@@ -3,7 +3,7 @@
     build/plugins/kestrel   link to the repository: `kestrel.*` is importable with build/plugins on sys.path
     build/env/uv            uv, the tool that makes environments (left out where one is on PATH)
     build/env/inference     the inference environment, what the tests of inference/ and the training add to it, and
-                            TensorFlow, which users install on request
+                            TensorFlow and transformers, which users install on request
     build/env/qgis          QGIS's own Python, and the linters and test tools
     build/profile           a QGIS profile of its own, with the plugin enabled
 
@@ -25,7 +25,10 @@ BUILD = ROOT / "build"
 REQUIREMENTS = ROOT / "requirements"
 INFERENCE = BUILD / "env" / "inference"
 PARTS = ("inference", "extras", "dev", "profile")
-LOCKS = {"inference": "3.11", "tensorflow": "3.11", "core-test": "3.11", "training": "3.11", "dev": "3.9", "uv": "3.9"}
+LOCKS = {
+    "inference": "3.11", "tensorflow": "3.11", "transformers": "3.11", "core-test": "3.11", "exporters": "3.11",
+    "training": "3.11", "dev": "3.9", "uv": "3.9",
+}  # fmt: skip
 """Requirement files, in the order that they build on each other, and the oldest Python that each one serves."""
 
 
@@ -46,7 +49,8 @@ def main() -> int:
     if "inference" in parts:
         make_inference_environment(options.torch_backend)
     if "extras" in parts:
-        install(str(INFERENCE / "bin" / "python"), INFERENCE, REQUIREMENTS / "tensorflow.txt")
+        for name in ("tensorflow", "transformers", "exporters"):
+            install(str(INFERENCE / "bin" / "python"), INFERENCE, REQUIREMENTS / f"{name}.txt")
     if "dev" in parts:
         make_dev_environment(options.qgis_python)
     if "profile" in parts:
