@@ -6,28 +6,35 @@ the same values by esri.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Union
 
 from ..errors import ModelPackageError, ModelUnsupportedError
-from .arguments import ARGUMENT_NAMES, ArgumentSpec
+from .arguments import ARGUMENT_NAMES, FAMILY_ARGUMENTS, ONNX_ARGUMENTS, ArgumentSpec
+from .onnx_heads import HEADS
 
 SCHEMA = 1
 SCHEMA_KEY = "kestrel_definition"
 
 DETECTOR_KINDS = ("onnx", "torchvision")
-HEADS = ("yolov8", "yolov5", "boxes")
-"""Layouts of an ONNX graph's outputs."""
+BOX_FORMATS = ("xyxy", "cxcywh", "xywh", "yxyx")
+BOX_UNITS = ("pixels", "fractions")
+SCORES = ("probabilities", "sigmoid", "softmax")
+"""What a graph's scores are: probabilities already, or numbers that one of these functions turns into such."""
+BACKGROUNDS = ("none", "first", "last")
+RESIZES = ("letterbox", "stretch", "none")
 
 MEMBERS = {
     "": (
         SCHEMA_KEY, "name", "version", "description", "license",
         "detector", "input", "tile", "cell_size", "classes", "arguments",
     ),
-    "onnx": ("kind", "weights", "head", "label_offset"),
+    "onnx": (
+        "kind", "weights", "head", "label_offset", "box_format", "box_units", "scores", "background", "masks",
+    ),
     "torchvision": ("kind", "weights", "architecture", "label_offset"),
-    "input": ("bands", "scale", "mean", "std", "data_range"),
+    "input": ("bands", "scale", "mean", "std", "data_range", "pad_value", "resize", "assumed"),
     "tile": ("size", "variable", "padding", "stride", "receptive_field_radius"),
     "cell_size": ("min", "max", "wkid"),
     "class": ("value", "name", "color", "Value", "Name", "Color"),
@@ -69,6 +76,14 @@ class InputSpec:
     std: tuple[float, ...] = (1.0,)
     data_range: tuple[float, float] | None = None
     """Pixel values that the model was made for; None: any."""
+    pad_value: float = 0.0
+    """What stands, as a raster value, where a tile has no pixels."""
+    resize: str = "letterbox"
+    """How a tile becomes an image of the only size that the network takes, see RESIZES: "letterbox" keeps the shape of
+    things, and fills up where the raster ends; "stretch" pulls what there is of the raster over the whole image;
+    "none" lets tiles have no other size."""
+    is_assumed: bool = False
+    """Scale and order of the bands are not told by the model: what finds more on a tile of the raster is taken."""
     service: str = ""
     """ "sentinel" or "landsat" where the model was trained on the whole numbers of such an image service, into which
     reflectances 0 to 1 are turned first."""
@@ -120,7 +135,7 @@ class ModelDefinition:
     description: str = ""
     license: str = ""
     geometry: str = "box"
-    """What its objects are: "box", "polygon", or "any" where only the model's own program knows."""
+    """What its objects are: "box", "polygon", or "any" where only the loaded model knows."""
     common_arguments: tuple[str, ...] = ARGUMENT_NAMES
     """Which of the common model arguments it knows."""
     own_arguments: tuple[ArgumentSpec, ...] = ()
@@ -178,6 +193,13 @@ class Reader:
         value = self.data.get(key, default)
         if not isinstance(value, bool):
             raise self.refuse(key, "true or false")
+        return value
+
+    def choice(self, key: str, choices: Sequence[str], default: str = "") -> str:
+        """Give one of some words; the default where it is absent."""
+        value = self.text(key, default)
+        if value not in (*choices, default):
+            raise self.refuse(key, f"one of {', '.join(choices)}")
         return value
 
     def number(self, key: str) -> float:
@@ -259,6 +281,7 @@ def definition_from_json(data: Mapping[str, Any]) -> ModelDefinition:
     detector.only(*MEMBERS[kind])
     if kind == "torchvision":
         detector.text("architecture")
+    options = detector_options(detector)
     return ModelDefinition(
         name=reader.text("name"),
         version=reader.text("version", ""),
@@ -266,8 +289,10 @@ def definition_from_json(data: Mapping[str, Any]) -> ModelDefinition:
         license=reader.text("license", ""),
         kind=kind,
         weights=detector.text("weights"),
-        options=detector_options(detector),
+        options=options,
         input=_input(reader.child("input")),
+        geometry=geometry_of(kind, options),
+        own_arguments=_own_arguments(kind),
         tile=_tile(reader.child("tile")),
         cell_size=_cell_size(reader.child("cell_size")) if "cell_size" in reader.data else None,
         classes=_strict_classes(data.get("classes")),
@@ -306,8 +331,27 @@ def detector_options(reader: Reader) -> dict[str, Any]:
         "head": head,
         "architecture": reader.text("architecture", ""),
         "label_offset": reader.integer("label_offset", None),
+        "box_format": reader.choice("box_format", BOX_FORMATS),
+        "box_units": reader.choice("box_units", BOX_UNITS),
+        "scores": reader.choice("scores", SCORES),
+        "background": reader.choice("background", BACKGROUNDS),
+        "masks": reader.boolean("masks", default=False) or None,
     }
     return {name: value for name, value in options.items() if value not in ("", None)}
+
+
+def geometry_of(kind: str, options: Mapping[str, Any]) -> str:
+    """Give what a model's objects are, as far as its description tells, see `ModelDefinition.geometry`."""
+    if kind != "onnx":
+        return "box"
+    if options.get("masks"):
+        return "polygon"
+    head = HEADS.get(str(options.get("head", "")), "any")
+    return "polygon" if head == "oriented" else head
+
+
+def _own_arguments(kind: str) -> tuple[ArgumentSpec, ...]:
+    return tuple(FAMILY_ARGUMENTS[name] for name in ONNX_ARGUMENTS) if kind == "onnx" else ()
 
 
 def default_arguments(reader: Reader) -> dict[str, Any]:
@@ -335,6 +379,9 @@ def _input(reader: Reader) -> InputSpec:
         mean=reader.factors("mean", 0.0, len(bands)),
         std=reader.factors("std", 1.0, len(bands)),
         data_range=reader.data_range("data_range"),
+        pad_value=reader.number("pad_value") if "pad_value" in reader.data else 0.0,
+        resize=reader.choice("resize", RESIZES, "letterbox"),
+        is_assumed=reader.boolean("assumed", default=False),
     )
 
 
