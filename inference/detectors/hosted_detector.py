@@ -42,6 +42,7 @@ from ..models.definition import ModelDefinition
 from ..models.emd_text import read_emd
 from ..models.package import ModelPackage
 from ..models.program import extract_program, placed, program_sha256, untrusted
+from ..outlines import outline
 from ..preprocess import make_normalisation
 from ..versions import SETUP_HINT
 from ..worker.environment import child_environment
@@ -316,8 +317,6 @@ def _adds_up(counts: NDArray[Any], total: int) -> bool:
 
 def _outline(bits: NDArray[np.uint8], side: int) -> Any:
     """Give the outline of a packed mask, None where it covers nothing."""
-    from .arcgis.masks import outline  # here, because it loads torch, which few of these models need in this process
-
     return outline(np.unpackbits(bits, axis=-1, count=side).astype(bool)) if bits.ndim == 2 else None
 
 
