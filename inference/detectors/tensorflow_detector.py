@@ -130,7 +130,9 @@ class GraphRunner:
         if checked.image.dtype not in _TYPES:
             found = tensorflow.dtypes.as_dtype(checked.image.dtype).name
             raise ModelUnsupportedError(f"The model takes pixels of type {found}; Kestrel feeds uint8 and float32.")
-        self.input = GraphInput(_TYPES[checked.image.dtype], batch, channels, height, width, definition)
+        if height != width:
+            raise ModelUnsupportedError(f"The model takes {width} x {height} pixels; Kestrel feeds it squares only.")
+        self.input = GraphInput(_TYPES[checked.image.dtype], (batch, channels, height, width), definition)
         self._session = self._open(settings)
 
     def _open(self, settings: DetectorSettings) -> Any:
@@ -229,7 +231,7 @@ class TensorflowDetector:
             stride=definition.tile.stride or 1,  # these graphs resize tiles to their own liking
             receptive_field_radius=None,
             is_dense=False,
-            network_size=runner.input.network_size,
+            network_size=runner.input.size[1] if runner.input.size else None,
             max_batch=runner.input.fixed_batch,
             geometry="polygon" if self._has_masks else "box",
         )

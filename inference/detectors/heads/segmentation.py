@@ -7,13 +7,14 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
-from ...detections import Detections, FloatArray, make_detections
+from ...detections import Detections, FloatArray, concatenate, make_detections
 from ...errors import ModelIncompatibleError
 from ...merge import suppress_once
 from ...models.onnx_heads import Reading
@@ -51,10 +52,10 @@ def _outline(logits: NDArray[np.float32], box: FloatArray, size: Size, ratio: Fl
         return None
     columns = (np.arange(left, right) + 0.5) * ratio[0] - 0.5
     rows = (np.arange(top, bottom) + 0.5) * ratio[1] - 0.5
-    return outline(_sampled(logits, rows, columns) > 0, float(left), float(top))
+    return outline(sampled(logits, rows, columns) > 0, float(left), float(top))
 
 
-def _sampled(values: NDArray[np.float32], rows: FloatArray, columns: FloatArray) -> NDArray[np.float32]:
+def sampled(values: NDArray[np.float32], rows: FloatArray, columns: FloatArray) -> NDArray[np.float32]:
     """Give values between the cells' centres, bilinear; beyond the outer centres the outermost values hold."""
     low_y, high_y, share_y = _neighbours(rows, values.shape[0])
     low_x, high_x, share_x = _neighbours(columns, values.shape[1])
@@ -69,7 +70,7 @@ def _neighbours(places: FloatArray, n: int) -> tuple[NDArray[np.intp], NDArray[n
 
 
 def with_outlines(found: Detections, weights: NDArray[Any], prototypes: NDArray[Any], size: Size) -> Detections:
-    """Give detections their outlines; those without any pixel go, and those that are no numbers stay as boxes.
+    """Give detections their outlines; those without any pixel go.
 
     Raises:
         ModelIncompatibleError: there are not as many weights as prototypes.
@@ -78,15 +79,18 @@ def with_outlines(found: Detections, weights: NDArray[Any], prototypes: NDArray[
         raise ModelIncompatibleError(
             f"The network gives {len(prototypes)} prototypes of masks, and {weights.shape[1]} weights for each object."
         )
-    is_finite = np.isfinite(found.boxes).all(axis=1) & np.isfinite(weights).all(axis=1)
-    found, weights = found.take(is_finite), weights[is_finite]
     shapes = prototype_outlines(prototypes, weights, found.boxes, size)
     index = np.array([i for i, shape in enumerate(shapes) if shape is not None], np.intp)
-    kept = found.take(index)
-    return make_detections(
-        [shape.bounds for shape in shapes if shape is not None] or np.empty((0, 4)),  # type: ignore[arg-type]
-        kept.scores, kept.labels, None, [shape for shape in shapes if shape is not None],
-    )  # fmt: skip
+    kept, outlines = found.take(index), [shapes[i] for i in index]
+    bounds = shapely.bounds(outlines).reshape(-1, 4) if outlines else np.empty((0, 4))
+    return make_detections(bounds, kept.scores, kept.labels, None, outlines)
+
+
+def _finite(found: Detections) -> tuple[Detections, Detections]:
+    """Part what can have an outline from what is no number, which is for the run to count and drop."""
+    is_finite = np.isfinite(found.boxes).all(axis=1) & np.isfinite(found.scores)
+    broken = found.take(~is_finite)
+    return found.take(is_finite), replace(broken, shapes=np.full(len(broken), shapely.Polygon(), np.object_))
 
 
 @dataclass(frozen=True)
@@ -116,10 +120,11 @@ class PrototypeHead:
         boxes = to_xyxy(self.layout.centred(numbers[:, index], part, size), "cxcywh", "pixels", size)
         # The candidate's number travels as its anchor through suppression.
         carried = np.stack([index, index], axis=1).astype(np.float64)
-        kept = suppress_once(make_detections(boxes, scores, labels, carried), self.settings.max_overlap)
+        found, broken = _finite(make_detections(boxes, scores, labels, carried))
+        kept = suppress_once(found, self.settings.max_overlap)
         chosen = kept.anchors[:, 0].astype(np.intp)
         weights = numbers[4 + self.layout.has_objectness + self.layout.n_classes :, chosen].T
-        return with_outlines(kept, weights, prototypes, size)
+        return concatenate([with_outlines(kept, weights, prototypes, size), broken])
 
 
 @dataclass(frozen=True)
@@ -142,8 +147,11 @@ class PrototypeRowsHead:
         labels = np.rint(np.nan_to_num(rows[:, 5], nan=-1.0)).astype(np.int64)
         keep = above(rows[:, 4], self.settings.threshold) & (labels >= 0) & (labels < self.settings.n_classes)
         rows, labels = rows[keep], labels[keep]
-        found = make_detections(to_xyxy(rows[:, :4], "xyxy", self.units, size), rows[:, 4], labels)
-        return with_outlines(found, rows[:, 6:], prototypes, size)
+        carried = np.repeat(np.arange(len(rows), dtype=np.float64)[:, None], 2, axis=1)
+        boxes = to_xyxy(rows[:, :4], "xyxy", self.units, size)
+        found, broken = _finite(make_detections(boxes, rows[:, 4], labels, carried))
+        weights = rows[found.anchors[:, 0].astype(np.intp), 6:]
+        return concatenate([with_outlines(found, weights, prototypes, size), broken])
 
 
 def _dense(reading: Reading, settings: HeadSettings) -> PrototypeHead:
