@@ -25,14 +25,15 @@ SCORES = ("probabilities", "sigmoid", "softmax")
 BACKGROUNDS = ("none", "first", "last")
 RESIZES = ("letterbox", "stretch", "none")
 
+READING_OPTIONS = ("box_format", "box_units", "scores", "background", "masks", "numbered_classes")
+"""What a definition may say of an ONNX graph's outputs besides their head."""
+
 MEMBERS = {
     "": (
         SCHEMA_KEY, "name", "version", "description", "license",
         "detector", "input", "tile", "cell_size", "classes", "arguments",
     ),
-    "onnx": (
-        "kind", "weights", "head", "label_offset", "box_format", "box_units", "scores", "background", "masks",
-    ),
+    "onnx": ("kind", "weights", "head", "label_offset", *READING_OPTIONS),
     "torchvision": ("kind", "weights", "architecture", "label_offset"),
     "input": ("bands", "scale", "mean", "std", "data_range", "pad_value", "resize", "assumed"),
     "tile": ("size", "variable", "padding", "stride", "receptive_field_radius"),
@@ -292,7 +293,7 @@ def definition_from_json(data: Mapping[str, Any]) -> ModelDefinition:
         options=options,
         input=_input(reader.child("input")),
         geometry=geometry_of(kind, options),
-        own_arguments=_own_arguments(kind),
+        own_arguments=arguments_of(kind),
         tile=_tile(reader.child("tile")),
         cell_size=_cell_size(reader.child("cell_size")) if "cell_size" in reader.data else None,
         classes=_strict_classes(data.get("classes")),
@@ -336,6 +337,7 @@ def detector_options(reader: Reader) -> dict[str, Any]:
         "scores": reader.choice("scores", SCORES),
         "background": reader.choice("background", BACKGROUNDS),
         "masks": reader.boolean("masks", default=False) or None,
+        "numbered_classes": reader.boolean("numbered_classes", default=False) or None,
     }
     return {name: value for name, value in options.items() if value not in ("", None)}
 
@@ -350,7 +352,8 @@ def geometry_of(kind: str, options: Mapping[str, Any]) -> str:
     return "polygon" if head == "oriented" else head
 
 
-def _own_arguments(kind: str) -> tuple[ArgumentSpec, ...]:
+def arguments_of(kind: str) -> tuple[ArgumentSpec, ...]:
+    """Give the arguments that models of a kind have besides the common ones."""
     return tuple(FAMILY_ARGUMENTS[name] for name in ONNX_ARGUMENTS) if kind == "onnx" else ()
 
 
@@ -379,10 +382,17 @@ def _input(reader: Reader) -> InputSpec:
         mean=reader.factors("mean", 0.0, len(bands)),
         std=reader.factors("std", 1.0, len(bands)),
         data_range=reader.data_range("data_range"),
-        pad_value=reader.number("pad_value") if "pad_value" in reader.data else 0.0,
-        resize=reader.choice("resize", RESIZES, "letterbox"),
-        is_assumed=reader.boolean("assumed", default=False),
+        **fitting(reader),
     )
+
+
+def fitting(reader: Reader) -> dict[str, Any]:
+    """Read how tiles become images of the network's size, and whether the scaling is but assumed."""
+    return {
+        "pad_value": reader.number("pad_value") if "pad_value" in reader.data else 0.0,
+        "resize": reader.choice("resize", RESIZES, "letterbox"),
+        "is_assumed": reader.boolean("assumed", default=False),
+    }
 
 
 def _tile(reader: Reader) -> TileSpec:

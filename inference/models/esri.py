@@ -26,7 +26,11 @@ from .definition import (
     TileSpec,
     check_schema,
     default_arguments,
+    READING_OPTIONS,
+    arguments_of,
     detector_options,
+    fitting,
+    geometry_of,
 )
 from .esri_facts import facts_of, read_classes
 from .esri_families import (
@@ -85,7 +89,7 @@ _CHIP = 512
 _MAX_SOURCE_BYTES = 2 * 2**20
 
 _OURS = (
-    "schema", "head", "architecture", "label_offset", "input", "padding", "stride", "receptive_field_radius",
+    "schema", "head", "architecture", "label_offset", *READING_OPTIONS, "input", "padding", "stride", "receptive_field_radius",
     "arguments",
 )  # fmt: skip
 _SHARED = ("schema", "stride", "receptive_field_radius", "arguments")
@@ -210,11 +214,14 @@ def _plain(emd: EmdReader, kind: str) -> _Model:
         options.setdefault("architecture", configuration)
     suffixes = GRAPH if kind == "onnx" else NETWORK
     weights = weights_member(emd, suffixes)
-    return _Model(kind, weights, _plain_input(emd, extra.child("input")), options, tile_side(emd, _CHIP))
+    return _Model(
+        kind, weights, _plain_input(emd, extra.child("input")), options, tile_side(emd, _CHIP),
+        geometry=geometry_of(kind, options), own_arguments=arguments_of(kind),
+    )  # fmt: skip
 
 
 def _plain_input(emd: EmdReader, extra: Reader) -> InputSpec:
-    extra.only("scale", "mean", "std", "order")
+    extra.only("scale", "mean", "std", "order", "pad_value", "resize", "assumed")
     bands = extract_bands(emd)
     order = extra.text("order", "RGB").upper()
     if order not in ("RGB", "BGR"):
@@ -225,6 +232,7 @@ def _plain_input(emd: EmdReader, extra: Reader) -> InputSpec:
         mean=extra.factors("mean", 0.0, len(bands)),
         std=extra.factors("std", 1.0, len(bands)),
         data_range=stated_range(emd),
+        **fitting(extra),
     )
 
 
