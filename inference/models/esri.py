@@ -20,14 +20,14 @@ from ..errors import ModelError, ModelPackageError, ModelUnsupportedError
 from .arguments import ARGUMENT_NAMES, ArgumentSpec
 from .definition import (
     MAX_STRIDE,
+    READING_OPTIONS,
     InputSpec,
     ModelDefinition,
     Reader,
     TileSpec,
+    arguments_of,
     check_schema,
     default_arguments,
-    READING_OPTIONS,
-    arguments_of,
     detector_options,
     fitting,
     geometry_of,
@@ -89,8 +89,8 @@ _CHIP = 512
 _MAX_SOURCE_BYTES = 2 * 2**20
 
 _OURS = (
-    "schema", "head", "architecture", "label_offset", *READING_OPTIONS, "input", "padding", "stride", "receptive_field_radius",
-    "arguments",
+    "schema", "head", "architecture", "label_offset", *READING_OPTIONS, "input", "padding", "stride",
+    "receptive_field_radius", "arguments",
 )  # fmt: skip
 _SHARED = ("schema", "stride", "receptive_field_radius", "arguments")
 
