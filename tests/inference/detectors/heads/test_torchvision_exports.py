@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from kestrel.inference.detectors import load_detector
 from kestrel.inference.detectors.protocol import DetectorSettings
 from kestrel.inference.models.arguments import resolve_arguments
+from kestrel.inference.models.overrides import overruled
 from kestrel.inference.models.package import open_package
 from kestrel.tests.fixtures.framework_exports import SIDE, export_torchvision, tensor, torchvision_network
 
@@ -34,7 +36,8 @@ def test_an_export_opened_bare_gives_torchvisions_own_objects(tmp_path: Path, im
     threshold = float(expected["scores"].min()) - 1e-3
     (tmp_path / "model.txt").write_text("background\nTree\nCar\nHouse\n")
     package = open_package(str(export_torchvision(network, tmp_path / "model.onnx")))
-    values: dict[str, Any] = dict(resolve_arguments(package.definition, {"threshold": threshold, "scale": "0-1"}).values)
+    values = resolve_arguments(package.definition, {"threshold": threshold, "scale": "0-1"}).values
+    package = replace(package, definition=overruled(package.definition, values))
     (tmp_path / "unpacked").mkdir()
     settings = DetectorSettings("cpu", 1, sample=lambda height, width: image)
     detector = load_detector(package, values, settings, tmp_path / "unpacked")
