@@ -6,7 +6,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from .models.definition import ModelDefinition
 from .models.package import ModelPackage, open_package
 from .plan import Plan, make_plan, usable_cores
 from .rasters.gdal_raster import GdalRaster
+from .reading import open_raster
 from .region import Region, make_region
 from .versions import installed_versions
 
@@ -71,7 +72,7 @@ def prepare(job: DetectionJob, unpacked: Path, report: Report) -> Run:
         raise ModelHashError("The model package has changed since the job was made.", hint="Start the job anew.")
     definition = package.definition
     resolved = resolve_arguments(definition, job.arguments)
-    source = GdalRaster(job.raster, definition.input, job.cell_size)
+    source, told = open_raster(job, definition, resolved.values)
     region = make_region(job, source.info)
     device = choose_device(job.processor, job.gpu_id, definition.kind)
     n_threads = parse_parallel_factor(job.parallel_processing_factor, usable_cores())
@@ -88,6 +89,8 @@ def prepare(job: DetectionJob, unpacked: Path, report: Report) -> Run:
         report(Message("warning", "package", text))
     for text in resolved.warnings:
         report(Message("warning", "argument", text))
+    for message in told:
+        report(message)
     for text in fit_warnings(definition, source.info):
         report(Message("warning", "fit", text))
     for text in (f"Model: {definition.name} {definition.version}".strip() + f", on {device}.", *plan.notes):
@@ -116,6 +119,7 @@ def fingerprint(run: Run) -> str:
     facts = [
         _code_hash(), installed_versions(), run.sha256, job.raster, _identity(run.source),
         info.width, info.height, list(info.transform), info.crs_wkt,
+        run.source.stretch and asdict(run.source.stretch),
         job.extent, job.cell_size, job.mask_wkb, grid.tile_size, grid.padding, grid.stride, run.plan.network_size,
         {name: run.arguments[name] for name in sorted(run.arguments) if name != "batch_size"},
     ]  # fmt: skip

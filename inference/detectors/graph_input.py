@@ -70,7 +70,7 @@ class GraphInput:
         if self._dtype == np.uint8 and batch.dtype != np.uint8:
             raise ModelIncompatibleError(
                 f"The model takes 8-bit pixels, and the raster's are {batch.dtype}.",
-                hint="Convert the raster to 8 bit with the scaling that the model was trained on.",
+                hint="Set the model argument stretch to percentiles, or convert the raster to 8 bits.",
             )
         fed = batch if self._dtype == np.uint8 else self._normalisation.apply(batch).astype(self._dtype, copy=False)
         n_missing = (self.fixed_batch or 0) - len(batch)

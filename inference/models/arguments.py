@@ -108,6 +108,14 @@ FAMILY_ARGUMENTS: Mapping[str, ArgumentSpec] = {
             "radiometric_offset_correction", "boolean", False,
             "Subtract 1000 from the pixel values, for Sentinel-2 images processed since January 2022.",
         ),
+        ArgumentSpec(
+            "stretch", "choice", "model",
+            "How the raster's values are brought to those that the model was made for, by one straight line a band "
+            "over the whole raster: as the model states it, and by percentiles where it states nothing, wants 0 to 255 "
+            "and the raster holds other values (model); not at all (none); from the 2nd to the 98th percentile "
+            "(percentiles); or two standard deviations around the mean (statistics).",
+            choices=("model", "none", "percentiles", "statistics"),
+        ),
     )
 }  # fmt: skip
 """Arguments of some families of models, by name."""

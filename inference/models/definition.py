@@ -6,12 +6,14 @@ the same values by esri.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Union
 
 from ..errors import ModelPackageError, ModelUnsupportedError
-from .arguments import ARGUMENT_NAMES, ArgumentSpec
+from .arguments import ARGUMENT_NAMES, FAMILY_ARGUMENTS, ArgumentSpec
+from .stretch import STRETCH_MEMBERS, Stretch, stretch_from_json
 
 SCHEMA = 1
 SCHEMA_KEY = "kestrel_definition"
@@ -27,13 +29,17 @@ MEMBERS = {
     ),
     "onnx": ("kind", "weights", "head", "label_offset"),
     "torchvision": ("kind", "weights", "architecture", "label_offset"),
-    "input": ("bands", "scale", "mean", "std", "data_range"),
+    "input": ("bands", "scale", "mean", "std", "data_range", "stretch"),
+    **STRETCH_MEMBERS,
     "tile": ("size", "variable", "padding", "stride", "receptive_field_radius"),
-    "cell_size": ("min", "max", "wkid"),
+    "cell_size": ("min", "max", "wkid", "read_at"),
     "class": ("value", "name", "color", "Value", "Name", "Color"),
     "arguments": ARGUMENT_NAMES,
 }  # fmt: skip
 """Names that each object of a definition may hold; a detector's depend on its kind."""
+
+OWN_ARGUMENTS = (FAMILY_ARGUMENTS["stretch"],)
+"""What models of this form know besides the common arguments."""
 
 MAX_STRIDE = 1024
 _VALUES = range(-(2**31), 2**31)  # of a field of 32 bits
@@ -72,6 +78,8 @@ class InputSpec:
     service: str = ""
     """ "sentinel" or "landsat" where the model was trained on the whole numbers of such an image service, into which
     reflectances 0 to 1 are turned first."""
+    stretch: Stretch | None = None
+    """How the values of a raster that is not of 8 bits are brought to the model's; None: they are not."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,8 @@ class CellSizeRange:
     minimum: float
     maximum: float
     wkid: int | None = None
+    read_at: float | None = None
+    """Metres on the ground at which the model wants to see every raster; None: the raster's own pixels."""
 
 
 @dataclass(frozen=True)
@@ -272,6 +282,7 @@ def definition_from_json(data: Mapping[str, Any]) -> ModelDefinition:
         cell_size=_cell_size(reader.child("cell_size")) if "cell_size" in reader.data else None,
         classes=_strict_classes(data.get("classes")),
         arguments=default_arguments(reader),
+        own_arguments=OWN_ARGUMENTS,
     )
 
 
@@ -335,6 +346,7 @@ def _input(reader: Reader) -> InputSpec:
         mean=reader.factors("mean", 0.0, len(bands)),
         std=reader.factors("std", 1.0, len(bands)),
         data_range=reader.data_range("data_range"),
+        stretch=stretch_from_json(reader.child("stretch"), len(bands)) if "stretch" in reader.data else None,
     )
 
 
@@ -351,10 +363,23 @@ def _tile(reader: Reader) -> TileSpec:
 
 def _cell_size(reader: Reader) -> CellSizeRange:
     reader.only(*MEMBERS["cell_size"])
+    read_at = read_at_of(reader)
+    if read_at is not None and not {"min", "max", "wkid"} & set(reader.data):
+        return CellSizeRange(read_at, read_at, None, read_at)
     low, high = reader.number("min"), reader.number("max")
     if not 0 < low <= high:
         raise reader.refuse("min", "a positive number that is not above 'max'")
-    return CellSizeRange(low, high, reader.integer("wkid", None))
+    return CellSizeRange(low, high, reader.integer("wkid", None), read_at)
+
+
+def read_at_of(reader: Reader) -> float | None:
+    """Read the member `read_at`: the metres on the ground at which a model wants to see every raster."""
+    if "read_at" not in reader.data:
+        return None
+    value = reader.number("read_at")
+    if not 0 < value < math.inf:
+        raise reader.refuse("read_at", "metres on the ground, above 0")
+    return value
 
 
 def classes_from_json(value: Any) -> tuple[ModelClass, ...]:

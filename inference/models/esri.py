@@ -20,6 +20,8 @@ from ..errors import ModelError, ModelPackageError, ModelUnsupportedError
 from .arguments import ARGUMENT_NAMES, ArgumentSpec
 from .definition import (
     MAX_STRIDE,
+    OWN_ARGUMENTS,
+    CellSizeRange,
     InputSpec,
     ModelDefinition,
     Reader,
@@ -27,6 +29,7 @@ from .definition import (
     check_schema,
     default_arguments,
     detector_options,
+    read_at_of,
 )
 from .esri_facts import facts_of, read_classes
 from .esri_families import (
@@ -69,6 +72,7 @@ from .esri_input import (
     tile_side,
 )
 from .esri_refusals import configuration_of, legacy_framework, refuse_other_tasks, refuse_template
+from .stretch import stretch_from_json
 
 _KIND_OF_FRAMEWORK = {"onnx": "onnx", "torchvision": "torchvision"}
 _HEAD_OF_CONFIGURATION = {"yolov8": "yolov8", "yolov5": "yolov5", "boxes": "boxes"}
@@ -86,7 +90,7 @@ _MAX_SOURCE_BYTES = 2 * 2**20
 
 _OURS = (
     "schema", "head", "architecture", "label_offset", "input", "padding", "stride", "receptive_field_radius",
-    "arguments",
+    "arguments", "read_at",
 )  # fmt: skip
 _SHARED = ("schema", "stride", "receptive_field_radius", "arguments")
 
@@ -210,11 +214,12 @@ def _plain(emd: EmdReader, kind: str) -> _Model:
         options.setdefault("architecture", configuration)
     suffixes = GRAPH if kind == "onnx" else NETWORK
     weights = weights_member(emd, suffixes)
-    return _Model(kind, weights, _plain_input(emd, extra.child("input")), options, tile_side(emd, _CHIP))
+    spec = _plain_input(emd, extra.child("input"))
+    return _Model(kind, weights, spec, options, tile_side(emd, _CHIP), own_arguments=OWN_ARGUMENTS)
 
 
 def _plain_input(emd: EmdReader, extra: Reader) -> InputSpec:
-    extra.only("scale", "mean", "std", "order")
+    extra.only("scale", "mean", "std", "order", "stretch")
     bands = extract_bands(emd)
     order = extra.text("order", "RGB").upper()
     if order not in ("RGB", "BGR"):
@@ -225,7 +230,15 @@ def _plain_input(emd: EmdReader, extra: Reader) -> InputSpec:
         mean=extra.factors("mean", 0.0, len(bands)),
         std=extra.factors("std", 1.0, len(bands)),
         data_range=stated_range(emd),
+        stretch=stretch_from_json(extra.child("stretch"), len(bands)) if "stretch" in extra.data else None,
     )
+
+
+def _cell_size(emd: EmdReader, extra: Reader) -> CellSizeRange | None:
+    stated, read_at = cell_size(emd), read_at_of(extra)
+    if stated is None:
+        return None if read_at is None else CellSizeRange(read_at, read_at, None, read_at)
+    return replace(stated, read_at=read_at)
 
 
 def _arcgis(emd: EmdReader) -> _Model:
@@ -396,7 +409,7 @@ def _assembled(emd: EmdReader, model: _Model) -> ModelDefinition:
             stride=extra.integer("stride", None, minimum=1, maximum=MAX_STRIDE),
             receptive_field_radius=extra.integer("receptive_field_radius", None),
         ),
-        cell_size=cell_size(emd),
+        cell_size=_cell_size(emd, extra),
         classes=classes,
         arguments={**model.arguments, **default_arguments(extra)},
         is_map_space=str(emd.data.get("ImageSpaceUsed", "MAP_SPACE")).upper() == "MAP_SPACE",

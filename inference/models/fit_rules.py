@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .definition import CellSizeRange, InputSpec, ModelDefinition
+from .stretch import BYTES, Stretch, per_band
 
 TOLERANCE = 1.25
 """Factor beyond the training range that a network bears without much loss."""
@@ -101,6 +102,53 @@ def cell_size_problem(low: float, high: float, actual: float, side: float) -> Ce
     return CellSizeProblem(actual, low, high, math.sqrt(low * high) / actual * side)
 
 
+@dataclass(frozen=True)
+class Resolution:
+    """The resolution at which a raster is read for a model that wants always the same.
+
+    Units/space: actual and wanted in metres on the ground; cell_size in the raster's own units.
+    """
+
+    actual: float
+    wanted: float
+    cell_size: float
+
+    @property
+    def is_enlarged(self) -> bool:
+        """Tell whether the raster is so much coarser that what the model looks for can hardly be in it."""
+        return self.actual > MOST_ENLARGED * self.wanted
+
+    @property
+    def text(self) -> str:
+        """Say what is done, and how to overrule it."""
+        done = (
+            f"The pixels are {self.actual:.3g} m wide on the ground, and the model wants {self.wanted:.3g} m: the raster "
+            f"is read with a cell size of {self.cell_size:g}."
+        )
+        doubt = " That enlarges it so much that the model will find little." if self.is_enlarged else ""
+        return f"{done}{doubt} CELL_SIZE overrules it."
+
+
+MOST_ENLARGED = 4.0
+"""Factor by which a coarse raster is enlarged without a warning."""
+_SAME_RESOLUTION = 0.05
+"""Share by which a raster's pixels may differ from the wanted ones and are taken as they are."""
+
+
+def resolution(cell_size: CellSizeRange | None, actual: float, side: float) -> Resolution | None:
+    """Give the resolution to read a raster at; None where its own pixels are right, or the model takes any.
+
+    Args:
+        cell_size: The model's.
+        actual: Side of the raster's pixels in metres on the ground.
+        side: The same in the raster's units.
+    """
+    wanted = cell_size.read_at if cell_size is not None else None
+    if wanted is None or abs(actual / wanted - 1) <= _SAME_RESOLUTION:
+        return None
+    return Resolution(actual, wanted, float(f"{wanted / actual * side:.6g}"))
+
+
 # -- Bands -------------------------------------------------------------------------------------------------------------
 
 _SYNONYMS = {
@@ -187,7 +235,7 @@ def expected_values(spec: InputSpec) -> tuple[float, float] | None:
     if set(spec.scale) == {1.0} and set(spec.mean) == {0.0} and set(spec.std) == {1.0}:
         return None
     n_bands = len(spec.bands)
-    scale, mean, std = (_per_band(values, n_bands) for values in (spec.scale, spec.mean, spec.std))
+    scale, mean, std = (per_band(values, n_bands) for values in (spec.scale, spec.mean, spec.std))
     if set(std) == {1.0}:
         ends = [(m / s, (m + 1) / s) for s, m in zip(scale, mean) if s]
     else:
@@ -196,35 +244,72 @@ def expected_values(spec: InputSpec) -> tuple[float, float] | None:
     return (min(values), max(values)) if values else None
 
 
-def _per_band(values: Sequence[float], n_bands: int) -> list[float]:
-    return list(values) * n_bands if len(values) == 1 else list(values)
+def chosen_stretch(
+    definition: ModelDefinition, argument: str, dtype: str, found: tuple[float, float] | None
+) -> Stretch | None:
+    """Give the stretch that a raster's values need for a model; None: they go in as they are.
+
+    A model that states nothing and wants 0 to 255 gets any raster of other values stretched: with them as they are it
+    would find nothing, and 16 bits are what most sensors deliver.
+
+    Args:
+        definition: The model.
+        argument: The model argument `stretch`.
+        dtype: The raster's type, as numpy calls it.
+        found: Lowest and highest value of a sample of its pixels; None: not looked at.
+    """
+    stated = definition.input.stretch
+    if argument == "none" or not knows_stretch(definition):
+        return None
+    if argument != "model":
+        to = stated.to if stated is not None else definition.input.data_range or BYTES
+        return stated if stated is not None and stated.source == argument else Stretch(argument, to=to)
+    if stated is not None:
+        return None if dtype == "uint8" and stated.is_to_bytes else stated
+    expected = expected_values(definition.input)
+    is_other = expected == BYTES and dtype != "uint8" and found is not None and _is_unlike(BYTES, dtype, found)
+    return Stretch("percentiles") if is_other else None
 
 
-def value_warnings(definition: ModelDefinition, dtype: str, found: tuple[float, float] | None) -> list[str]:
-    """Tell where the raster's values are not of the size that the model was made for.
+def knows_stretch(definition: ModelDefinition) -> bool:
+    """Tell whether a model's values may be stretched: Esri's packages say themselves what becomes of values."""
+    return any(spec.name == "stretch" for spec in definition.own_arguments)
+
+
+def _is_unlike(expected: tuple[float, float], dtype: str, found: tuple[float, float]) -> bool:
+    low, high = expected
+    span = high - low
+    is_beyond = found[1] > high + _OUTSIDE * span or found[0] < low - _OUTSIDE * span
+    # A dark photograph is one; 16-bit values that nobody scaled, or fractions, are not.
+    is_flat = found[1] - found[0] < _LEAST_USED * span and (dtype != "uint8" or span > _OF_8_BIT)
+    return is_beyond or is_flat
+
+
+def value_warnings(
+    definition: ModelDefinition, dtype: str, found: tuple[float, float] | None, argument: str = "model"
+) -> list[str]:
+    """Tell where the raster's values are not of the size that the model was made for, and nothing is done about it.
 
     Args:
         definition: The model.
         dtype: The raster's type, as numpy calls it.
         found: Lowest and highest value of a sample of its pixels; None: not looked at.
+        argument: The model argument `stretch`.
     """
     expected = expected_values(definition.input)
-    if expected is None:
+    if expected is None or chosen_stretch(definition, argument, dtype, found) is not None:
         return []
     low, high = expected
     wanted = f"the model was made for values from {low:.4g} to {high:.4g}"
+    can_stretch = knows_stretch(definition)
     if found is None:
-        if (low, high) == (0, 255) and dtype not in ("uint8", "int8", ""):
-            return [f"The raster holds {_described(dtype)}, and {wanted}. {_remedy(low, high)}"]
+        if (low, high) == BYTES and dtype not in ("uint8", "int8", "") and not (can_stretch and argument == "model"):
+            return [f"The raster holds {_described(dtype)}, and {wanted}. {_remedy(low, high, can_stretch=can_stretch)}"]
         return []
-    span = high - low
-    is_beyond = found[1] > high + _OUTSIDE * span or found[0] < low - _OUTSIDE * span
-    # A dark photograph is one; 16-bit values that nobody scaled, or fractions, are not.
-    is_flat = found[1] - found[0] < _LEAST_USED * span and (dtype != "uint8" or span > _OF_8_BIT)
-    if not is_beyond and not is_flat:
+    if not _is_unlike(expected, dtype, found):
         return []
     seen = f"The raster's values go from {found[0]:.4g} to {found[1]:.4g}, and {wanted}"
-    return [f"{seen}: it will find little. {_remedy(low, high)}"]
+    return [f"{seen}: it will find little. {_remedy(low, high, can_stretch=can_stretch)}"]
 
 
 _OF_8_BIT = 1000.0
@@ -236,7 +321,23 @@ def _described(dtype: str) -> str:
     )
 
 
-def _remedy(low: float, high: float) -> str:
-    if (low, high) == (0, 255):
+def _remedy(low: float, high: float, *, can_stretch: bool) -> str:
+    if (low, high) == BYTES:
+        if can_stretch:
+            return "Set the model argument stretch to percentiles."
         return "Convert it to 8 bits first, with Raster > Conversion > Translate and -ot Byte -scale."
     return "Choose imagery of the kind that the model was trained on, or scale it with Raster > Raster Calculator."
+
+
+def stretch_text(stretch: Stretch) -> str:
+    """Say where the ends of a stretch come from."""
+    return {
+        "percentiles": f"{_ordinal(stretch.low)} to {_ordinal(stretch.high)} percentile",
+        "statistics": f"mean less and plus {stretch.deviations:g} standard deviations",
+        "range": "as the model states",
+    }[stretch.source]
+
+
+def _ordinal(number: float) -> str:
+    end = "th" if number % 1 or number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(int(number % 10), "th")
+    return f"{number:g}{end}"

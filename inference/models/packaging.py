@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DiskFullError, ModelPackageError, OutputError
-from .definition import SCHEMA, SCHEMA_KEY, ModelDefinition, definition_from_json
+from .definition import SCHEMA, SCHEMA_KEY, InputSpec, ModelDefinition, definition_from_json
 from .emd_text import MAX_JSON_BYTES, read_emd
 from .esri_files import is_generic
 from .package import ModelPackage, is_safe_name, open_package
@@ -190,7 +190,8 @@ def emd_of(definition: ModelDefinition, weights: str) -> dict[str, Any]:
             "head": options.get("head"),
             "architecture": options.get("architecture"),
             "label_offset": options.get("label_offset"),
-            "input": {"scale": list(spec.scale), "mean": list(spec.mean), "std": list(spec.std)},
+            "input": {"scale": list(spec.scale), "mean": list(spec.mean), "std": list(spec.std), **_stretch(spec)},
+            "read_at": definition.cell_size.read_at if definition.cell_size else None,
             "padding": tile.padding,
             "stride": tile.stride,
             "receptive_field_radius": tile.receptive_field_radius,
@@ -199,6 +200,10 @@ def emd_of(definition: ModelDefinition, weights: str) -> dict[str, Any]:
     }  # fmt: skip
     emd["Kestrel"] = {key: value for key, value in emd["Kestrel"].items() if value is not None}
     return {key: value for key, value in emd.items() if value is not None}
+
+
+def _stretch(spec: InputSpec) -> dict[str, Any]:
+    return {} if spec.stretch is None else {"stretch": spec.stretch.to_json()}
 
 
 def _cell_sizes(definition: ModelDefinition) -> dict[str, Any]:

@@ -101,6 +101,13 @@ def test_classes_without_colours_get_colours_that_differ() -> None:
         ({"cell_size": {"min": 0.3, "max": 0.1}}, "'cell_size.min'"),
         ({"cell_size": {"min": 0, "max": 0.1}}, "'cell_size.min'"),
         ({"cell_size": {"min": 0.1, "max": 1, "wkid": "utm"}}, "'cell_size.wkid'"),
+        ({"cell_size": {"read_at": -1}}, "'cell_size.read_at' is -1; expected metres"),
+        ({"input": {"stretch": "percentiles"}}, "'input.stretch' is 'percentiles'; expected an object"),
+        ({"input": {"stretch": {"from": "mean"}}}, "'input.stretch.from' is 'mean'.*percentiles, statistics, range"),
+        ({"input": {"stretch": {"from": "percentiles", "low": 98, "high": 2}}}, "'input.stretch.low' is 98"),
+        ({"input": {"stretch": {"from": "range", "minimum": [0, 0], "maximum": 9}}}, "'input.stretch.minimum'.*3 bands"),
+        ({"input": {"stretch": {"from": "range", "minimum": 9, "maximum": [9, 10, 11]}}}, "numbers below 'maximum'"),
+        ({"input": {"stretch": {"from": "statistics", "low": 2}}}, "Unknown member in 'input.stretch': low"),
         ({"classes": []}, "no classes"),
         ({"classes": None}, "no classes"),
         ({"classes": "Tree"}, "no classes"),
@@ -156,6 +163,7 @@ def test_null_means_the_same_as_absence() -> None:
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "resources" / "schema" / "definition-1.json").read_text("utf-8"))
 
+STRETCHES = [part for part in SCHEMA["properties"]["input"]["properties"]["stretch"]["anyOf"] if "properties" in part]
 TYPES: dict[str, Any] = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
 
 
@@ -202,6 +210,7 @@ def test_the_schema_names_what_the_reader_knows() -> None:
         "torchvision": torchvision,
         "class": top["classes"]["items"],
         **{name: top[name] for name in ("input", "tile", "cell_size", "arguments")},
+        **{part["properties"]["from"]["const"]: part for part in STRETCHES},
     }
     assert {name: set(names) for name, names in MEMBERS.items()} == {
         name: set(part["properties"]) for name, part in objects.items()
@@ -264,6 +273,26 @@ TORCHVISION = {"kind": "torchvision", "weights": "w", "architecture": "fcos_resn
         ({"classes": [{"name": "a", "color": [0, 0]}]}, False),
         ({"classes": [{"name": "a", "valeu": 1}]}, False),
         ({"arguments": {"treshold": 0.4}}, False),
+        ({"input": {"stretch": None}}, True),
+        ({"input": {"stretch": {"from": "percentiles"}}}, True),
+        ({"input": {"stretch": {"from": "percentiles", "low": 0.5, "high": 99.5, "to": [0, 1]}}}, True),
+        ({"input": {"stretch": {"from": "statistics", "deviations": 2.5, "to": None}}}, True),
+        ({"input": {"stretch": {"from": "range", "minimum": 0, "maximum": [3000, 3000, 4000]}}}, True),
+        ({"input": {"stretch": {}}}, False),
+        ({"input": {"stretch": {"from": "minmax"}}}, False),
+        ({"input": {"stretch": {"from": "percentiles", "low": -1}}}, False),
+        ({"input": {"stretch": {"from": "percentiles", "deviations": 2}}}, False),
+        ({"input": {"stretch": {"from": "statistics", "deviations": 0}}}, False),
+        ({"input": {"stretch": {"from": "range", "minimum": 0}}}, False),
+        ({"input": {"stretch": {"from": "range", "minimum": 0, "maximum": "all"}}}, False),
+        ({"input": {"stretch": {"from": "range", "minimum": 0, "maximum": 1, "to": [0]}}}, False),
+        ({"cell_size": {"read_at": 0.3}}, True),
+        ({"cell_size": {"min": 0.1, "max": 0.2, "wkid": 3857, "read_at": 0.15}}, True),
+        ({"cell_size": {"min": None, "read_at": 0.3}}, True),
+        ({"cell_size": {"min": 0.1, "read_at": 0.3}}, False),
+        ({"cell_size": {"wkid": 3857, "read_at": 0.3}}, False),
+        ({"cell_size": {"read_at": 0}}, False),
+        ({"cell_size": {"read_at": None}}, False),
     ],
 )
 def test_reader_and_schema_accept_and_refuse_the_same(members: dict[str, Any], is_accepted: bool) -> None:
