@@ -15,7 +15,7 @@ from .events import Message
 from .fit import ground_cell
 from .job import DetectionJob
 from .models.definition import ModelDefinition
-from .models.fit_rules import chosen_stretch, knows_stretch, resolution, stretch_text
+from .models.fit_rules import AS_BYTES, chosen_stretch, knows_stretch, resolution, stretch_text
 from .rasters.gdal_raster import GdalRaster
 from .rasters.stretching import BandStretch, measured
 
@@ -69,7 +69,9 @@ def _wanted_cell_size(source: GdalRaster, definition: ModelDefinition) -> tuple[
     return wanted.cell_size, [Message("warning" if wanted.is_enlarged else "info", "resolution", wanted.text)]
 
 
-def _stretch(source: GdalRaster, definition: ModelDefinition, argument: str) -> tuple[BandStretch | None, Message | None]:
+def _stretch(
+    source: GdalRaster, definition: ModelDefinition, argument: str
+) -> tuple[BandStretch | None, Message | None]:
     dtype, stated = source.info.dtype, definition.input.stretch
     is_right = argument == "model" and dtype == "uint8" and (stated is None or stated.is_to_bytes)
     if is_right or argument == "none" or source.has_palette or not knows_stretch(definition):
@@ -83,6 +85,8 @@ def _stretch(source: GdalRaster, definition: ModelDefinition, argument: str) -> 
     if chosen is None:
         return None, None
     stretch = measured(chosen, samples)
+    if chosen == AS_BYTES:
+        return stretch, None
     text = (
         f"The raster's values were stretched to {stretch.to[0]:g} to {stretch.to[1]:g} ({stretch_text(chosen)}): "
         f"{_ends(stretch, source.bands)}. Overrule it with the model argument stretch."

@@ -172,6 +172,7 @@ class DescribeModelAlgorithm(KestrelAlgorithm):
             fit = report.all_texts()
             description["fit"] = {"is_possible": report.is_possible, "warnings": fit, "ground_cell_size": report.ground}
             description["fit"]["cell_size"] = report.cell_size.fitting if report.cell_size else None
+            description["fit"]["remarks"] = list(report.remarks)
         _push(feedback, description, consent, fit)
         text = json.dumps(description, indent=2, ensure_ascii=False)
         results = {
@@ -209,6 +210,8 @@ def _push(
         feedback.pushInfo(to_plain(f"{item['name']} = {default}: {item['help']} ({item['expected']})"))
     for note in (*description["notes"], *(fit or ())):
         feedback.pushWarning(to_plain(note))
+    for remark in description.get("fit", {}).get("remarks", ()):
+        feedback.pushInfo(to_plain(remark))
     if fit == []:
         feedback.pushInfo(tr("Nothing speaks against using the model on this raster."))
 

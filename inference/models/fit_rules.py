@@ -155,17 +155,25 @@ _SYNONYMS = {
     "red": "red r redband",
     "green": "green g greenband",
     "blue": "blue b blueband",
+    "green05": "green05",
     "nearinfrared": "nearinfrared nir nir1 infrared nearir nearinfraredband nirband nir08 nearinfrared1",
-    "rededge": "rededge rededge1 vegetationrededge",
+    "rededge": "rededge rededge1 vegetationrededge rededge071",
+    "rededge2": "rededge2 vegetationrededge2 rededge075",
+    "rededge3": "rededge3 vegetationrededge3 rededge078",
+    "watervapour": "watervapour watervapor nir09",
+    "cirrus": "cirrus",
     "swir1": "swir1 shortwaveinfrared1 shortwaveinfrared swir swir16",
     "swir2": "swir2 shortwaveinfrared2 swir22",
     "coastal": "coastal coastalblue coastalaerosol",
     "yellow": "yellow",
     "panchromatic": "panchromatic pan",
     "thermal": "thermal thermalinfrared tir tir1 lwir",
+    "thermal1": "thermal1 thermalinfrared1 tirs1 lwir11",
+    "thermal2": "thermal2 thermalinfrared2 tirs2 tir2 lwir12",
     "vv": "vv",
     "vh": "vh",
 }
+"""Words for what a band shows, the common names of STAC among them."""
 _MEANING = {word: meaning for meaning, words in _SYNONYMS.items() for word in words.split()}
 
 
@@ -250,7 +258,7 @@ def chosen_stretch(
     """Give the stretch that a raster's values need for a model; None: they go in as they are.
 
     A model that states nothing and wants 0 to 255 gets any raster of other values stretched: with them as they are it
-    would find nothing, and 16 bits are what most sensors deliver.
+    would find nothing, and 16 bits are what most sensors deliver. Values of 8 bits in a wider type become 8 bits.
 
     Args:
         definition: The model.
@@ -266,14 +274,20 @@ def chosen_stretch(
         return stated if stated is not None and stated.source == argument else Stretch(argument, to=to)
     if stated is not None:
         return None if dtype == "uint8" and stated.is_to_bytes else stated
-    expected = expected_values(definition.input)
-    is_other = expected == BYTES and dtype != "uint8" and found is not None and _is_unlike(BYTES, dtype, found)
-    return Stretch("percentiles") if is_other else None
+    if expected_values(definition.input) != BYTES or dtype == "uint8" or found is None:
+        return None
+    if "int" in dtype and BYTES[0] <= found[0] and found[1] <= BYTES[1]:
+        return AS_BYTES
+    return Stretch("percentiles") if _is_unlike(BYTES, dtype, found) else None
+
+
+AS_BYTES = Stretch("range", minimum=BYTES[:1], maximum=BYTES[1:])
+"""Whole numbers of 8 bits that stand in a wider type stay what they are; there is nothing to tell."""
 
 
 def knows_stretch(definition: ModelDefinition) -> bool:
     """Tell whether a model's values may be stretched: Esri's packages say themselves what becomes of values."""
-    return any(spec.name == "stretch" for spec in definition.own_arguments)
+    return definition.kind != "python" and any(spec.name == "stretch" for spec in definition.own_arguments)
 
 
 def _is_unlike(expected: tuple[float, float], dtype: str, found: tuple[float, float]) -> bool:
@@ -304,7 +318,9 @@ def value_warnings(
     can_stretch = knows_stretch(definition)
     if found is None:
         if (low, high) == BYTES and dtype not in ("uint8", "int8", "") and not (can_stretch and argument == "model"):
-            return [f"The raster holds {_described(dtype)}, and {wanted}. {_remedy(low, high, can_stretch=can_stretch)}"]
+            return [
+                f"The raster holds {_described(dtype)}, and {wanted}. {_remedy(low, high, can_stretch=can_stretch)}"
+            ]
         return []
     if not _is_unlike(expected, dtype, found):
         return []
@@ -339,5 +355,7 @@ def stretch_text(stretch: Stretch) -> str:
 
 
 def _ordinal(number: float) -> str:
-    end = "th" if number % 1 or number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(int(number % 10), "th")
+    end = (
+        "th" if number % 1 or number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(int(number % 10), "th")
+    )
     return f"{number:g}{end}"

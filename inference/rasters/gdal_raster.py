@@ -56,9 +56,7 @@ class GdalRaster:
         ModelIncompatibleError: it lacks bands that the model needs, or its type cannot be used.
     """
 
-    def __init__(
-        self, name: str, spec: InputSpec, cell_size: float | None, stretch: BandStretch | None = None
-    ) -> None:
+    def __init__(self, name: str, spec: InputSpec, cell_size: float | None, stretch: BandStretch | None = None) -> None:
         """Open the raster once to look at it; each reading thread opens it again."""
         if "<" in name and ">" in name:  # GDAL finds XML anywhere in a name
             raise RasterOpenError("A raster given as XML text is not opened.", hint="Save it as a .vrt file first.")

@@ -79,7 +79,9 @@ def _places(dataset: Any) -> Iterator[tuple[Window, tuple[int, int]]]:
 
 
 def _starts(size: int, block: int) -> list[int]:
-    """Give where windows begin along a side: spread evenly, at the beginnings of blocks."""
+    """Give where windows begin along a side: spread evenly, and inside of one block where they fit."""
     last = max(size - _WINDOW, 0)
-    places = (round(last * step / (_WINDOWS - 1)) for step in range(_WINDOWS))
-    return sorted({place // block * block if block < size else place for place in places})
+    places = [round(last * step / (_WINDOWS - 1)) for step in range(_WINDOWS)]
+    if block >= _WINDOW:
+        places = [min(place, place // block * block + block - _WINDOW) for place in places]
+    return sorted(set(places))

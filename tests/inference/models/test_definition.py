@@ -105,7 +105,10 @@ def test_classes_without_colours_get_colours_that_differ() -> None:
         ({"input": {"stretch": "percentiles"}}, "'input.stretch' is 'percentiles'; expected an object"),
         ({"input": {"stretch": {"from": "mean"}}}, "'input.stretch.from' is 'mean'.*percentiles, statistics, range"),
         ({"input": {"stretch": {"from": "percentiles", "low": 98, "high": 2}}}, "'input.stretch.low' is 98"),
-        ({"input": {"stretch": {"from": "range", "minimum": [0, 0], "maximum": 9}}}, "'input.stretch.minimum'.*3 bands"),
+        (
+            {"input": {"stretch": {"from": "range", "minimum": [0, 0], "maximum": 9}}},
+            "'input.stretch.minimum'.*3 bands",
+        ),
         ({"input": {"stretch": {"from": "range", "minimum": 9, "maximum": [9, 10, 11]}}}, "numbers below 'maximum'"),
         ({"input": {"stretch": {"from": "statistics", "low": 2}}}, "Unknown member in 'input.stretch': low"),
         ({"classes": []}, "no classes"),
