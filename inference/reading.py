@@ -41,7 +41,7 @@ def open_raster(
         ModelIncompatibleError: it lacks bands that the model needs, or its type cannot be used.
     """
     source = GdalRaster(job.raster, definition.input, job.cell_size)
-    cell_size, told = job.cell_size, []
+    cell_size, told = job.cell_size, list[Message]()
     if cell_size is None:
         cell_size, told = _wanted_cell_size(source, definition)
     stretch, message = _stretch(source, definition, str(arguments.get("stretch", "model")))

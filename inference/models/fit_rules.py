@@ -122,8 +122,8 @@ class Resolution:
     def text(self) -> str:
         """Say what is done, and how to overrule it."""
         done = (
-            f"The pixels are {self.actual:.3g} m wide on the ground, and the model wants {self.wanted:.3g} m: the raster "
-            f"is read with a cell size of {self.cell_size:g}."
+            f"The pixels are {self.actual:.3g} m wide on the ground, and the model wants {self.wanted:.3g} m: the "
+            f"raster is read with a cell size of {self.cell_size:g}."
         )
         doubt = " That enlarges it so much that the model will find little." if self.is_enlarged else ""
         return f"{done}{doubt} CELL_SIZE overrules it."

@@ -119,9 +119,9 @@ class GdalRaster:
         Raises:
             RasterReadError: the pixels cannot be read.
         """
-        with _as_read_error(self._name, Window(0, 0, self.info.width, self.info.height)):
-            with rasterio.Env(**self._settings), _open(self._name) as dataset:
-                return sample_values(dataset, self._bands, ignores_mask=self._ignores_mask)
+        whole = Window(0, 0, self.info.width, self.info.height)
+        with _as_read_error(self._name, whole), rasterio.Env(**self._settings), _open(self._name) as dataset:
+            return sample_values(dataset, self._bands, ignores_mask=self._ignores_mask)
 
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read a window, which may hang over the raster's edge, see `RasterSource.read`."""
