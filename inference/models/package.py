@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from ..errors import DiskFullError, ModelPackageError, OutputError
-from . import program
+from . import carriers, program
 from .definition import SCHEMA_KEY, ModelDefinition, definition_from_json
 from .emd_text import MAX_JSON_BYTES, EmdText, read_emd, read_json
 from .esri import definition_from_emd
@@ -42,6 +42,7 @@ _BLOCK = 2**20
 _LOCATION = re.compile(rb"\x0a\x08location\x12(?:([\x00-\x7f])|([\x80-\xff])\x01)", re.DOTALL)
 """Start of an ONNX graph's entry `location: name`, with the length of a name of at most 255 bytes."""
 _LOCATION_BYTES = 300  # more than such an entry has
+_PACKAGES = (".dlpk", ".zip")
 _DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
     device + digit for device in ("COM", "LPT") for digit in "0123456789¹²³"
 }
@@ -456,6 +457,7 @@ class LocatedDefinition:
         members: The files beside it.
         root: The folder in these that it stands in, with a slash at the end; may be empty.
         stem: Its file's name without extension.
+        notes: What was assumed where it was translated from a file that is no definition.
     """
 
     data: bytes
@@ -463,6 +465,7 @@ class LocatedDefinition:
     members: Members
     root: str
     stem: str
+    notes: tuple[str, ...] = ()
 
 
 def locate_definition(reference: str) -> LocatedDefinition:
@@ -485,20 +488,26 @@ def locate_definition(reference: str) -> LocatedDefinition:
 
 def _locate_in_file(path: Path) -> LocatedDefinition:
     if path.is_dir():
-        return _locate_in_file(path / _definition_in_folder(path))
+        return _locate_in_folder(path)
     if not path.is_file():
         raise ModelPackageError(
             f"The model file '{path}' does not exist.", hint="Check the path; a network drive may be disconnected."
         )
     with path.open("rb") as stream:
         start = stream.read(_START_BYTES)
-    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")) and path.suffix.lower() not in (".pth", ".pt"):
+    suffix = path.suffix.lower()
+    is_archive = start.startswith((b"PK\x03\x04", b"PK\x05\x06"))
+    if is_archive and suffix in _PACKAGES:
+        return _locate_in_archive(path)
+    if suffix not in (".emd", ".json"):
+        carried = carriers.translate(path)
+        if carried is not None:
+            return _carried(carried, path, path.parent)
+    if is_archive and suffix not in (".pth", ".pt"):
         return _locate_in_archive(path)
     _refuse_foreign(start, path.name)
-    if path.suffix.lower() in (".emd", ".json"):
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ModelPackageError(f"The model definition '{path.name}' is larger than 4 MB; that is no definition.")
-        return LocatedDefinition(path.read_bytes(), f"'{path.name}'", FolderMembers(path.parent), "", path.stem)
+    if suffix in (".emd", ".json"):
+        return _locate_in_text(path)
     raise ModelPackageError(
         f"The file '{path.name}' is not a model package{'' if start else ': it is empty'}.",
         hint="Kestrel opens .dlpk packages, and .emd or .json definitions that lie beside their weights. "
@@ -506,6 +515,35 @@ def _locate_in_file(path: Path) -> LocatedDefinition:
         if start
         else "Copy or download it again.",
     )
+
+
+def _locate_in_folder(path: Path) -> LocatedDefinition:
+    try:
+        name = _definition_in_folder(path)
+    except ModelPackageError:
+        carried = carriers.translate(path)
+        if carried is None:
+            raise
+        return _carried(carried, path, path)
+    return _locate_in_file(path / name)
+
+
+def _locate_in_text(path: Path) -> LocatedDefinition:
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ModelPackageError(f"The model definition '{path.name}' is larger than 4 MB; that is no definition.")
+    data = path.read_bytes()
+    carried = None
+    if path.suffix.lower() == ".json" and SCHEMA_KEY.encode() not in data:
+        carried = carriers.translate(path)
+    if carried is not None:
+        return _carried(carried, path, path.parent)
+    return LocatedDefinition(data, f"'{path.name}'", FolderMembers(path.parent), "", path.stem)
+
+
+def _carried(translation: carriers.Translation, path: Path, folder: Path) -> LocatedDefinition:
+    content, notes = translation
+    data = carriers.as_bytes(content)
+    return LocatedDefinition(data, f"of '{path.name}'", FolderMembers(folder), "", path.stem, notes)
 
 
 def _locate_in_archive(path: Path) -> LocatedDefinition:
@@ -665,7 +703,8 @@ def _open_definition(found: LocatedDefinition) -> ModelPackage:
     is_ours = SCHEMA_KEY.encode() in data
     text = EmdText(read_json(data, where)) if is_ours else read_emd(data, where)
     if SCHEMA_KEY in text.content:
-        return ModelPackage(definition_from_json(read_json(data, where)), members, root, data)
+        ours = definition_from_json(read_json(data, where))
+        return ModelPackage(replace(ours, notes=(*found.notes, *ours.notes)), members, root, data)
     names = [name[len(root) :] for name in members.names() if name.startswith(root)]
     definition = definition_from_emd(
         text.content, names, lambda name, n: _start_of(members, root + name, n), found.stem
