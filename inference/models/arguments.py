@@ -99,6 +99,10 @@ FAMILY_ARGUMENTS: Mapping[str, ArgumentSpec] = {
         ),
         ArgumentSpec("return_bboxes", "boolean", False, "Give rectangles instead of the objects' outlines."),
         ArgumentSpec(
+            "text_prompt", "text", None,
+            "What to look for, in the words of the model's training (most know English): tree. car. building",
+        ),
+        ArgumentSpec(
             "box_decoding", "choice", "arcgis",
             "How the network's numbers become boxes: as ArcGIS does it, which takes a box's size from the numbers of "
             "its centre and with which such models are trained and judged, or as the textbook has it.",

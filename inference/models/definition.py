@@ -18,9 +18,13 @@ from .stretch import STRETCH_MEMBERS, Stretch, stretch_from_json
 SCHEMA = 1
 SCHEMA_KEY = "kestrel_definition"
 
-DETECTOR_KINDS = ("onnx", "torchvision")
+DETECTOR_KINDS = ("onnx", "torchvision", "torchscript", "torch_export", "transformers")
 HEADS = ("yolov8", "yolov5", "boxes")
-"""Layouts of an ONNX graph's outputs."""
+"""Layouts of the outputs of a graph, or of a program that gives a network's bare output."""
+PROGRAM_KINDS = ("torchscript", "torch_export")
+"""Detectors whose one file is a program."""
+OPEN_VOCABULARY = ("owlvit", "owlv2", "grounding-dino", "mm-grounding-dino")
+"""Architectures of transformers that look for what a text says."""
 
 MEMBERS = {
     "": (
@@ -29,12 +33,15 @@ MEMBERS = {
     ),
     "onnx": ("kind", "weights", "head", "label_offset"),
     "torchvision": ("kind", "weights", "architecture", "label_offset"),
+    "torchscript": ("kind", "weights", "head", "label_offset"),
+    "torch_export": ("kind", "weights", "head", "label_offset"),
+    "transformers": ("kind", "weights", "architecture", "files"),
     "input": ("bands", "scale", "mean", "std", "data_range", "stretch"),
     **STRETCH_MEMBERS,
     "tile": ("size", "variable", "padding", "stride", "receptive_field_radius"),
     "cell_size": ("min", "max", "wkid", "read_at"),
     "class": ("value", "name", "color", "Value", "Name", "Color"),
-    "arguments": ARGUMENT_NAMES,
+    "arguments": (*ARGUMENT_NAMES, "text_prompt"),
 }  # fmt: skip
 """Names that each object of a definition may hold; a detector's depend on its kind."""
 
@@ -174,6 +181,13 @@ class Reader:
             raise self.refuse(key, "a text")
         return value
 
+    def texts(self, key: str) -> tuple[str, ...]:
+        """Give a list of strings; none where it is absent."""
+        value = self.data.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.refuse(key, "a list of texts")
+        return tuple(value)
+
     def integer(self, key: str, default: int | None, minimum: int = 0, maximum: int = 2**31 - 1) -> int | None:
         """Give a whole number from `minimum` to `maximum`."""
         value = self.data.get(key)
@@ -267,8 +281,9 @@ def definition_from_json(data: Mapping[str, Any]) -> ModelDefinition:
     detector = reader.child("detector")
     kind = _kind(detector)
     detector.only(*MEMBERS[kind])
-    if kind == "torchvision":
+    if kind in ("torchvision", "transformers"):
         detector.text("architecture")
+    options = detector_options(detector)
     return ModelDefinition(
         name=reader.text("name"),
         version=reader.text("version", ""),
@@ -276,14 +291,27 @@ def definition_from_json(data: Mapping[str, Any]) -> ModelDefinition:
         license=reader.text("license", ""),
         kind=kind,
         weights=detector.text("weights"),
-        options=detector_options(detector),
+        options=options,
         input=_input(reader.child("input")),
         tile=_tile(reader.child("tile")),
         cell_size=_cell_size(reader.child("cell_size")) if "cell_size" in reader.data else None,
         classes=_strict_classes(data.get("classes")),
         arguments=default_arguments(reader),
-        own_arguments=OWN_ARGUMENTS,
+        **_of_kind(kind, detector.text("weights"), str(options.get("architecture", ""))),
     )
+
+
+def _of_kind(kind: str, weights: str, architecture: str) -> dict[str, Any]:
+    """Give what follows from the kind of a model: what its objects are, its arguments, and whether it is a program."""
+    if kind in PROGRAM_KINDS:
+        return {
+            "program": weights, "geometry": "any", "own_arguments": (FAMILY_ARGUMENTS["return_bboxes"], *OWN_ARGUMENTS)
+        }  # fmt: skip
+    if kind == "torchvision" and architecture.startswith("maskrcnn"):
+        return {"geometry": "polygon", "own_arguments": (FAMILY_ARGUMENTS["return_bboxes"], *OWN_ARGUMENTS)}
+    if kind == "transformers" and architecture in OPEN_VOCABULARY:
+        return {"own_arguments": (FAMILY_ARGUMENTS["text_prompt"], *OWN_ARGUMENTS)}
+    return {"own_arguments": OWN_ARGUMENTS}
 
 
 def check_schema(reader: Reader, key: str, default: int | None) -> None:
@@ -317,8 +345,9 @@ def detector_options(reader: Reader) -> dict[str, Any]:
         "head": head,
         "architecture": reader.text("architecture", ""),
         "label_offset": reader.integer("label_offset", None),
+        "files": reader.texts("files"),
     }
-    return {name: value for name, value in options.items() if value not in ("", None)}
+    return {name: value for name, value in options.items() if value not in ("", None, ())}
 
 
 def default_arguments(reader: Reader) -> dict[str, Any]:

@@ -39,6 +39,8 @@ KINDS = {
     "tensorflow": "TensorFlow (optional library)",
     "python": "a program of its own",
     "torchscript": "TorchScript, a program",
+    "torch_export": "PyTorch, an exported program",
+    "transformers": "Hugging Face Transformers (optional library)",
 }
 """What runs a model of each kind."""
 
@@ -182,7 +184,8 @@ def package_files(package: ModelPackage) -> list[dict[str, Any]]:
         return [
             {"name": name, "size": info.file_size} for name, info in sorted(package.members.entries.items())
         ][:_MOST_FILES]  # fmt: skip
-    names = [] if package.definition.program else [package.definition.weights]
+    files = package.definition.options.get("files", ())
+    names = [] if package.definition.program else [package.definition.weights, *files]
     found = {name: _size(package, package.find(name)) for name in names if name}
     if package.definition.program:
         found.update({file.name: file.size for file in program_files(package)})

@@ -257,7 +257,7 @@ class ModelPackage:
         """Give the hash of what decides the result: the definition, the weights, and the files that belong to them.
 
         Of an archive these are all members except programs; beside a loose definition lies anything, so there they are
-        the files that an ONNX graph names, and what lies in the folder of a SavedModel. Of a model that is a program it
+        the files that the definition or an ONNX graph names, and what lies in the folder of a SavedModel. Of a model that is a program it
         is the whole file set of that program.
 
         Args:
@@ -270,7 +270,8 @@ class ModelPackage:
         content, locations = self._weights_hash(weights)
         hashes = {weights: content}
         is_archive = isinstance(self.members, ZipMembers)
-        others = self._archived() if is_archive else self._present(locations) + self._saved_model(weights)
+        named = [self.find(name) for name in self.definition.options.get("files", ())]
+        others = self._archived() if is_archive else [*self._present(locations), *self._saved_model(weights), *named]
         for name in others:
             if name not in hashes:
                 hashes[name] = self._member_hash(name)
