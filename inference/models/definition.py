@@ -7,6 +7,7 @@ the same values by esri.py.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Union
@@ -28,7 +29,7 @@ OPEN_VOCABULARY = ("owlvit", "owlv2", "grounding-dino", "mm-grounding-dino")
 
 MEMBERS = {
     "": (
-        SCHEMA_KEY, "name", "version", "description", "license",
+        SCHEMA_KEY, "name", "version", "description", "license", "weights_sha256",
         "detector", "input", "tile", "cell_size", "classes", "arguments",
     ),
     "onnx": ("kind", "weights", "head", "label_offset"),
@@ -49,6 +50,7 @@ OWN_ARGUMENTS = (FAMILY_ARGUMENTS["stretch"],)
 """What models of this form know besides the common arguments."""
 
 MAX_STRIDE = 1024
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _VALUES = range(-(2**31), 2**31)  # of a field of 32 bits
 
 Color = tuple[int, int, int]
@@ -136,6 +138,8 @@ class ModelDefinition:
     version: str = ""
     description: str = ""
     license: str = ""
+    weights_sha256: str = ""
+    """What the file of the weights must have as its hash; empty: anything."""
     geometry: str = "box"
     """What its objects are: "box", "polygon", or "any" where only the model's own program knows."""
     common_arguments: tuple[str, ...] = ARGUMENT_NAMES
@@ -289,6 +293,7 @@ def definition_from_json(data: Mapping[str, Any]) -> ModelDefinition:
         version=reader.text("version", ""),
         description=reader.text("description", ""),
         license=reader.text("license", ""),
+        weights_sha256=_sha256(reader),
         kind=kind,
         weights=detector.text("weights"),
         options=options,
@@ -355,6 +360,13 @@ def default_arguments(reader: Reader) -> dict[str, Any]:
     arguments = reader.child("arguments")
     arguments.only(*MEMBERS["arguments"])
     return dict(arguments.data)
+
+
+def _sha256(reader: Reader) -> str:
+    stated = reader.text("weights_sha256", "").lower()
+    if stated and not _SHA256.fullmatch(stated):
+        raise reader.refuse("weights_sha256", "the 64 digits of a SHA-256")
+    return stated
 
 
 def _kind(detector: Reader) -> str:

@@ -188,6 +188,8 @@ def band_meaning(name: str) -> str:
 def find_band(name: str, names: Sequence[str]) -> int | None:
     """Give the place of the band that a model names: the same name, or the only one that means the same.
 
+    Of a raster whose bands have no names that say anything the first three are red, green and blue.
+
     Args:
         name: The model's.
         names: The raster's.
@@ -197,7 +199,14 @@ def find_band(name: str, names: Sequence[str]) -> int | None:
         return lower.index(name.lower())
     meaning = band_meaning(name)
     alike = [place for place, other in enumerate(names) if meaning and band_meaning(other) == meaning]
+    if meaning in _COLORS and are_unnamed(names):
+        return _COLORS.index(meaning)
     return alike[0] if len(alike) == 1 else None
+
+
+def are_unnamed(names: Sequence[str]) -> bool:
+    """Tell whether no band's name says what it shows; then the first three are red, green and blue by custom."""
+    return len(names) >= len(_COLORS) and not any(band_meaning(name) for name in names)
 
 
 def band_warnings(definition: ModelDefinition, names: Sequence[str]) -> list[str]:
@@ -212,6 +221,8 @@ def band_warnings(definition: ModelDefinition, names: Sequence[str]) -> list[str
         meanings = band_meaning(expected), band_meaning(found)
         if all(meanings) and meanings[0] != meanings[1] and (is_named or meanings[1] not in _COLORS):
             wrong.append(f"band {int(band) + 1} is '{found}' and should be '{expected}'")
+    if not wrong and are_unnamed(names) and any(isinstance(band, str) for band in definition.input.bands):
+        return ["The raster's bands have no names: the first three are taken for red, green and blue."]
     if not wrong:
         return []
     return [
