@@ -254,8 +254,8 @@ def _clipped(spec: ItemReader, steps: list[ItemReader], kinds: set[str]) -> dict
         stretch = {"from": "range", "minimum": low, "maximum": high, "to": [low, high]}
         return {"stretch": stretch, "data_range": [low, high]}
     raise ModelUnsupportedError(
-        f"The STAC item's member '{spec.where}' cuts values off ({', '.join(sorted(kinds))[:80]}) in a way that Kestrel "
-        "does not compute.",
+        f"The STAC item's member '{spec.where}' cuts values off ({', '.join(sorted(kinds))[:80]}) in a way that "
+        "Kestrel does not compute.",
         hint="State 'clip' with the same minimum and maximum for all bands; or describe the model with a definition, "
         "see docs/definition.md.",
     )
