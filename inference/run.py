@@ -120,7 +120,8 @@ def fingerprint(run: Run) -> str:
         _code_hash(), installed_versions(), run.sha256, job.raster, _identity(run.source),
         info.width, info.height, list(info.transform), info.crs_wkt,
         run.source.stretch and asdict(run.source.stretch),
-        job.extent, job.cell_size, job.mask_wkb, grid.tile_size, grid.padding, grid.stride, run.plan.network_size,
+        job.extent, job.cell_size, job.mask_wkb, grid.tile_size, grid.tile_height, grid.padding, grid.stride,
+        run.plan.network_size,
         {name: run.arguments[name] for name in sorted(run.arguments) if name != "batch_size"},
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -25,7 +25,7 @@ def search(run: Run, journal: Journal, report: Report, is_cancelled: Callable[[]
     failed_before = {number for number, _ in journal.quarantined()}
     pipeline = Pipeline(
         run.source,
-        Preprocess(plan.grid.tile_size, plan.network_size),
+        Preprocess(*plan.network_size),
         run.detector,
         BatchSize(plan.batch_size),
         n_readers=max(1, run.n_threads // 2),

@@ -42,6 +42,7 @@ from ..models.definition import PROGRAM_KINDS, ModelDefinition
 from ..models.emd_text import read_emd
 from ..models.package import ModelPackage
 from ..models.program import extract_program, placed, program_sha256, untrusted
+from ..outlines import outline
 from ..preprocess import make_normalisation
 from ..versions import SETUP_HINT
 from ..worker.environment import child_environment
@@ -138,7 +139,8 @@ def _has_names(definition: ModelDefinition) -> bool:
 def _definition_file(package: ModelPackage, program: Path) -> Path:
     """Give the definition as a file that every reader of JSON reads, beside the copies of the files that it names."""
     folder = program / package.root
-    content = read_emd(package.definition_bytes, "of the package").content
+    stated = package.definition.options.get("emd")
+    content = dict(stated) if stated else read_emd(package.definition_bytes, "of the package").content
     weights = package.definition.weights
     place = placed(package, program, weights) if weights and _is_there(package, weights) else None
     if place is not None:
@@ -371,8 +373,6 @@ def _adds_up(counts: NDArray[Any], total: int) -> bool:
 
 def _outline(bits: NDArray[np.uint8], side: int) -> Any:
     """Give the outline of a packed mask, None where it covers nothing."""
-    from .arcgis.masks import outline  # here, because it loads torch, which few of these models need in this process
-
     return outline(np.unpackbits(bits, axis=-1, count=side).astype(bool)) if bits.ndim == 2 else None
 
 

@@ -8,43 +8,67 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Union
 
 from ..errors import ModelPackageError, ModelUnsupportedError
-from .arguments import ARGUMENT_NAMES, FAMILY_ARGUMENTS, ArgumentSpec
+from .arguments import ARGUMENT_KINDS, ARGUMENT_NAMES, FAMILY_ARGUMENTS, ONNX_ARGUMENTS, ArgumentSpec
+from .onnx_heads import HEADS
 from .stretch import STRETCH_MEMBERS, Stretch, stretch_from_json
 
 SCHEMA = 1
 SCHEMA_KEY = "kestrel_definition"
 
-DETECTOR_KINDS = ("onnx", "torchvision", "torchscript", "torch_export", "transformers")
-HEADS = ("yolov8", "yolov5", "boxes")
-"""Layouts of the outputs of a graph, or of a program that gives a network's bare output."""
+ESRI_KINDS = ("arcgis", "tensorflow", "python")
+"""Detectors that come from Esri's packages, see esri_detectors.py."""
+DETECTOR_KINDS = ("onnx", "torchvision", "torchscript", "torch_export", "transformers", *ESRI_KINDS)
 PROGRAM_KINDS = ("torchscript", "torch_export")
 """Detectors whose one file is a program."""
 OPEN_VOCABULARY = ("owlvit", "owlv2", "grounding-dino", "mm-grounding-dino")
 """Architectures of transformers that look for what a text says."""
+BOX_FORMATS = ("xyxy", "cxcywh", "xywh", "yxyx")
+BOX_UNITS = ("pixels", "fractions")
+SCORES = ("probabilities", "sigmoid", "softmax")
+"""What a graph's scores are: probabilities already, or numbers that one of these functions turns into such."""
+BACKGROUNDS = ("none", "first", "last")
+RESIZES = ("letterbox", "stretch", "none")
+
+GEOMETRIES = ("box", "polygon", "point", "line", "any")
+SERVICES = ("sentinel", "landsat")
+_OF_ARCGIS = ("kind", "weights", "family", "backbone")
 
 MEMBERS = {
     "": (
         SCHEMA_KEY, "name", "version", "description", "license", "weights_sha256",
-        "detector", "input", "tile", "cell_size", "classes", "arguments",
+        "detector", "input", "tile", "cell_size", "classes", "arguments", "geometry", "map_space", "common_arguments",
+        "own_arguments",
     ),
-    "onnx": ("kind", "weights", "head", "label_offset"),
+    "onnx": (
+        "kind", "weights", "head", "label_offset", "box_format", "box_units", "scores", "background", "masks",
+    ),
     "torchvision": ("kind", "weights", "architecture", "label_offset"),
     "torchscript": ("kind", "weights", "head", "label_offset"),
     "torch_export": ("kind", "weights", "head", "label_offset"),
     "transformers": ("kind", "weights", "architecture", "files"),
-    "input": ("bands", "scale", "mean", "std", "data_range", "stretch"),
+    "FasterRCNN": (*_OF_ARCGIS, "kwargs", "resize", "max_size", "is_plain"),
+    "MaskRCNN": (*_OF_ARCGIS, "kwargs", "resize", "max_size", "is_plain"),
+    "SingleShotDetector": (*_OF_ARCGIS, "grids", "zooms", "ratios", "version"),
+    "RetinaNet": (*_OF_ARCGIS, "scales", "ratios"),
+    "YOLOv3": (*_OF_ARCGIS, "anchors"),
+    "RTDetrV2": (*_OF_ARCGIS, "n_queries", "cross_attn_method"),
+    "DeepForest": _OF_ARCGIS,
+    "tensorflow": ("kind", "weights"),
+    "python": ("kind", "weights", "program", "emd"),
+    "input": ("bands", "scale", "mean", "std", "data_range", "pad_value", "resize", "assumed", "stretch", "service"),
     **STRETCH_MEMBERS,
     "tile": ("size", "variable", "padding", "stride", "receptive_field_radius"),
     "cell_size": ("min", "max", "wkid", "read_at"),
     "class": ("value", "name", "color", "Value", "Name", "Color"),
     "arguments": (*ARGUMENT_NAMES, "text_prompt"),
+    "own_argument": ("name", "kind", "default", "help", "minimum", "maximum", "choices", "label"),
 }  # fmt: skip
-"""Names that each object of a definition may hold; a detector's depend on its kind."""
+"""Names that each object of a definition may hold; a detector's depend on its kind, and of arcgis on its family."""
 
 OWN_ARGUMENTS = (FAMILY_ARGUMENTS["stretch"],)
 """What models of this form know besides the common arguments."""
@@ -84,6 +108,14 @@ class InputSpec:
     std: tuple[float, ...] = (1.0,)
     data_range: tuple[float, float] | None = None
     """Pixel values that the model was made for; None: any."""
+    pad_value: float = 0.0
+    """What stands, as a raster value, where a tile has no pixels."""
+    resize: str = "letterbox"
+    """How a tile becomes an image of the only size that the network takes, see RESIZES: "letterbox" keeps the shape of
+    things, and fills up where the raster ends; "stretch" pulls what there is of the raster over the whole image;
+    "none" lets tiles have no other size."""
+    is_assumed: bool = False
+    """Scale and order of the bands are not told by the model: what finds more on a tile of the raster is taken."""
     service: str = ""
     """ "sentinel" or "landsat" where the model was trained on the whole numbers of such an image service, into which
     reflectances 0 to 1 are turned first."""
@@ -141,7 +173,7 @@ class ModelDefinition:
     weights_sha256: str = ""
     """What the file of the weights must have as its hash; empty: anything."""
     geometry: str = "box"
-    """What its objects are: "box", "polygon", or "any" where only the model's own program knows."""
+    """What its objects are: "box", "polygon", or "any" where only the loaded model knows."""
     common_arguments: tuple[str, ...] = ARGUMENT_NAMES
     """Which of the common model arguments it knows."""
     own_arguments: tuple[ArgumentSpec, ...] = ()
@@ -206,6 +238,13 @@ class Reader:
         value = self.data.get(key, default)
         if not isinstance(value, bool):
             raise self.refuse(key, "true or false")
+        return value
+
+    def choice(self, key: str, choices: Sequence[str], default: str = "") -> str:
+        """Give one of some words; the default where it is absent."""
+        value = self.text(key, default)
+        if value not in (*choices, default):
+            raise self.refuse(key, f"one of {', '.join(choices)}")
         return value
 
     def number(self, key: str) -> float:
@@ -284,39 +323,92 @@ def definition_from_json(data: Mapping[str, Any]) -> ModelDefinition:
     reader.only(*MEMBERS[""])
     detector = reader.child("detector")
     kind = _kind(detector)
+    spec = _input(reader.child("input"))
+    found: dict[str, Any] = {
+        "name": reader.text("name"),
+        "version": reader.text("version", ""),
+        "description": reader.text("description", ""),
+        "license": reader.text("license", ""),
+        "weights_sha256": _sha256(reader),
+        "kind": kind,
+        "input": spec,
+        "tile": _tile(reader.child("tile")),
+        "cell_size": _cell_size(reader.child("cell_size")) if "cell_size" in reader.data else None,
+        "classes": _strict_classes(data.get("classes")),
+        "arguments": default_arguments(reader),
+        "is_map_space": reader.boolean("map_space", default=True),
+        **_detector(kind, detector, spec),
+    }
+    return ModelDefinition(**{**found, **_stated(reader)})
+
+
+def _detector(kind: str, detector: Reader, spec: InputSpec) -> dict[str, Any]:
+    if kind in ESRI_KINDS:
+        from .esri_detectors import esri_detector  # here, because that module reads with this one's help
+
+        return esri_detector(kind, detector, spec.service)
     detector.only(*MEMBERS[kind])
     if kind in ("torchvision", "transformers"):
         detector.text("architecture")
-    options = detector_options(detector)
-    return ModelDefinition(
-        name=reader.text("name"),
-        version=reader.text("version", ""),
-        description=reader.text("description", ""),
-        license=reader.text("license", ""),
-        weights_sha256=_sha256(reader),
-        kind=kind,
-        weights=detector.text("weights"),
-        options=options,
-        input=_input(reader.child("input")),
-        tile=_tile(reader.child("tile")),
-        cell_size=_cell_size(reader.child("cell_size")) if "cell_size" in reader.data else None,
-        classes=_strict_classes(data.get("classes")),
-        arguments=default_arguments(reader),
-        **_of_kind(kind, detector.text("weights"), str(options.get("architecture", ""))),
-    )
+    weights, options = detector.text("weights"), detector_options(detector)
+    return {"weights": weights, "options": options, **of_kind(kind, weights, options)}
 
 
-def _of_kind(kind: str, weights: str, architecture: str) -> dict[str, Any]:
-    """Give what follows from the kind of a model: what its objects are, its arguments, and whether it is a program."""
+def _stated(reader: Reader) -> dict[str, Any]:
+    """Give what a definition states although its kind says it already."""
+    found: dict[str, Any] = {}
+    if "geometry" in reader.data:
+        found["geometry"] = reader.choice("geometry", GEOMETRIES)
+    if "common_arguments" in reader.data:
+        found["common_arguments"] = reader.texts("common_arguments")
+        if not set(found["common_arguments"]) <= set(ARGUMENT_NAMES):
+            raise reader.refuse("common_arguments", f"some of {', '.join(ARGUMENT_NAMES)}")
+    if "own_arguments" in reader.data:
+        value = reader.data["own_arguments"]
+        if not isinstance(value, list):
+            raise reader.refuse("own_arguments", "a list of names and of descriptions of arguments")
+        found["own_arguments"] = tuple(_own_argument(item, f"own_arguments[{i}]") for i, item in enumerate(value))
+    return found
+
+
+def _own_argument(item: Any, where: str) -> ArgumentSpec:
+    """Read one of a model's own arguments: the name of one that Kestrel knows, or a description."""
+    if isinstance(item, str):
+        if item not in FAMILY_ARGUMENTS:
+            raise Reader({where: item}).refuse(where, f"one of {', '.join(FAMILY_ARGUMENTS)}, or an object")
+        return FAMILY_ARGUMENTS[item]
+    if not isinstance(item, Mapping):
+        raise Reader({where: item}).refuse(where, "a name, or an object")
+    reader = Reader(item, where)
+    reader.only(*MEMBERS["own_argument"])
+    limits = [reader.number(key) if key in reader.data else None for key in ("minimum", "maximum")]
+    kind = reader.text("kind")
+    if kind not in ARGUMENT_KINDS:
+        raise reader.refuse("kind", f"one of {', '.join(ARGUMENT_KINDS)}")
+    return ArgumentSpec(
+        reader.text("name"), kind, reader.data.get("default"), reader.text("help", ""), *limits,
+        choices=reader.texts("choices"), label=reader.text("label", ""),
+    )  # fmt: skip
+
+
+def of_kind(kind: str, weights: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what follows from the kind of a model: what its objects are, its arguments, and whether it is a program.
+
+    Args:
+        kind: One of DETECTOR_KINDS, and none of Esri's.
+        weights: The file of the weights.
+        options: What the detector needs to know besides.
+    """
+    architecture = str(options.get("architecture", ""))
+    geometry, names = geometry_of(kind, options), ONNX_ARGUMENTS if kind == "onnx" else ()
     if kind in PROGRAM_KINDS:
-        return {
-            "program": weights, "geometry": "any", "own_arguments": (FAMILY_ARGUMENTS["return_bboxes"], *OWN_ARGUMENTS)
-        }  # fmt: skip
-    if kind == "torchvision" and architecture.startswith("maskrcnn"):
-        return {"geometry": "polygon", "own_arguments": (FAMILY_ARGUMENTS["return_bboxes"], *OWN_ARGUMENTS)}
-    if kind == "transformers" and architecture in OPEN_VOCABULARY:
-        return {"own_arguments": (FAMILY_ARGUMENTS["text_prompt"], *OWN_ARGUMENTS)}
-    return {"own_arguments": OWN_ARGUMENTS}
+        geometry, names = "any", ("return_bboxes",)
+    elif kind == "torchvision" and architecture.startswith("maskrcnn"):
+        geometry, names = "polygon", ("return_bboxes",)
+    elif kind == "transformers" and architecture in OPEN_VOCABULARY:
+        names = ("text_prompt",)
+    own = (*(FAMILY_ARGUMENTS[name] for name in names), *OWN_ARGUMENTS)
+    return {"program": weights if kind in PROGRAM_KINDS else "", "geometry": geometry, "own_arguments": own}
 
 
 def check_schema(reader: Reader, key: str, default: int | None) -> None:
@@ -351,8 +443,23 @@ def detector_options(reader: Reader) -> dict[str, Any]:
         "architecture": reader.text("architecture", ""),
         "label_offset": reader.integer("label_offset", None),
         "files": reader.texts("files"),
+        "box_format": reader.choice("box_format", BOX_FORMATS),
+        "box_units": reader.choice("box_units", BOX_UNITS),
+        "scores": reader.choice("scores", SCORES),
+        "background": reader.choice("background", BACKGROUNDS),
+        "masks": reader.boolean("masks", default=False) or None,
     }
     return {name: value for name, value in options.items() if value not in ("", None, ())}
+
+
+def geometry_of(kind: str, options: Mapping[str, Any]) -> str:
+    """Give what a model's objects are, as far as its description tells, see `ModelDefinition.geometry`."""
+    if kind != "onnx":
+        return "box"
+    if options.get("masks"):
+        return "polygon"
+    head = HEADS.get(str(options.get("head", "")), "any")
+    return "polygon" if head == "oriented" else head
 
 
 def default_arguments(reader: Reader) -> dict[str, Any]:
@@ -387,7 +494,11 @@ def _input(reader: Reader) -> InputSpec:
         mean=reader.factors("mean", 0.0, len(bands)),
         std=reader.factors("std", 1.0, len(bands)),
         data_range=reader.data_range("data_range"),
+        service=reader.choice("service", SERVICES),
         stretch=stretch_from_json(reader.child("stretch"), len(bands)) if "stretch" in reader.data else None,
+        pad_value=reader.number("pad_value") if "pad_value" in reader.data else 0.0,
+        resize=reader.choice("resize", RESIZES, "letterbox"),
+        is_assumed=reader.boolean("assumed", default=False),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import InferenceError
 from .arguments import ArgumentSpec, argument_specs
 from .definition import InputSpec, ModelDefinition
+from .definition_json import definition_to_json
 from .emd_text import read_emd
 from .fit_rules import expected_band_names, expected_values
 from .package import FolderMembers, ModelPackage, ZipMembers, locate_definition
@@ -67,7 +68,18 @@ def describe_package(package: ModelPackage) -> dict[str, Any]:
         "thumbnails": [name for name in info if _IMAGE_FILE.search(name)],
         "sha256": package.sha256(code["sha256"]),
         "files": files,
+        "definition": _definition(package),
     }
+
+
+def _definition(package: ModelPackage) -> dict[str, Any] | None:
+    """Give Kestrel's own definition of the model; None where it has no words for it."""
+    is_emd = package.definition.kind == "python" and "emd" not in package.definition.options
+    try:
+        emd = read_emd(package.definition_bytes, "of the package").content if is_emd else None
+        return definition_to_json(package.definition, emd)
+    except InferenceError:
+        return None
 
 
 def describe_definition(definition: ModelDefinition) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from ..errors import ModelError, ModelPackageError, ModelUnsupportedError
 from .arguments import ARGUMENT_NAMES, ArgumentSpec
 from .definition import (
     MAX_STRIDE,
-    OWN_ARGUMENTS,
     CellSizeRange,
     InputSpec,
     ModelDefinition,
@@ -29,6 +28,7 @@ from .definition import (
     check_schema,
     default_arguments,
     detector_options,
+    of_kind,
     read_at_of,
 )
 from .esri_facts import facts_of, read_classes
@@ -215,7 +215,7 @@ def _plain(emd: EmdReader, kind: str) -> _Model:
     suffixes = GRAPH if kind == "onnx" else NETWORK
     weights = weights_member(emd, suffixes)
     spec = _plain_input(emd, extra.child("input"))
-    return _Model(kind, weights, spec, options, tile_side(emd, _CHIP), own_arguments=OWN_ARGUMENTS)
+    return _Model(kind, weights, spec, options, tile_side(emd, _CHIP), **of_kind(kind, weights, options))
 
 
 def _plain_input(emd: EmdReader, extra: Reader) -> InputSpec:
@@ -297,9 +297,8 @@ def _copy_of(emd: EmdReader, name: str, chip: int, error: ModelError) -> _Model:
     if traced:
         emd.note(f"{error.message} Its copy in TorchScript form, '{traced}', is used instead.")
         model = _of_family(emd, family, chip, "torchscript", traced)
-        options = {**model.options, "label_offset": label_offset(family.name)}
         return replace(
-            model, options=options, program=traced, input=copy_input(model.input, emd, family.name),
+            model, options={"label_offset": label_offset(family.name)}, program=traced, input=copy_input(model.input, emd, family.name),
             own_arguments=own_arguments(emd, ("return_bboxes",) if family.geometry == "polygon" else ()),
         )  # fmt: skip
     raise error
