@@ -27,6 +27,7 @@ from .definition import (
     TileSpec,
     check_schema,
     default_arguments,
+    definition_from_json,
     detector_options,
     of_kind,
     read_at_of,
@@ -113,10 +114,21 @@ def definition_from_emd(
         ModelIncompatibleError: parts of the definition that do not fit together.
     """
     emd = EmdReader(data, members, read, stem)
+    if "definition" in emd.child("Kestrel").data:
+        return _whole(emd)
     refuse_template(emd)
     is_arcgis = _is_arcgis(emd)
     refuse_other_tasks(emd, is_named=is_arcgis or not emd.word("Framework"))
     return _assembled(emd, _selected(emd, own_program(emd) or _program_of_text(emd), is_arcgis=is_arcgis))
+
+
+def _whole(emd: EmdReader) -> ModelDefinition:
+    """Give the definition of Kestrel's own that an .emd holds as a whole."""
+    extra = emd.child("Kestrel")
+    check_schema(extra, "schema", 1)
+    extra.only("schema", "definition")
+    found = definition_from_json(extra.child("definition").data)
+    return replace(found, facts=facts_of(emd, found.input.bands))
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import DiskFullError, ModelPackageError, OutputError
-from .definition import SCHEMA, SCHEMA_KEY, InputSpec, ModelDefinition, definition_from_json
+from .definition import SCHEMA, SCHEMA_KEY, ModelDefinition, definition_from_json
+from .definition_json import definition_to_json
 from .emd_text import MAX_JSON_BYTES, read_emd
 from .esri_files import is_generic
 from .package import ModelPackage, is_safe_name, open_package
@@ -30,7 +31,6 @@ _MAX_IMAGE_BYTES = 16 * 2**20
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """Of every member: packages of equal content are equal files."""
 _FRAMEWORKS = {"onnx": "ONNX", "torchvision": "torchvision"}
-_CONFIGURATIONS = {"yolov8": "YOLOv8", "yolov5": "YOLOv5", "boxes": "boxes"}
 _CHECKPOINTS = (".pth", ".pt")
 _PROGRAMS = (".py", ".pyc", ".so", ".pyd", ".dll")
 BUILT_IN = "[Functions]System\\DeepLearning\\ArcGISLearn\\"
@@ -143,39 +143,43 @@ def _path_of(reference: str) -> Path:
 def _as_emd(content: Mapping[str, Any], parts: PackageParts) -> dict[str, Any]:
     """Give the .emd: Kestrel's own definition translated, an .emd with its keys and the weights' new name."""
     if SCHEMA_KEY in content:
-        emd = emd_of(definition_from_json(content), parts.weights.name)
+        definition = definition_from_json(content)
+        emd = emd_of(replace(definition, license=definition.license or _one_line(parts.license)), parts.weights.name)
     else:
         emd = {**content, "ModelFile": parts.weights.name}
-    if parts.license and "License" not in emd and "\n" not in parts.license.strip():
-        emd["License"] = parts.license.strip()
+    if _one_line(parts.license) and "License" not in emd:
+        emd["License"] = _one_line(parts.license)
     return emd
 
 
+def _one_line(text: str) -> str:
+    return "" if "\n" in text.strip() else text.strip()
+
+
 def emd_of(definition: ModelDefinition, weights: str) -> dict[str, Any]:
-    """Give the .emd of a model that is data (ONNX or torchvision), from which the same definition is read again.
+    """Give the .emd of a model that has a definition of Kestrel's own.
+
+    What ArcGIS understands stands in its own members; the definition as a whole is one more, from which exactly the
+    same model is read again.
 
     Args:
         definition: The model.
         weights: Name of its weights in the package.
-
-    Raises:
-        ModelPackageError: a model of another kind, which has an .emd already.
     """
-    if definition.kind not in _FRAMEWORKS:
-        raise ModelPackageError(
-            f"A model of the kind '{definition.kind}' has no definition of Kestrel's own.", hint="Pack its .emd."
-        )
-    options, tile, spec = definition.options, definition.tile, definition.input
+    tile, spec = definition.tile, definition.input
+    definition = replace(definition, weights=weights, program=weights if _is_program_alone(definition) else
+                         definition.program, weights_sha256="")  # fmt: skip
     emd = {
-        "Framework": _FRAMEWORKS[definition.kind],
+        "Framework": _FRAMEWORKS.get(definition.kind, "Kestrel"),
         "ModelType": "ObjectDetection",
-        "ModelConfiguration": options.get("architecture") or _CONFIGURATIONS.get(str(options.get("head"))),
+        "ModelConfiguration": definition.options.get("architecture") or definition.options.get("head"),
         "ModelName": definition.name,
         "Name": definition.name,
         "ModelVersion": definition.version or None,
         "Description": definition.description or None,
         "License": definition.license or None,
         "ModelFile": weights,
+        "InferenceFunction": definition.program if definition.kind == "python" else None,
         "ImageHeight": tile.size,
         "ImageWidth": tile.size,
         "SupportsVariableTileSize": tile.is_variable,
@@ -185,25 +189,14 @@ def emd_of(definition: ModelDefinition, weights: str) -> dict[str, Any]:
         "Classes": [
             {"Value": item.value, "Name": item.name, "Color": list(item.color)} for item in definition.classes
         ],
-        "Kestrel": {
-            "schema": SCHEMA,
-            "head": options.get("head"),
-            "architecture": options.get("architecture"),
-            "label_offset": options.get("label_offset"),
-            "input": {"scale": list(spec.scale), "mean": list(spec.mean), "std": list(spec.std), **_stretch(spec)},
-            "read_at": definition.cell_size.read_at if definition.cell_size else None,
-            "padding": tile.padding,
-            "stride": tile.stride,
-            "receptive_field_radius": tile.receptive_field_radius,
-            "arguments": dict(definition.arguments),
-        },
+        "Kestrel": {"schema": SCHEMA, "definition": definition_to_json(definition)},
     }  # fmt: skip
-    emd["Kestrel"] = {key: value for key, value in emd["Kestrel"].items() if value is not None}
     return {key: value for key, value in emd.items() if value is not None}
 
 
-def _stretch(spec: InputSpec) -> dict[str, Any]:
-    return {} if spec.stretch is None else {"stretch": spec.stretch.to_json()}
+def _is_program_alone(definition: ModelDefinition) -> bool:
+    """Tell whether the weights are the program: TorchScript, an exported program."""
+    return definition.kind != "python" and bool(definition.program)
 
 
 def _cell_sizes(definition: ModelDefinition) -> dict[str, Any]:

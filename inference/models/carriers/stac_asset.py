@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ...errors import ModelError, ModelPackageError, ModelUnsupportedError
-from .stac_input import ItemReader
+from .stac_input import ItemReader, words
 
 _ROLES = ("mlm:model", "mlm:weights", "mlm:checkpoint", "model", "weights", "checkpoint")
 """Of assets that are models, the surest first; the last three are of older items."""
@@ -74,7 +74,7 @@ def _model_assets(item: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]
     named = [(str(name), asset) for name, asset in assets.items()] if isinstance(assets, Mapping) else []
     known = [(name, asset) for name, asset in named if isinstance(asset, Mapping)]
     for role in _ROLES:
-        found = [(name, asset) for name, asset in known if role in (asset.get("roles") or ())]
+        found = [(name, asset) for name, asset in known if role in words(asset.get("roles"))]
         if found:
             return found
     return [(name, asset) for name, asset in known if "mlm:artifact_type" in asset]

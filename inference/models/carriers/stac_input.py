@@ -42,6 +42,11 @@ class ItemReader(Reader):
         return [ItemReader(entry, f"{self.where}.{key}[{index}]") for index, entry in enumerate(value)]
 
 
+def words(value: Any) -> list[str]:
+    """Give a member that should be a list of texts, as far as it is one; a single text counts too."""
+    return [str(entry) for entry in (value if isinstance(value, list) else [value]) if entry is not None]
+
+
 def model_input(properties: ItemReader, item: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Give the definition's members `input`, `tile` and `cell_size`.
 

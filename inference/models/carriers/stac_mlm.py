@@ -18,7 +18,7 @@ from ...errors import ModelPackageError, ModelUnsupportedError
 from ..definition import SCHEMA, SCHEMA_KEY, Reader
 from ..emd_text import MAX_JSON_BYTES, read_json
 from .stac_asset import chosen_artifact
-from .stac_input import ItemReader, model_input
+from .stac_input import ItemReader, model_input, words
 
 _TASKS = ("object-detection", "instance-segmentation", "detection")
 _PREFIX = "mlm:"
@@ -101,8 +101,7 @@ def _definition(properties: ItemReader, item: Mapping[str, Any], path: Path) -> 
 
 
 def _check_tasks(properties: ItemReader) -> None:
-    stated = properties.data.get("mlm:tasks", [])
-    tasks = [str(task) for task in (stated if isinstance(stated, list) else [stated])]
+    tasks = words(properties.data.get("mlm:tasks"))
     if not set(_TASKS) & set(tasks):
         named = ", ".join(tasks[:6]) or "a task that it does not name"
         raise ModelUnsupportedError(
@@ -115,7 +114,7 @@ def _classes(properties: ItemReader) -> tuple[list[dict[str, Any]], bool]:
     """Give the classes in the order of the network's labels, and whether the first label was the background's."""
     outputs = properties.objects("mlm:output")
     stated = [output for output in outputs if output.data.get("classification:classes")]
-    fitting = [output for output in stated if set(_TASKS) & set(map(str, output.data.get("tasks") or ()))]
+    fitting = [output for output in stated if set(_TASKS) & set(words(output.data.get("tasks")))]
     if not stated:
         raise ModelPackageError(
             "The STAC item names no classes: no object of 'mlm:output' has the member 'classification:classes'.",
