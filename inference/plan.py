@@ -105,6 +105,8 @@ class _SizeChooser:
         is_only = self.traits.wants_raw or self.definition.input.resize == "none" or not self.is_size_given
         if network is not None and is_only:
             return network
+        if network is not None and network != int(self.arguments["tile_size"]):
+            return int(self.arguments["tile_size"])  # resized: the stride is that of another scale
         size = align_up(int(self.arguments["tile_size"]), stride)
         if network is not None or not self.definition.tile.is_variable or self.definition.kind == "arcgis":
             return size  # ArcGIS's chips are as large as those of the training, also where the raster is smaller

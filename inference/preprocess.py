@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .detections import Detections
 from .models.definition import InputSpec
-from .tiling import Tile
+from .tiling import Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,30 +56,54 @@ def make_normalisation(spec: InputSpec) -> Normalisation:
 class Preprocess:
     """How a tile becomes the network's image, and how its boxes come back.
 
+    Where a tile hangs over the raster's right or lower end, what there is of the raster is resized alone and the rest
+    filled up afterwards, as in the frameworks: its last row does not blend with what is not there.
+
     Args:
         width, height: Of the network's image, in pixels. A tile of another size is resized to it, each side by a
             factor of its own.
+        limits: Width and height of the raster.
+        pad_value: What stands where there is no raster.
     """
 
     width: int
     height: int
+    limits: tuple[float, float] = (np.inf, np.inf)
+    pad_value: float = 0.0
 
-    def to_network(self, pixels: NDArray[Any]) -> NDArray[Any]:
+    def to_network(self, pixels: NDArray[Any], outer: Window) -> NDArray[Any]:
         """Give the network's view of a tile.
 
         Shape:
-            pixels (C, H, W); gives (C, height, width), uint8 kept, else float32.
+            pixels (C, H, W) of the window outer; gives (C, height, width), uint8 kept, else float32.
         """
         kept = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
         if kept.shape[1:] == (self.height, self.width):
             return kept
-        return _resize(kept, self.height, self.width)
+        (columns, width), (rows, height) = self._content(outer)
+        if (columns, rows) == (outer.width, outer.height):
+            return _resize(kept, self.height, self.width)
+        image = np.full((len(kept), self.height, self.width), self.pad_value).astype(kept.dtype)
+        image[:, :height, :width] = _resize(kept[:, :rows, :columns], height, width)
+        return image
 
-    def to_raster(self, detections: Detections, tile: Tile) -> Detections:
+    def to_raster(self, detections: Detections, outer: Window) -> Detections:
         """Take detections from network pixels to raster pixels."""
-        x, y = tile.outer.width / self.width, tile.outer.height / self.height
+        (columns, width), (rows, height) = self._content(outer)
+        x, y = columns / width, rows / height
         scaled = detections if x == y == 1 else detections.scale(x, y)
-        return scaled.shift(tile.outer.x, tile.outer.y)
+        return scaled.shift(outer.x, outer.y)
+
+    def _content(self, outer: Window) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Give, for columns and rows, how many pixels of the raster a window has, and how many they become."""
+        sides = (outer.x, outer.width, self.limits[0], self.width), (outer.y, outer.height, self.limits[1], self.height)
+        across, down = (_side(*side) for side in sides)
+        return across, down
+
+
+def _side(start: int, length: int, limit: float, size: int) -> tuple[int, int]:
+    inside = length if start < 0 or start + length <= limit else max(int(limit) - start, 1)
+    return (inside, size) if inside == length else (inside, max(round(inside * size / length), 1))
 
 
 def _resize(pixels: NDArray[Any], height: int, width: int) -> NDArray[Any]:

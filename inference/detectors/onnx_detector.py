@@ -63,7 +63,8 @@ def load(package: ModelPackage, arguments: Mapping[str, Any], settings: Detector
     runner = OnnxRunner(_session(path, settings), definition)
     limits = HeadSettings(len(definition.classes), float(arguments["threshold"]), float(arguments["nms_overlap"]))
     found = find_reading(runner, definition, limits, settings.sample)
-    detector = OnnxDetector(runner, found.reading, make_head(found.reading, limits), definition, settings.n_threads)
+    head = make_head(found.reading, found.settings)
+    detector = OnnxDetector(runner, found.reading, head, definition, settings.n_threads)
     detector.tell(found.notes)
     return detector.calibrated(package.sha256(), definition)
 

@@ -45,6 +45,7 @@ class FoundReading:
     """A reading that leaves nothing open, and what was assumed for it."""
 
     reading: Reading
+    settings: HeadSettings
     notes: tuple[str, ...] = ()
 
 
@@ -66,18 +67,21 @@ def find_reading(
     stated = _stated(definition, runner.outputs)
     is_open = stated is None or definition.input.is_assumed or stated.head in ("detr", "ssd")
     if stated is not None and not is_open:
-        return FoundReading(stated)
+        return FoundReading(stated, settings)
     trial = _Trial(runner, definition, settings, _image(runner, definition, sample))
     outputs = trial.outputs()
     found = stated or _recognised(outputs, definition, trial.size, runner)
     found = replace(found, options={**found.options, **_stated_options(definition)})
+    if definition.options.get("numbered_classes") and found.n_classes is not None:
+        settings = replace(settings, n_classes=min(found.n_classes, settings.n_classes))
+        trial = replace(trial, settings=settings)
     reading, notes = settle(found, outputs, settings.n_classes, trial.size)
     texts = [f"The model's outputs were read as '{reading.head}'" + (f" ({reading.why})" if reading.why else "") + (
         "".join(f"; {note}" for note in notes) + ". The argument head overrules that.")] if stated is None else [
         f"Assumed of the model: {'; '.join(notes)}."] if notes else []  # fmt: skip
     if definition.input.is_assumed and runner.input.is_adaptable:
         texts.append(trial.adapt(reading, is_raster=sample is not None))
-    return FoundReading(reading, tuple(texts))
+    return FoundReading(reading, settings, tuple(texts))
 
 
 def _stated(definition: ModelDefinition, outputs: tuple[TensorInfo, ...]) -> Reading | None:
@@ -134,12 +138,8 @@ def _listed(outputs: tuple[TensorInfo, ...]) -> str:
 def _recognised(outputs: Outputs, definition: ModelDefinition, size: Size, runner: Runner) -> Reading:
     types = {item.name: item.dtype for item in runner.outputs}
     given = tuple(TensorInfo(name, types[name], array.shape) for name, array in outputs.items())
-    is_numbered = bool(definition.facts.get("has_numbered_classes"))
-    question = Question(
-        given, None if is_numbered else len(definition.classes), size, str(definition.facts.get("task", "")),
-        bool(definition.facts.get("is_end_to_end")),
-    )  # fmt: skip
-    found = readings(question)
+    is_numbered = bool(definition.options.get("numbered_classes"))
+    found = readings(Question(given, None if is_numbered else len(definition.classes), size))
     if not found:
         raise ModelUnsupportedError(
             f"The model's outputs ({_listed(given)}) are none that Kestrel knows.",

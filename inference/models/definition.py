@@ -37,6 +37,8 @@ RESIZES = ("letterbox", "stretch", "none")
 GEOMETRIES = ("box", "polygon", "point", "line", "any")
 SERVICES = ("sentinel", "landsat")
 _OF_ARCGIS = ("kind", "weights", "family", "backbone")
+READING_OPTIONS = ("box_format", "box_units", "scores", "background", "masks", "numbered_classes")
+"""What a definition may say of an ONNX graph's outputs besides their head."""
 
 MEMBERS = {
     "": (
@@ -44,9 +46,7 @@ MEMBERS = {
         "detector", "input", "tile", "cell_size", "classes", "arguments", "geometry", "map_space", "common_arguments",
         "own_arguments",
     ),
-    "onnx": (
-        "kind", "weights", "head", "label_offset", "box_format", "box_units", "scores", "background", "masks",
-    ),
+    "onnx": ("kind", "weights", "head", "label_offset", *READING_OPTIONS),
     "torchvision": ("kind", "weights", "architecture", "label_offset"),
     "torchscript": ("kind", "weights", "head", "label_offset"),
     "torch_export": ("kind", "weights", "head", "label_offset"),
@@ -448,6 +448,7 @@ def detector_options(reader: Reader) -> dict[str, Any]:
         "scores": reader.choice("scores", SCORES),
         "background": reader.choice("background", BACKGROUNDS),
         "masks": reader.boolean("masks", default=False) or None,
+        "numbered_classes": reader.boolean("numbered_classes", default=False) or None,
     }
     return {name: value for name, value in options.items() if value not in ("", None, ())}
 
@@ -496,10 +497,17 @@ def _input(reader: Reader) -> InputSpec:
         data_range=reader.data_range("data_range"),
         service=reader.choice("service", SERVICES),
         stretch=stretch_from_json(reader.child("stretch"), len(bands)) if "stretch" in reader.data else None,
-        pad_value=reader.number("pad_value") if "pad_value" in reader.data else 0.0,
-        resize=reader.choice("resize", RESIZES, "letterbox"),
-        is_assumed=reader.boolean("assumed", default=False),
+        **fitting(reader),
     )
+
+
+def fitting(reader: Reader) -> dict[str, Any]:
+    """Read how tiles become images of the network's size, and whether the scaling is but assumed."""
+    return {
+        "pad_value": reader.number("pad_value") if "pad_value" in reader.data else 0.0,
+        "resize": reader.choice("resize", RESIZES, "letterbox"),
+        "is_assumed": reader.boolean("assumed", default=False),
+    }
 
 
 def _tile(reader: Reader) -> TileSpec:

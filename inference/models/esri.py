@@ -27,8 +27,10 @@ from .definition import (
     TileSpec,
     check_schema,
     default_arguments,
+    READING_OPTIONS,
     definition_from_json,
     detector_options,
+    fitting,
     of_kind,
     read_at_of,
 )
@@ -90,8 +92,8 @@ _CHIP = 512
 _MAX_SOURCE_BYTES = 2 * 2**20
 
 _OURS = (
-    "schema", "head", "architecture", "label_offset", "input", "padding", "stride", "receptive_field_radius",
-    "arguments", "read_at",
+    "schema", "head", "architecture", "label_offset", *READING_OPTIONS, "input", "padding", "stride",
+    "receptive_field_radius", "arguments", "read_at",
 )  # fmt: skip
 _SHARED = ("schema", "stride", "receptive_field_radius", "arguments")
 
@@ -231,7 +233,7 @@ def _plain(emd: EmdReader, kind: str) -> _Model:
 
 
 def _plain_input(emd: EmdReader, extra: Reader) -> InputSpec:
-    extra.only("scale", "mean", "std", "order", "stretch")
+    extra.only("scale", "mean", "std", "order", "stretch", "pad_value", "resize", "assumed")
     bands = extract_bands(emd)
     order = extra.text("order", "RGB").upper()
     if order not in ("RGB", "BGR"):
@@ -243,6 +245,7 @@ def _plain_input(emd: EmdReader, extra: Reader) -> InputSpec:
         std=extra.factors("std", 1.0, len(bands)),
         data_range=stated_range(emd),
         stretch=stretch_from_json(extra.child("stretch"), len(bands)) if "stretch" in extra.data else None,
+        **fitting(extra),
     )
 
 

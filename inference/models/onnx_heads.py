@@ -263,8 +263,10 @@ class _Table:
             why = f"{self.n_numbers} numbers a candidate: box, classes, key points"
             fits = self.n_numbers > 4 + known and not self.is_last
             return [(1, Reading("yolov8-pose", n_classes=known, why=why))] if fits else []
-        return rows + self._plain(self.n_numbers - 4 - self.n_masks - self.is_obb) + self._with_objectness(
-            self.n_numbers - 5 - self.n_masks
+        return (
+            rows
+            + self._plain(self.n_numbers - 4 - self.n_masks - self.is_obb)
+            + self._with_objectness(self.n_numbers - 5 - self.n_masks)
         )
 
     def _are_rows(self) -> bool:
@@ -276,6 +278,9 @@ class _Table:
         known = self.question.n_classes
         why = f"{self.n_numbers} numbers a candidate: box, a score a class"
         if n_classes <= 0 or known not in (None, n_classes):
+            return []
+        if known is None and self.n_objects is not None and (self.n_numbers > self.n_objects or not self.is_last and
+                                                             self.is_few):  # fmt: skip
             return []
         if self.is_few and self.is_last:
             if self.n_masks or self.is_obb:

@@ -73,7 +73,7 @@ class GdalRaster:
         self._bands = (1,) if self._palette is not None else resolve_bands(dataset, spec.bands)
         # Stretched, no value is special any more: what was nodata is as black as beyond the raster's edge.
         self._fill = stretch is not None or _fills_invalid(dataset, spec)
-        self._service = spec.service
+        self._service, self._pad_value = spec.service, spec.pad_value
         self._ignores_mask = all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums)
         self._info = RasterInfo(
             dataset.width,
@@ -97,6 +97,11 @@ class GdalRaster:
         """Give the files that the raster consists of: of a mosaic by reference also those that it refers to."""
         with rasterio.Env(**self._settings):
             return sorted(_files_of(self._name, set()))
+
+    @property
+    def name(self) -> str:
+        """Give the connection string that it was opened with."""
+        return self._name
 
     @property
     def info(self) -> RasterInfo:
@@ -126,7 +131,7 @@ class GdalRaster:
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read a window, which may hang over the raster's edge, see `RasterSource.read`."""
         info = self._info
-        pixels = np.zeros((info.n_bands, window.height, window.width), info.dtype)
+        pixels = np.full((info.n_bands, window.height, window.width), self._pad_value).astype(info.dtype)
         valid = np.zeros((window.height, window.width), np.bool_)
         inside = window.intersect(Window(0, 0, info.width, info.height))
         if inside.width == 0 or inside.height == 0:
@@ -159,7 +164,7 @@ class GdalRaster:
         if self.stretch is not None:
             pixels = self.stretch.apply(pixels)
         if self._fill:
-            pixels[~present] = 0
+            pixels[~present] = self._pad_value
         valid: NDArray[np.bool_] = np.any(present, axis=0)
         return pixels, valid
 

@@ -261,7 +261,7 @@ def test_a_graph_of_8_bit_pixels_takes_a_stretched_raster_and_names_the_argument
     model = model_of(input={"bands": [0, 1, 2]})
     raster = write_raster(tmp_path / "r.tif", noise(3, 16, 16).astype(np.uint16) * 40)
     source, _ = open_raster(DetectionJob("j", str(raster), "m"), model, {"stretch": "percentiles"})
-    fed = GraphInput(np.uint8, None, 3, None, None, model)
+    fed = GraphInput(np.uint8, (None, 3, None, None), model)
     pixels, _ = source.read(Window(0, 0, 16, 16))
     source.close()
     assert np.array_equal(fed.feed(pixels[None]), pixels[None])

@@ -136,9 +136,7 @@ class BoxesHead:
         if self.has_counts:
             keep[int(image["counts"].reshape(-1)[0]) :] = False
         units, box_format = str(self.options.get("box_units", "pixels")), str(self.options.get("box_format", "xyxy"))
-        found = make_detections(
-            to_xyxy(boxes[keep][:, :4], box_format, units, size), scores[keep], classes[keep]
-        )
+        found = make_detections(to_xyxy(boxes[keep][:, :4], box_format, units, size), scores[keep], classes[keep])
         return found if "masks" not in image else _with_masks(found, image["masks"][keep], size)
 
 
@@ -184,9 +182,7 @@ def _ssd(reading: Reading, settings: HeadSettings) -> SsdHead:
 
 def _boxes(reading: Reading, settings: HeadSettings) -> BoxesHead:
     roles = reading.roles
-    return BoxesHead(
-        settings, reading.options, "scores" in roles, "labels" in roles, "counts" in roles
-    )
+    return BoxesHead(settings, reading.options, "scores" in roles, "labels" in roles, "counts" in roles)
 
 
 MAKERS = {"detr": _detr, "ssd": _ssd, "boxes": _boxes}

@@ -24,9 +24,7 @@ from .boxes import above, to_xyxy
 from .dense import Layout, find_grid, layout_of
 
 
-def prototype_outlines(
-    prototypes: NDArray[Any], weights: NDArray[Any], boxes: FloatArray, size: Size
-) -> list[Any]:
+def prototype_outlines(prototypes: NDArray[Any], weights: NDArray[Any], boxes: FloatArray, size: Size) -> list[Any]:
     """Give the outline of each object, None where its mask is empty.
 
     A mask is made in the window of its box alone, so memory does not grow with the number of objects.
