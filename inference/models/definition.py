@@ -38,7 +38,7 @@ MEMBERS = {
     "tile": ("size", "variable", "padding", "stride", "receptive_field_radius"),
     "cell_size": ("min", "max", "wkid"),
     "class": ("value", "name", "color", "Value", "Name", "Color"),
-    "arguments": (*ARGUMENT_NAMES, "text_prompt"),
+    "arguments": ARGUMENT_NAMES,
 }  # fmt: skip
 """Names that each object of a definition may hold; a detector's depend on its kind."""
 
@@ -287,11 +287,11 @@ def definition_from_json(data: Mapping[str, Any]) -> ModelDefinition:
         cell_size=_cell_size(reader.child("cell_size")) if "cell_size" in reader.data else None,
         classes=_strict_classes(data.get("classes")),
         arguments=default_arguments(reader),
-        **_of_kind(kind, detector.text("weights"), str(options.get("architecture", ""))),
+        **following_from(kind, detector.text("weights"), str(options.get("architecture", ""))),
     )
 
 
-def _of_kind(kind: str, weights: str, architecture: str) -> dict[str, Any]:
+def following_from(kind: str, weights: str, architecture: str) -> dict[str, Any]:
     """Give what follows from the kind of a model: what its objects are, its arguments, and whether it is a program."""
     if kind in PROGRAM_KINDS:
         return {"program": weights, "geometry": "any", "own_arguments": (FAMILY_ARGUMENTS["return_bboxes"],)}

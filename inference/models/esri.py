@@ -27,6 +27,7 @@ from .definition import (
     check_schema,
     default_arguments,
     detector_options,
+    following_from,
 )
 from .esri_facts import facts_of, read_classes
 from .esri_families import (
@@ -210,7 +211,9 @@ def _plain(emd: EmdReader, kind: str) -> _Model:
         options.setdefault("architecture", configuration)
     suffixes = GRAPH if kind == "onnx" else NETWORK
     weights = weights_member(emd, suffixes)
-    return _Model(kind, weights, _plain_input(emd, extra.child("input")), options, tile_side(emd, _CHIP))
+    input_spec, side = _plain_input(emd, extra.child("input")), tile_side(emd, _CHIP)
+    following = following_from(kind, weights, str(options.get("architecture", "")))
+    return _Model(kind, weights, input_spec, options, side, **following)
 
 
 def _plain_input(emd: EmdReader, extra: Reader) -> InputSpec:

@@ -12,12 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from . import torch_program
+from . import state_dict, torch_program
 
 Translation = tuple[Mapping[str, Any], tuple[str, ...]]
 Translator = Callable[[Path], Optional[Translation]]
 
-_TRANSLATORS: tuple[Translator, ...] = (torch_program.translate,)
+_TRANSLATORS: tuple[Translator, ...] = (
+    torch_program.translate,
+    state_dict.translate,
+)
 """Asked in this order; the first answer counts."""
 
 

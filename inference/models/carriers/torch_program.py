@@ -2,7 +2,7 @@
 
     form            what its zip archive holds
     TorchScript     <name>/constants.pkl and <name>/code/...
-    torch.export    <name>/archive_format and <name>/models/<model>.json; before torch 2.8 serialized_exported_program.json
+    torch.export    <name>/archive_format and <name>/models/<model>.json; once serialized_exported_program.json
 
 Ultralytics and YOLOv5 leave a note in the archive (extra/config.txt): names, size, task. It is read as data.
 """
