@@ -42,7 +42,8 @@ INSTALL_HINT = "Install it in Settings > Options > Kestrel, 'Install Transformer
 _STRIDE = 32
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
-_NO_FOLDER = "A model folder of Hugging Face is given by its folder, its config.json, or a definition beside it."
+_BUILD_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, IndexError)
+"""What numbers of a config that make no sense cause in the library, besides what its own checks say."""
 
 
 def load(
@@ -177,7 +178,7 @@ def _build(
             f"The model needs a library that the inference environment lacks: {first_line(error)}.",
             hint="Use a model that does without, or export this one to ONNX.",
         ) from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, IndexError) as error:
+    except (*_BUILD_ERRORS, import_module("huggingface_hub.errors").StrictDataclassError) as error:
         raise ModelError(
             f"Transformers cannot build the {architecture} of config.json: {first_line(error)}.",
             hint="Download the folder again; a newer model may want a newer version of Transformers.",

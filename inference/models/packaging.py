@@ -14,15 +14,15 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import DiskFullError, ModelPackageError, OutputError
 from .definition import SCHEMA, SCHEMA_KEY, ModelDefinition, definition_from_json
-from .emd_text import MAX_JSON_BYTES, read_emd
+from .emd_text import MAX_JSON_BYTES, read_emd, read_json
 from .esri_files import is_generic
-from .package import ModelPackage, is_safe_name, open_package
+from .package import ModelPackage, is_safe_name, locate_definition, open_package
 
 _BLOCK = 2**20
 _MAX_TEXT_BYTES = 2**20
@@ -84,13 +84,49 @@ def write_package(parts: PackageParts, output: Path) -> WrittenPackage:
     """
     _check_links(parts)
     content, notes, folder = _read_definition(parts.definition)
-    _check_weights(parts.weights)
+    ours = definition_from_json(content) if SCHEMA_KEY in content else None
+    if ours is None or not ours.program:
+        _check_weights(parts.weights)
+    if ours is not None and ours.kind not in _FRAMEWORKS:
+        return _write_as_it_is(content, ours, notes, folder, parts, output)
     emd = _as_emd(content, parts)
     stem = file_stem(parts.name or _name_of(emd) or parts.weights.stem)
     programs, told = _programs(emd, parts, folder)
     files = _files(parts, stem, programs)
     emd = _with_built_in_function(emd, programs)
     texts = {f"{stem}.emd": _json_text(emd), **_info(emd, parts, stem)}
+    return _written(texts, files, (*notes, *told), parts, output)
+
+
+def _write_as_it_is(
+    content: Mapping[str, Any],
+    definition: ModelDefinition,
+    notes: tuple[str, ...],
+    folder: Path | None,
+    parts: PackageParts,
+    output: Path,
+) -> WrittenPackage:
+    """Write a package of a kind that no .emd has a word for, with Kestrel's own definition in it."""
+    detector = {**content["detector"], "weights": parts.weights.name}
+    if "files" in detector:
+        detector["files"] = [name.replace("\\", "/").rpartition("/")[2] for name in detector["files"]]
+    content = {**content, "name": parts.name or definition.name, "detector": detector}
+    if parts.license.strip():
+        content["license"] = parts.license.strip()
+    beside = [folder / name for name in definition.options.get("files", ()) if folder is not None]
+    given = {path.name for path in (parts.weights, *parts.extra_files)}
+    parts = replace(parts, extra_files=(*parts.extra_files, *(path for path in beside if path.name not in given)))
+    _check_links(parts)
+    stem = file_stem(str(content["name"]))
+    told = {"Name": content["name"], "Description": definition.description, "License": definition.license}
+    texts = {f"{stem}.kestrel.json": _json_text(content), **_info(told, parts, stem)}
+    return _written(texts, _files(parts, stem, ()), notes, parts, output)
+
+
+def _written(
+    texts: Mapping[str, bytes], files: Mapping[str, Path], notes: tuple[str, ...], parts: PackageParts, output: Path
+) -> WrittenPackage:
+    """Write the members, and open what was written."""
     _check_output(output, parts, files)
     try:
         # A folder of our own: nobody else's file has its name or is removed with it, and no link leads out of it.
@@ -102,7 +138,7 @@ def write_package(parts: PackageParts, output: Path) -> WrittenPackage:
             part.replace(output)
     except OSError as error:
         raise _write_error(error, output) from error
-    return WrittenPackage(output, open_package(str(output)), (*notes, *told, *missing, *package.definition.notes))
+    return WrittenPackage(output, open_package(str(output)), (*notes, *missing, *package.definition.notes))
 
 
 def file_stem(name: str) -> str:
@@ -123,6 +159,10 @@ def _read_definition(reference: str) -> tuple[dict[str, Any], tuple[str, ...], P
     if not reference:
         raise ModelPackageError("No definition was given.", hint="Choose an .emd or .json file, or write its text.")
     path = _path_of(reference)
+    if path.suffix.lower() != ".emd" and path.exists():
+        found = locate_definition(reference)
+        if found.notes or SCHEMA_KEY.encode() in found.data:
+            return read_json(found.data, found.where), found.notes, getattr(found.members, "folder", None)
     data = _bytes_of(path, MAX_JSON_BYTES, "definition")
     read = read_emd(data, f"'{path.name}'")
     return read.content, read.notes, path.parent
