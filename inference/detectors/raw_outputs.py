@@ -51,7 +51,7 @@ def find_head(definition: ModelDefinition, shapes: Mapping[str, tuple[int, ...]]
     raise ModelUnsupportedError(
         f"The model's program cannot be used: it gives {told}, which with {len(definition.classes)} classes is no head "
         "that Kestrel knows.",
-        hint="Check the classes, or export the model with suppression in it, so that it gives boxes, scores and labels.",
+        hint="Check the classes, or export the model with suppression in it: boxes, scores and labels.",
     )
 
 

@@ -104,7 +104,7 @@ FAMILY_ARGUMENTS: Mapping[str, ArgumentSpec] = {
         ),
         ArgumentSpec("return_bboxes", "boolean", False, "Give rectangles instead of the objects' outlines."),
         ArgumentSpec(
-            "text_prompt", "text", None,
+            "text_prompt", "text", "",
             "What to look for, in the words of the model's training (most know English): tree. car. building",
         ),
         ArgumentSpec(
@@ -298,6 +298,12 @@ def resolve_arguments(definition: ModelDefinition, given: Mapping[str, Any]) -> 
     values = {**unused, **{name: spec.default for name, spec in specs.items()}}
     values.update({name: convert(specs[name], value) for name, value in given.items()
                    if name in specs and value is not None and value != ""})  # fmt: skip
+    if "text_prompt" in specs and not str(values["text_prompt"]).strip(" .,"):
+        raise JobError(
+            f"The model '{definition.name}' finds what a text says, and no text was given.",
+            hint="Set the model argument text_prompt, for example: tree. car. building",
+            argument="text_prompt",
+        )
     tile_size, padding = values["tile_size"], values["padding"]
     if padding is not None and 2 * padding >= tile_size:
         raise JobError(

@@ -359,7 +359,9 @@ def _way_out_of(what: str, name: str) -> str:
     plain = name.replace("\\", "/").rpartition("/")[2]
     for prefix, command in _EXPORTS:
         if what.startswith(prefix):
-            return f"Export it where it was trained: {command.format(name=plain)} - and choose the file that this makes."
+            return (
+                f"Export it where it was trained: {command.format(name=plain)} - and choose the file that this makes."
+            )
     return f"{_SAVE_AGAIN} Or export the model to ONNX."
 
 

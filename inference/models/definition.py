@@ -65,7 +65,7 @@ MEMBERS = {
     "tile": ("size", "variable", "padding", "stride", "receptive_field_radius"),
     "cell_size": ("min", "max", "wkid", "read_at"),
     "class": ("value", "name", "color", "Value", "Name", "Color"),
-    "arguments": (*ARGUMENT_NAMES, "text_prompt"),
+    "arguments": ARGUMENT_NAMES,
     "own_argument": ("name", "kind", "default", "help", "minimum", "maximum", "choices", "label"),
 }  # fmt: skip
 """Names that each object of a definition may hold; a detector's depend on its kind, and of arcgis on its family."""
@@ -351,7 +351,7 @@ def _detector(kind: str, detector: Reader, spec: InputSpec) -> dict[str, Any]:
     if kind in ("torchvision", "transformers"):
         detector.text("architecture")
     weights, options = detector.text("weights"), detector_options(detector)
-    return {"weights": weights, "options": options, **of_kind(kind, weights, options)}
+    return {"weights": weights, "options": options, **following_from(kind, weights, options)}
 
 
 def _stated(reader: Reader) -> dict[str, Any]:
@@ -391,7 +391,7 @@ def _own_argument(item: Any, where: str) -> ArgumentSpec:
     )  # fmt: skip
 
 
-def of_kind(kind: str, weights: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def following_from(kind: str, weights: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Give what follows from the kind of a model: what its objects are, its arguments, and whether it is a program.
 
     Args:

@@ -31,7 +31,7 @@ from .definition import (
     definition_from_json,
     detector_options,
     fitting,
-    of_kind,
+    following_from,
     read_at_of,
 )
 from .esri_facts import facts_of, read_classes
@@ -229,7 +229,7 @@ def _plain(emd: EmdReader, kind: str) -> _Model:
     suffixes = GRAPH if kind == "onnx" else NETWORK
     weights = weights_member(emd, suffixes)
     spec = _plain_input(emd, extra.child("input"))
-    return _Model(kind, weights, spec, options, tile_side(emd, _CHIP), **of_kind(kind, weights, options))
+    return _Model(kind, weights, spec, options, tile_side(emd, _CHIP), **following_from(kind, weights, options))
 
 
 def _plain_input(emd: EmdReader, extra: Reader) -> InputSpec:

@@ -257,8 +257,8 @@ class ModelPackage:
         """Give the hash of what decides the result: the definition, the weights, and the files that belong to them.
 
         Of an archive these are all members except programs; beside a loose definition lies anything, so there they are
-        the files that the definition or an ONNX graph names, and what lies in the folder of a SavedModel. Of a model that is a program it
-        is the whole file set of that program.
+        the files that the definition or an ONNX graph names, and what lies in the folder of a SavedModel. Of a model
+        that is a program it is the whole file set of that program.
 
         Args:
             known_program: The hash of the program, where it is known already.
@@ -531,8 +531,8 @@ def _locate_in_file(path: Path) -> LocatedDefinition:
         return _locate_in_text(path)
     raise ModelPackageError(
         f"The file '{path.name}' is not a model package{'' if start else ': it is empty'}.",
-        hint="Kestrel opens .dlpk packages, and .emd or .json definitions that lie beside their weights. "
-        "Describe bare weights with a definition, see docs/definition.md."
+        hint="Kestrel opens .dlpk packages, .emd or .json definitions that lie beside their weights, and some weights "
+        "by themselves. Describe others with a definition, see docs/definition.md."
         if start
         else "Copy or download it again.",
     )

@@ -21,9 +21,9 @@ from typing import Any
 from ..errors import DiskFullError, ModelPackageError, OutputError
 from .definition import SCHEMA, SCHEMA_KEY, ModelDefinition, definition_from_json
 from .definition_json import definition_to_json
-from .emd_text import MAX_JSON_BYTES, read_emd
+from .emd_text import MAX_JSON_BYTES, read_emd, read_json
 from .esri_files import is_generic
-from .package import ModelPackage, is_safe_name, open_package
+from .package import ModelPackage, is_safe_name, locate_definition, open_package
 
 _BLOCK = 2**20
 _MAX_TEXT_BYTES = 2**20
@@ -84,13 +84,54 @@ def write_package(parts: PackageParts, output: Path) -> WrittenPackage:
     """
     _check_links(parts)
     content, notes, folder = _read_definition(parts.definition)
-    _check_weights(parts.weights)
+    ours = definition_from_json(content) if SCHEMA_KEY in content else None
+    if ours is None or not ours.program:
+        _check_weights(parts.weights)
+    if ours is not None and ours.kind not in _FRAMEWORKS:
+        return _write_as_it_is(content, ours, notes, folder, parts, output)
     emd = _as_emd(content, parts)
     stem = file_stem(parts.name or _name_of(emd) or parts.weights.stem)
     programs, told = _programs(emd, parts, folder)
     files = _files(parts, stem, programs)
     emd = _with_built_in_function(emd, programs)
     texts = {f"{stem}.emd": _json_text(emd), **_info(emd, parts, stem)}
+    return _written(texts, files, (*notes, *told), parts, output)
+
+
+def _write_as_it_is(
+    content: Mapping[str, Any],
+    definition: ModelDefinition,
+    notes: tuple[str, ...],
+    folder: Path | None,
+    parts: PackageParts,
+    output: Path,
+) -> WrittenPackage:
+    """Write a package of a kind that no .emd has a word for, with Kestrel's own definition in it."""
+    if definition.kind == "python":
+        raise ModelPackageError(
+            "A raster function in Python is packed with its .emd, which ArcGIS reads too.", hint="Choose the .emd."
+        )
+    content = {name: value for name, value in content.items() if name != "weights_sha256"}
+    detector = {**content["detector"], "weights": parts.weights.name}
+    if "files" in detector:
+        detector["files"] = [name.replace("\\", "/").rpartition("/")[2] for name in detector["files"]]
+    content = {**content, "name": parts.name or definition.name, "detector": detector}
+    if parts.license.strip():
+        content["license"] = parts.license.strip()
+    beside = [folder / name for name in definition.options.get("files", ()) if folder is not None]
+    given = {path.name for path in (parts.weights, *parts.extra_files)}
+    parts = replace(parts, extra_files=(*parts.extra_files, *(path for path in beside if path.name not in given)))
+    _check_links(parts)
+    stem = file_stem(str(content["name"]))
+    told = {"Name": content["name"], "Description": definition.description, "License": definition.license}
+    texts = {f"{stem}.kestrel.json": _json_text(content), **_info(told, parts, stem)}
+    return _written(texts, _files(parts, stem, ()), notes, parts, output)
+
+
+def _written(
+    texts: Mapping[str, bytes], files: Mapping[str, Path], notes: tuple[str, ...], parts: PackageParts, output: Path
+) -> WrittenPackage:
+    """Write the members, and open what was written."""
     _check_output(output, parts, files)
     try:
         # A folder of our own: nobody else's file has its name or is removed with it, and no link leads out of it.
@@ -102,7 +143,7 @@ def write_package(parts: PackageParts, output: Path) -> WrittenPackage:
             part.replace(output)
     except OSError as error:
         raise _write_error(error, output) from error
-    return WrittenPackage(output, open_package(str(output)), (*notes, *told, *missing, *package.definition.notes))
+    return WrittenPackage(output, open_package(str(output)), (*notes, *missing, *package.definition.notes))
 
 
 def file_stem(name: str) -> str:
@@ -123,6 +164,10 @@ def _read_definition(reference: str) -> tuple[dict[str, Any], tuple[str, ...], P
     if not reference:
         raise ModelPackageError("No definition was given.", hint="Choose an .emd or .json file, or write its text.")
     path = _path_of(reference)
+    if path.suffix.lower() != ".emd" and path.exists():
+        found = locate_definition(reference)
+        if found.notes or SCHEMA_KEY.encode() in found.data:
+            return read_json(found.data, found.where), found.notes, getattr(found.members, "folder", None)
     data = _bytes_of(path, MAX_JSON_BYTES, "definition")
     read = read_emd(data, f"'{path.name}'")
     return read.content, read.notes, path.parent
@@ -157,7 +202,7 @@ def _one_line(text: str) -> str:
 
 
 def emd_of(definition: ModelDefinition, weights: str) -> dict[str, Any]:
-    """Give the .emd of a model that has a definition of Kestrel's own.
+    """Give the .emd of a model that is ONNX or torchvision's.
 
     What ArcGIS understands stands in its own members; the definition as a whole is one more, from which exactly the
     same model is read again.
@@ -167,10 +212,9 @@ def emd_of(definition: ModelDefinition, weights: str) -> dict[str, Any]:
         weights: Name of its weights in the package.
     """
     tile, spec = definition.tile, definition.input
-    definition = replace(definition, weights=weights, program=weights if _is_program_alone(definition) else
-                         definition.program, weights_sha256="")  # fmt: skip
+    definition = replace(definition, weights=weights, weights_sha256="")
     emd = {
-        "Framework": _FRAMEWORKS.get(definition.kind, "Kestrel"),
+        "Framework": _FRAMEWORKS[definition.kind],
         "ModelType": "ObjectDetection",
         "ModelConfiguration": definition.options.get("architecture") or definition.options.get("head"),
         "ModelName": definition.name,
@@ -179,7 +223,6 @@ def emd_of(definition: ModelDefinition, weights: str) -> dict[str, Any]:
         "Description": definition.description or None,
         "License": definition.license or None,
         "ModelFile": weights,
-        "InferenceFunction": definition.program if definition.kind == "python" else None,
         "ImageHeight": tile.size,
         "ImageWidth": tile.size,
         "SupportsVariableTileSize": tile.is_variable,
@@ -192,11 +235,6 @@ def emd_of(definition: ModelDefinition, weights: str) -> dict[str, Any]:
         "Kestrel": {"schema": SCHEMA, "definition": definition_to_json(definition)},
     }  # fmt: skip
     return {key: value for key, value in emd.items() if value is not None}
-
-
-def _is_program_alone(definition: ModelDefinition) -> bool:
-    """Tell whether the weights are the program: TorchScript, an exported program."""
-    return definition.kind != "python" and bool(definition.program)
 
 
 def _cell_sizes(definition: ModelDefinition) -> dict[str, Any]:

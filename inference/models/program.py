@@ -64,9 +64,9 @@ class _Entry:
 def program_files(package: ModelPackage) -> list[ProgramFile]:
     """Give the file set of a package's program, sorted by name.
 
-    TorchScript and an exported program are one file each, with the definition. A Python program may import and read whatever lies beside it: of an
-    archive the set holds all members, of a loose definition all files below its folder, of a definition given as text
-    all files below the program's folder.
+    TorchScript and an exported program are one file each, with the definition. A Python program may import and read
+    whatever lies beside it: of an archive the set holds all members, of a loose definition all files below its folder,
+    of a definition given as text all files below the program's folder.
 
     Raises:
         ModelPackageError: a file cannot be read, is a link, or has a name that no copy can have; or they are too many.

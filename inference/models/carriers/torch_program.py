@@ -2,7 +2,7 @@
 
     form            what its zip archive holds
     TorchScript     <name>/constants.pkl and <name>/code/...
-    torch.export    <name>/archive_format and <name>/models/<model>.json; before torch 2.8 serialized_exported_program.json
+    torch.export    <name>/archive_format and <name>/models/<model>.json; once serialized_exported_program.json
 
 Ultralytics and YOLOv5 leave a note in the archive (extra/config.txt): names, size, task. It is read as data.
 """
@@ -32,6 +32,8 @@ _N_NUMBERED = 100
 """Classes of a program that says nothing of its own: as many as networks usually have."""
 _TASKS = {"classify": "image classification", "depth": "depth estimation", "semantic": "pixel classification"}
 _DENSE_AXES = 3
+_TABLE = 6
+"""Columns of finished boxes: four corners, score, label."""
 
 
 def translate(path: Path) -> tuple[dict[str, Any], tuple[str, ...]] | None:
@@ -101,7 +103,8 @@ def _torch_export(path: Path, names: tuple[str, ...], graphs: list[str]) -> tupl
     members = {key: value for key, value in members.items() if value}
     outputs = [shape for shape in shapes[1:] if len(shape) == _DENSE_AXES]
     n_rows = min(outputs[0][1:]) if len(shapes) == 2 and outputs and all(outputs[0][1:]) else 0
-    return _silent(path, "torch_export", members, max(n_rows - 4, 0) if n_rows != 6 else 0)
+    is_table = bool(outputs) and outputs[0][2] == _TABLE
+    return _silent(path, "torch_export", members, 0 if is_table else max(n_rows - 4, 0))
 
 
 def _tile(path: Path, height: int, width: int) -> dict[str, Any]:
