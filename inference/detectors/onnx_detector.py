@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -28,9 +28,9 @@ from ..errors import (
     is_out_of_memory,
 )
 from ..models.definition import ModelDefinition
-from ..models.package import ModelPackage, is_safe_name
 from ..models.onnx_file import TensorInfo
 from ..models.onnx_heads import Reading
+from ..models.package import ModelPackage, is_safe_name
 from .graph_input import GraphInput
 from .heads import Head, HeadSettings, Outputs, make_head
 from .heads.dense import DenseHead, find_grid
@@ -269,8 +269,7 @@ class OnnxDetector:
 
     def _respond(self, image: NDArray[Any]) -> Response:
         """Give what the network answers to one image: of each candidate all numbers, the box relative to its cell."""
-        assert isinstance(self._head, DenseHead)
-        layout = self._head.layout
+        layout = cast("DenseHead", self._head).layout
         outputs = by_role(self._runner.run(image[None]), self._reading, {"table": 3})
         numbers = layout.numbers_first(outputs["table"])[0]
         size = (image.shape[-2], image.shape[-1])

@@ -201,7 +201,9 @@ class _Trial:
             (found,) = head.read(outputs, 1, self.size)
         except InferenceError:
             return Detections(*_NOTHING)
-        is_sound = np.isfinite(found.boxes).all(axis=1) & (found.boxes[:, 2:] > found.boxes[:, :2]).all(axis=1)
+        is_sound = np.asarray(
+            np.isfinite(found.boxes).all(axis=1) & (found.boxes[:, 2:] > found.boxes[:, :2]).all(axis=1)
+        )
         strongest = np.argsort(-found.scores[is_sound], kind="stable")[: 20 * _MOST_JUDGED]
         kept = suppress_once(found.take(is_sound).take(strongest), self.settings.max_overlap)
         return kept.take(np.argsort(-kept.scores, kind="stable")[:_MOST_JUDGED])

@@ -75,12 +75,14 @@ def _literal(text: str) -> Any:
     """Read what programs write of a list or a dict: JSON, or Python's own way of writing it."""
     if len(text) > _MAX_BYTES:
         return None
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-            continue
-    return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+        return None
 
 
 def classes_json(names: Sequence[str], first: int = 0) -> list[dict[str, Any]]:

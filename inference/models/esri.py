@@ -20,6 +20,7 @@ from ..errors import ModelError, ModelPackageError, ModelUnsupportedError
 from .arguments import ARGUMENT_NAMES, ArgumentSpec
 from .definition import (
     MAX_STRIDE,
+    READING_OPTIONS,
     CellSizeRange,
     InputSpec,
     ModelDefinition,
@@ -27,7 +28,6 @@ from .definition import (
     TileSpec,
     check_schema,
     default_arguments,
-    READING_OPTIONS,
     definition_from_json,
     detector_options,
     fitting,

@@ -166,7 +166,9 @@ def _model(message: _Message) -> OnnxFacts:
 
 
 def _graph(message: _Message) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-    inputs, outputs, weights = [], [], set()
+    inputs: list[TensorInfo] = []
+    outputs: list[TensorInfo] = []
+    weights: set[str] = set()
     for number, place, length in message.fields():
         if number == _GRAPH_INITIALIZER:
             weights.update(message.inner(place, length).texts(_TENSOR_NAME))

@@ -180,14 +180,14 @@ def _by_roles(question: Question, roles: Mapping[str, str]) -> Reading | None:
     labels = shapes.get(roles.get("labels", ""), ())
     if is_dets and len(labels) == 3:  # RF-DETR calls its logits labels
         roles = {"boxes": roles["boxes"], "logits": roles["labels"]}
-        options = {"box_format": "cxcywh", "box_units": "fractions", "scores": "sigmoid"}
-        return Reading("detr", options, labels[-1], roles, told)
+        queries = {"box_format": "cxcywh", "box_units": "fractions", "scores": "sigmoid"}
+        return Reading("detr", queries, labels[-1], roles, told)
     if "scores" not in roles and not (is_dets and "labels" in roles and (not boxes or boxes[-1] in (5, None))):
         return None
     scores = shapes.get(roles.get("scores", ""), ())
     if "labels" not in roles and len(scores) == 3 and len(boxes) in (0, 3):
         return Reading("ssd", {}, None, dict(roles), told)
-    options = {"masks": True} if "masks" in roles else {}
+    options: dict[str, Any] = {"masks": True} if "masks" in roles else {}
     if roles["boxes"].lower().startswith(("detection_boxes", "tflite_detection")):
         offset = 0 if roles["boxes"].lower().startswith("tflite") else 1
         options |= {"box_format": "yxyx", "box_units": "fractions", "label_offset": offset}
@@ -279,9 +279,10 @@ class _Table:
         why = f"{self.n_numbers} numbers a candidate: box, a score a class"
         if n_classes <= 0 or known not in (None, n_classes):
             return []
-        if known is None and self.n_objects is not None and (self.n_numbers > self.n_objects or not self.is_last and
-                                                             self.is_few):  # fmt: skip
-            return []
+        if known is None and self.n_objects is not None:
+            is_other_axis = self.n_numbers > self.n_objects or (self.is_few and not self.is_last)
+            if is_other_axis:
+                return []
         if self.is_few and self.is_last:
             if self.n_masks or self.is_obb:
                 return []

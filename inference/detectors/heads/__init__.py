@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -59,7 +59,9 @@ def make_head(reading: Reading, settings: HeadSettings) -> Head:
     """
     from . import dense, pairs, rows, segmentation
 
-    makers = {**dense.MAKERS, **segmentation.MAKERS, **rows.MAKERS, **pairs.MAKERS}
+    makers: dict[str, Callable[[Reading, HeadSettings], Head]] = {}
+    for part in (dense, segmentation, rows, pairs):
+        makers.update(part.MAKERS)
     if reading.head not in makers:
         raise ModelUnsupportedError(f"The head '{reading.head}' is not known.", hint=f"Heads: {', '.join(makers)}.")
     return makers[reading.head](reading, settings)

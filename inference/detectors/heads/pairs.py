@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from ...errors import ModelIncompatibleError
 from ...merge import suppress_once
 from ...models.onnx_heads import Reading
 from ...outlines import outline
-from . import HeadSettings, Outputs, Size
+from . import Head, HeadSettings, Outputs, Size
 from .boxes import above, activated, to_xyxy, without_background
 from .rows import labels_of
 from .segmentation import sampled
@@ -185,4 +185,4 @@ def _boxes(reading: Reading, settings: HeadSettings) -> BoxesHead:
     return BoxesHead(settings, reading.options, "scores" in roles, "labels" in roles, "counts" in roles)
 
 
-MAKERS = {"detr": _detr, "ssd": _ssd, "boxes": _boxes}
+MAKERS: Mapping[str, Callable[[Reading, HeadSettings], Head]] = {"detr": _detr, "ssd": _ssd, "boxes": _boxes}

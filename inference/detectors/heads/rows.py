@@ -6,7 +6,7 @@ YOLOv7 give one row for all images, (M, 7), with the image's number first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...detections import Detections, make_detections
 from ...models.onnx_heads import Reading
-from . import HeadSettings, Outputs, Size
+from . import Head, HeadSettings, Outputs, Size
 from .boxes import above, rotated_detections, to_xyxy
 
 
@@ -95,4 +95,8 @@ def _batch_rows(reading: Reading, settings: HeadSettings) -> BatchRowsHead:
     return BatchRowsHead(settings, str(reading.options.get("box_units", "pixels")))
 
 
-MAKERS = {"rows": _rows, "rows-obb": _rows, "batch-rows": _batch_rows}
+MAKERS: Mapping[str, Callable[[Reading, HeadSettings], Head]] = {
+    "rows": _rows,
+    "rows-obb": _rows,
+    "batch-rows": _batch_rows,
+}

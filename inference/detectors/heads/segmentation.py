@@ -58,7 +58,8 @@ def sampled(values: NDArray[np.float32], rows: FloatArray, columns: FloatArray) 
     low_y, high_y, share_y = _neighbours(rows, values.shape[0])
     low_x, high_x, share_x = _neighbours(columns, values.shape[1])
     lines = values[low_y] * (1 - share_y)[:, None] + values[high_y] * share_y[:, None]
-    return lines[:, low_x] * (1 - share_x) + lines[:, high_x] * share_x
+    between = lines[:, low_x] * (1 - share_x) + lines[:, high_x] * share_x
+    return between.astype(np.float32, copy=False)
 
 
 def _neighbours(places: FloatArray, n: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:

@@ -23,8 +23,9 @@ from ..onnx_heads import Question, readings
 KESTREL_KEY = "kestrel_definition"
 """Key of the metadata under which a whole definition may stand, as JSON."""
 _PIXELS = ("uint8", "uint16", "float16", "float32", "float64")
-_ULTRALYTICS = ("names", "task", "imgsz")
-_TASKS = {"detect", "segment", "obb", "pose"}
+_ULTRALYTICS = {"names", "stride"}
+_TASKS = ("detect", "segment", "obb", "pose")
+_N_ROW = 6
 _DEEPNESS_HEADS = {
     "yolo_v5_or_v7_default": "yolov5", "yolo_v6": "yolov5", "yolo_v9": "yolov8", "yolo_ultralytics": "yolov8",
     "yolo_ultralytics_segmentation": "yolov8-seg", "yolo_ultralytics_obb": "yolov8-obb",
@@ -89,7 +90,7 @@ def _described(path: Path, facts: OnnxFacts, image: TensorInfo) -> _Described:
     side = max(size or (_DEFAULT_SIDE, 0))
     described = _Described({"tile": {"size": min(side, _MAX_SIDE)}, "input": {"bands": list(range(n_bands))}})
     metadata = facts.metadata
-    if set(_ULTRALYTICS) <= set(metadata):
+    if set(metadata) >= _ULTRALYTICS:
         _ultralytics(described, metadata, facts, size)
     elif "class_names" in metadata and "model_type" in metadata:
         _deepness(described, metadata, n_bands)
@@ -108,51 +109,60 @@ def _form(image: TensorInfo) -> tuple[int, tuple[int, int] | None]:
     return bands or 3, None if height is None or width is None else (height, width)
 
 
-def _question(facts: OnnxFacts, n_classes: int | None, size: tuple[int, int] | None, **more: Any) -> Question:
-    return Question(facts.outputs, n_classes, size, **more)
-
-
 # -- Ultralytics -------------------------------------------------------------------------------------------------------
 
 
 def _ultralytics(
     described: _Described, metadata: Mapping[str, str], facts: OnnxFacts, size: tuple[int, int] | None
 ) -> None:
-    names = names_of(metadata["names"])
-    task = metadata["task"]
+    """Read the metadata of Ultralytics' exports; those of the YOLOv5 repository name no task."""
+    names, task = names_of(metadata["names"]), metadata.get("task", "detect")
     if task not in _TASKS or not names:
         raise ModelUnsupportedError(
             f"The model is for the task '{task}', not for detecting objects.",
-            hint=f"Kestrel runs Ultralytics' models for the tasks {', '.join(sorted(_TASKS))}.",
+            hint=f"Kestrel runs Ultralytics' models for the tasks {', '.join(_TASKS)}.",
         )
-    is_end_to_end = metadata.get("end2end", "").lower() == "true" or _is_true(metadata.get("args", ""), "nms")
-    found = readings(_question(facts, len(names), size, task=task, is_end_to_end=is_end_to_end))
-    if len({reading.head for reading in found}) == 1 or (found and size is not None):
-        described.detector["head"] = found[0].head
-        described.detector.update(_stated_options(found[0].options))
-    # Of the decoder's heads the boxes are fractions: Ultralytics' RT-DETR.
-    if described.detector.get("head") == "detr":
-        described.detector.update({"box_format": "cxcywh", "box_units": "fractions", "scores": "probabilities",
-                                   "background": "none"})  # fmt: skip
+    described.detector.update(_ultralytics_head(metadata, facts, len(names), size))
     described.members["classes"] = classes_json(names)
     described.members["input"].update({"scale": 1 / 255, "pad_value": 114})
-    described.members["version"] = metadata.get("version", "")
-    described.members["description"] = metadata.get("description", "")
-    described.members["license"] = metadata.get("license", "")
-    sides = names_of(metadata["imgsz"])
+    if _is_decoder(metadata):
+        described.members["input"]["resize"] = "stretch"
+    for member in ("version", "description", "license"):
+        described.members[member] = metadata.get(member, "")
+    sides = names_of(metadata.get("imgsz", ""))
     if size is None and sides and all(side.isdigit() for side in sides):
         described.members["tile"]["size"] = max(32, min(max(int(side) for side in sides), _MAX_SIDE))
     if task == "pose":
         described.notes.append("The model's key points are left out: Kestrel gives the boxes around them.")
 
 
-def _is_true(text: str, name: str) -> bool:
-    """Tell whether an option is on in what Ultralytics notes of an export's arguments."""
-    return f"'{name}': True" in text
+def _is_decoder(metadata: Mapping[str, str]) -> bool:
+    """Tell RT-DETR from the YOLOs: its boxes are fractions of the image."""
+    return metadata.get("head") == "RTDETRDecoder" or "rtdetr" in metadata.get("description", "").lower()
 
 
-def _stated_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(options)
+def _ultralytics_head(
+    metadata: Mapping[str, str], facts: OnnxFacts, n_classes: int, size: tuple[int, int] | None
+) -> dict[str, Any]:
+    """Give the head and its options; no head where only the run can tell."""
+    task = metadata.get("task", "")
+    shape = next((item.shape for item in facts.outputs if len(item.shape or ()) == 3), None) or (None,) * 3
+    if _is_decoder(metadata):
+        options = {"box_format": "cxcywh", "box_units": "fractions"}
+        if shape[2] == _N_ROW and (n_classes != _N_ROW - 4 or "head" in metadata):
+            return {"head": "rows", **options}
+        return {"head": "detr", "scores": "probabilities", "background": "none", **options}
+    # The exporter notes its own arguments in Python's way of writing them.
+    is_end_to_end = metadata.get("end2end", "").lower() == "true" or "'nms': True" in metadata.get("args", "")
+    suffix = {"segment": "-seg", "obb": "-obb"}.get(task, "")
+    if is_end_to_end:
+        return {"head": "rows" + suffix}
+    if None in shape and task:
+        return {"head": f"yolov8{'-pose' if task == 'pose' else suffix}"}
+    found = readings(Question(facts.outputs, n_classes, size, task))
+    # A YOLO whose boxes are decoded: YOLOX has no such metadata.
+    heads = [reading.head for reading in found if reading.head != "yolox"]
+    return {"head": heads[0]} if heads and size is not None else {}
 
 
 # -- Deepness ----------------------------------------------------------------------------------------------------------
@@ -213,7 +223,7 @@ def _number(metadata: Mapping[str, str], key: str) -> float | None:
 
 
 def _unnamed(described: _Described, path: Path, facts: OnnxFacts, size: tuple[int, int] | None) -> None:
-    found = readings(_question(facts, None, size))
+    found = readings(Question(facts.outputs, None, size))
     n_classes = found[0].n_classes if found else None
     classes, note, is_numbered = classes_for(path, n_classes)
     if not found and all(item.shape is not None and None not in item.shape for item in facts.outputs):
@@ -227,7 +237,7 @@ def _unnamed(described: _Described, path: Path, facts: OnnxFacts, size: tuple[in
     heads = {reading.head for reading in found}
     if len(heads) == 1:
         described.detector["head"] = found[0].head
-        described.detector.update(_stated_options(found[0].options))
+        described.detector.update(found[0].options)
     if heads == {"ssd"}:
         described.members["input"]["resize"] = "stretch"
     if "yolox" in heads:

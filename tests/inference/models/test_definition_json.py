@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 
+from kestrel.inference.errors import ModelPackageError
 from kestrel.inference.models.definition import ModelDefinition, definition_from_json
 from kestrel.inference.models.definition_json import definition_to_json
 from kestrel.inference.models.description import describe_package
 from kestrel.inference.models.esri import definition_from_emd
 from kestrel.inference.models.package import open_package
+from kestrel.tests.fixtures import esri_dense
 from kestrel.tests.fixtures.esri_models import tensorflow_emd
-from kestrel.tests.fixtures.esri_packages import arcgis_emd, statistics
+from kestrel.tests.fixtures.esri_packages import arcgis_emd, file_of, statistics, write_package
 from kestrel.tests.fixtures.packages import definition, emd
 from kestrel.tests.fixtures.raster_functions import write_finder
+from kestrel.tests.fixtures.runs import run
 from kestrel.tests.inference.models.test_packaging import definitions
 
 MEMBERS = ("m.pth", "m.onnx", "m-cpu.pt", "m.pb", "Finder.py")
@@ -116,7 +121,46 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("members", "reason"), BAD)
 def test_a_bad_member_is_refused_by_its_name_and_what_is_expected(members: dict[str, Any], reason: str) -> None:
-    from kestrel.inference.errors import ModelPackageError
-
     with pytest.raises(ModelPackageError, match=reason):
         definition_from_json(definition(**members))
+
+
+# -- A written definition runs as the model that it was written from -----------------------------------------------------
+
+
+def write_again(model: str, folder: Path, weights: bytes) -> Path:
+    """Write the definition of a package beside a copy of its weights."""
+    folder.mkdir()
+    content = describe_package(open_package(model))["definition"]
+    (folder / content["detector"]["weights"]).write_bytes(weights)
+    path = folder / "mine.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_an_onnx_model_gives_the_same_objects_from_its_written_definition(tmp_path: Path, repository: Path) -> None:
+    package = repository / "resources" / "models" / "tree_crowns.dlpk"
+    with zipfile.ZipFile(package) as archive:
+        weights = archive.read("tree_crowns.onnx")
+    mine = write_again(str(package), tmp_path / "mine", weights)
+    demo = repository / "resources" / "demo" / "OSBS_029.tif"
+    wanted, found = run(tmp_path / "a", demo, package), run(tmp_path / "b", demo, mine)
+    assert 66 == len(wanted)
+    assert wanted.content() == found.content()
+
+
+@pytest.mark.slow
+def test_a_family_of_esris_gives_the_same_objects_from_its_written_definition(tmp_path: Path, repository: Path) -> None:
+    torch.set_num_threads(1)
+    demo = repository / "resources" / "demo" / "OSBS_029.tif"
+    content = esri_dense.emd("SingleShotDetector", 128, Threshold=0.3)
+    weights = file_of(esri_dense.single_shot_detector(chip=128))
+    package = write_package(tmp_path / "ssd.dlpk", content, weights)
+    mine = write_again(str(package), tmp_path / "mine", weights)
+    wanted, found = run(tmp_path / "a", demo, package), run(tmp_path / "b", demo, mine)
+    assert len(wanted) > 5
+    assert wanted.content() == found.content()
+    edited = json.loads(mine.read_text())
+    edited["arguments"]["threshold"] = 0.99
+    mine.write_text(json.dumps(edited))
+    assert len(run(tmp_path / "c", demo, mine)) < len(wanted)
