@@ -8,6 +8,7 @@ opened again before anybody is told that it is there.
 from __future__ import annotations
 
 import errno
+import hashlib
 import html
 import json
 import os
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import DiskFullError, ModelPackageError, OutputError
+from ..errors import DiskFullError, ModelHashError, ModelPackageError, OutputError
 from .definition import SCHEMA, SCHEMA_KEY, ModelDefinition, definition_from_json
 from .definition_json import definition_to_json
 from .emd_text import MAX_JSON_BYTES, read_emd, read_json
@@ -87,6 +88,8 @@ def write_package(parts: PackageParts, output: Path) -> WrittenPackage:
     ours = definition_from_json(content) if SCHEMA_KEY in content else None
     if ours is None or not ours.program:
         _check_weights(parts.weights)
+    if ours is not None:
+        _check_stated(ours, parts.weights)
     if ours is not None and ours.kind not in _FRAMEWORKS:
         return _write_as_it_is(content, ours, notes, folder, parts, output)
     emd = _as_emd(content, parts)
@@ -96,6 +99,47 @@ def write_package(parts: PackageParts, output: Path) -> WrittenPackage:
     emd = _with_built_in_function(emd, programs)
     texts = {f"{stem}.emd": _json_text(emd), **_info(emd, parts, stem)}
     return _written(texts, files, (*notes, *told), parts, output)
+
+
+def weights_beside(definition: str) -> Path:
+    """Give the file of the weights that a definition names, or that is a model by itself.
+
+    Args:
+        definition: As in PackageParts.
+
+    Raises:
+        InferenceError: the definition cannot be used, or the weights do not lie beside it.
+    """
+    package = open_package(definition)
+    folder: Path | None = getattr(package.members, "folder", None)
+    if folder is None and not Path(package.definition.weights).is_absolute():
+        raise ModelPackageError(
+            "The weights lie in a package already, or nobody knows where they lie.", hint="Choose their file."
+        )
+    return (folder or Path()) / package.weights_member()
+
+
+def _check_stated(definition: ModelDefinition, weights: Path) -> None:
+    """Refuse other weights than those that the definition was written for.
+
+    Raises:
+        ModelHashError: they are others.
+        ModelPackageError: they cannot be read.
+    """
+    if not definition.weights_sha256:
+        return
+    digest = hashlib.sha256()
+    try:
+        for block in _blocks(weights):
+            digest.update(block)
+    except OSError as error:
+        raise ModelPackageError(f"The weights '{weights}' cannot be read: {error.strerror or error}.") from error
+    if digest.hexdigest() != definition.weights_sha256:
+        raise ModelHashError(
+            f"The weights '{weights.name}' are not those that the definition was written for: their SHA-256 is "
+            f"{digest.hexdigest()}, and {definition.weights_sha256} is stated.",
+            hint="Choose the right file, or take weights_sha256 out of the definition.",
+        )
 
 
 def _write_as_it_is(
