@@ -24,8 +24,10 @@ _AXES = 3
 class RawHead(Protocol):
     """How the tensors for one image become detections."""
 
-    is_dense: bool
-    """Gives candidates before suppression."""
+    @property
+    def is_dense(self) -> bool:
+        """Tell whether it gives candidates before suppression."""
+        ...
 
     def decode(self, outputs: Mapping[str, NDArray[Any]], side: int, threshold: float) -> Detections:
         """Read the tensors for one image of `side` x `side` pixels, each with a batch axis of one."""

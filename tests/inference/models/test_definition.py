@@ -195,11 +195,10 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
 
 def test_the_schema_names_what_the_reader_knows() -> None:
     top = SCHEMA["properties"]
-    onnx, torchvision = top["detector"]["anyOf"]
+    kinds = {part["properties"]["kind"]["const"]: part for part in top["detector"]["anyOf"]}
     objects = {
         "": SCHEMA,
-        "onnx": onnx,
-        "torchvision": torchvision,
+        **kinds,
         "class": top["classes"]["items"],
         **{name: top[name] for name in ("input", "tile", "cell_size", "arguments")},
     }
@@ -210,6 +209,7 @@ def test_the_schema_names_what_the_reader_knows() -> None:
 
 
 ONNX = {"kind": "onnx", "weights": "w"}
+TRANSFORMERS = {"kind": "transformers", "weights": "w", "architecture": "rt_detr", "files": ["config.json"]}
 TORCHVISION = {"kind": "torchvision", "weights": "w", "architecture": "fcos_resnet50_fpn"}
 
 
@@ -221,6 +221,14 @@ TORCHVISION = {"kind": "torchvision", "weights": "w", "architecture": "fcos_resn
         ({"detector": TORCHVISION}, True),
         ({"detector": {**ONNX, "head": None, "label_offset": None}}, True),
         ({"detector": {**TORCHVISION, "label_offset": 0}}, True),
+        ({"detector": {"kind": "torchscript", "weights": "w.pt", "head": "yolov8"}}, True),
+        ({"detector": {"kind": "torch_export", "weights": "w.pt2", "label_offset": 1}}, True),
+        ({"detector": TRANSFORMERS}, True),
+        ({"detector": {**TRANSFORMERS, "files": None}}, True),
+        ({"detector": {**TRANSFORMERS, "files": "config.json"}}, False),
+        ({"detector": {**TRANSFORMERS, "files": [1]}}, False),
+        ({"detector": {**TRANSFORMERS, "head": "yolov8"}}, False),
+        ({"detector": {"kind": "transformers", "weights": "w"}}, False),
         ({"version": None, "input": None, "tile": None, "cell_size": None, "arguments": None}, True),
         ({"input": {"bands": None, "scale": None, "data_range": None}}, True),
         ({"tile": {"size": 640.0, "variable": False}}, True),
