@@ -60,8 +60,8 @@ def parameter_table() -> tuple[Parameter, ...]:
     return (
         Parameter(
             MODEL, tr("Model definition"), QgsProcessingParameterString,
-            tr("The model: a .dlpk package, a folder, or an .emd or .json definition that lies beside its weights. The "
-               "text of a definition in JSON works too."),
+            tr("The model: a .dlpk package, an .emd or .json definition that lies beside its weights, a folder, or a "
+               "file that says enough by itself. The text of a definition in JSON works too."),
             widget={"widget_type": MODEL_WIDGET},
         ),
         Parameter(

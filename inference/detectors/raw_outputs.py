@@ -16,7 +16,7 @@ from ..detections import Detections
 from ..errors import ModelUnsupportedError
 from ..models.carriers.class_names import are_numbered
 from ..models.definition import ModelDefinition
-from .dense_heads import DenseHead, find_grid
+from .heads.dense import DenseHead, Layout
 
 _AXES = 3
 
@@ -24,8 +24,10 @@ _AXES = 3
 class RawHead(Protocol):
     """How the tensors for one image become detections."""
 
-    is_dense: bool
-    """Gives candidates before suppression."""
+    @property
+    def is_dense(self) -> bool:
+        """Tell whether it gives candidates before suppression."""
+        ...
 
     def decode(self, outputs: Mapping[str, NDArray[Any]], side: int, threshold: float) -> Detections:
         """Read the tensors for one image of `side` x `side` pixels, each with a batch axis of one."""
@@ -55,22 +57,22 @@ def find_head(definition: ModelDefinition, shapes: Mapping[str, tuple[int, ...]]
     )
 
 
-def _dense(definition: ModelDefinition, shape: tuple[int, ...], head: str) -> DenseHead | None:
+def _dense(definition: ModelDefinition, shape: tuple[int, ...], head: str) -> Layout | None:
     rows, is_transposed = min(shape[1:]), shape[2] < shape[1]
     n = len(definition.classes)
     if are_numbered([item.name for item in definition.classes]):
         head = head or ("yolov5" if is_transposed else "yolov8")
         n = min(n, rows - (5 if head == "yolov5" else 4))
-    known = [DenseHead(n, name == "yolov5") for name in ("yolov8", "yolov5") if head in ("", name)]
-    return next((item for item in known if n > 0 and item.n_rows in shape[1:]), None)
+    known = [Layout(n, name == "yolov5") for name in ("yolov8", "yolov5") if head in ("", name)]
+    return next((item for item in known if n > 0 and item.n_numbers in shape[1:]), None)
 
 
 @dataclass(frozen=True)
 class _DenseOutput:
     name: str
-    head: DenseHead
+    layout: Layout
     is_dense: bool = True
 
     def decode(self, outputs: Mapping[str, NDArray[Any]], side: int, threshold: float) -> Detections:
-        (rows,) = self.head.rows_first(np.asarray(outputs[self.name]))
-        return self.head.decode(rows, find_grid(rows.shape[1], side, side), threshold)
+        table = {"table": np.asarray(outputs[self.name])}
+        return DenseHead(self.layout, threshold).read(table, 1, (side, side))[0]

@@ -203,18 +203,18 @@ def _side(prepared: Mapping[str, Any], family: _Family) -> tuple[int, bool, list
         return family.side, False, []
     size = prepared.get("size")
     if isinstance(size, Mapping):
-        height, width = size.get("height"), size.get("width")
-        if _is_side(height) and _is_side(width):
-            told = [] if height == width else [
-                f"The model was made for images of {width} x {height} pixels; it gets squares of {max(height, width)}."
-            ]  # fmt: skip
-            return max(height, width), True, told
+        height, width = _as_side(size.get("height")), _as_side(size.get("width"))
+        if height and width:
+            side = max(height, width)
+            told = f"The model was made for images of {width} x {height} pixels; it gets squares of {side}."
+            return side, True, [] if height == width else [told]
         size = size.get("shortest_edge") or size.get("max_height") or size.get("longest_edge")
-    return (size, family.is_fixed, []) if _is_side(size) else (family.side, family.is_fixed, [])
+    return _as_side(size) or family.side, family.is_fixed, []
 
 
-def _is_side(value: Any) -> bool:
-    return type(value) is int and 32 <= value <= 4096
+def _as_side(value: Any) -> int:
+    """Give a side in pixels, 0 where the value is none."""
+    return value if type(value) is int and 32 <= value <= 4096 else 0
 
 
 def _names(folder: Path, config: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:

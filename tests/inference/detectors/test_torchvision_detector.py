@@ -221,7 +221,7 @@ def own_pass(network: torch.nn.Module, size: int) -> tuple[dict[str, np.ndarray]
 
 
 def check_outlines(found: Any, expected: dict[str, np.ndarray], index: np.ndarray, keep: np.ndarray) -> None:
-    """Hold outlines against torchvision's masks of the whole image: they cover what the masks cover with 0.5 or more."""
+    """Hold outlines against torchvision's masks of the whole image: they cover what the masks cover by half."""
     masks = (expected["masks"][keep][:, 0] >= 0.5).sum(axis=(1, 2))
     areas = np.array([shape.area for shape in found.shapes])
     assert len(found) == int((masks > 0).sum())

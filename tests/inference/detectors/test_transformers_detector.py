@@ -209,7 +209,7 @@ def test_a_whole_run_with_a_text_gives_objects_that_carry_its_words(folders: dic
 
 def test_a_run_without_a_text_ends_before_anything_is_loaded(folders: dict[str, Path], tmp_path: Path) -> None:
     raster = write_raster(tmp_path / "r.tif", noise(3, 64, 64))
-    with pytest.raises(JobError, match="no text was given.*text_prompt") as caught:
+    with pytest.raises(JobError, match=r"no text was given.*text_prompt") as caught:
         run(tmp_path / "job", raster, folders["owlv2"], arguments={"text_prompt": " . ,"})
     assert caught.value.context["argument"] == "text_prompt"
 

@@ -247,6 +247,7 @@ def test_the_schema_lists_the_words_that_the_reader_knows() -> None:
 ONNX = {"kind": "onnx", "weights": "w"}
 ARCGIS = {"kind": "arcgis", "weights": "w"}
 SSD = {**ARCGIS, "family": "SingleShotDetector", "grids": [4, 2]}
+TRANSFORMERS = {"kind": "transformers", "weights": "w", "architecture": "rt_detr", "files": ["config.json"]}
 TORCHVISION = {"kind": "torchvision", "weights": "w", "architecture": "fcos_resnet50_fpn"}
 
 
@@ -258,6 +259,14 @@ TORCHVISION = {"kind": "torchvision", "weights": "w", "architecture": "fcos_resn
         ({"detector": TORCHVISION}, True),
         ({"detector": {**ONNX, "head": None, "label_offset": None}}, True),
         ({"detector": {**TORCHVISION, "label_offset": 0}}, True),
+        ({"detector": {"kind": "torchscript", "weights": "w.pt", "head": "yolov8"}}, True),
+        ({"detector": {"kind": "torch_export", "weights": "w.pt2", "label_offset": 1}}, True),
+        ({"detector": TRANSFORMERS}, True),
+        ({"detector": {**TRANSFORMERS, "files": None}}, True),
+        ({"detector": {**TRANSFORMERS, "files": "config.json"}}, False),
+        ({"detector": {**TRANSFORMERS, "files": [1]}}, False),
+        ({"detector": {**TRANSFORMERS, "head": "yolov8"}}, False),
+        ({"detector": {"kind": "transformers", "weights": "w"}}, False),
         ({"version": None, "input": None, "tile": None, "cell_size": None, "arguments": None}, True),
         ({"input": {"bands": None, "scale": None, "data_range": None}}, True),
         ({"tile": {"size": 640.0, "variable": False}}, True),
