@@ -31,9 +31,7 @@ def image(repository: Path) -> np.ndarray:
 
 def load(path: Path, folder: Path, **arguments: Any) -> Detector:
     package = open_package(str(path))
-    values = resolve_arguments(
-        package.definition, {"threshold": THRESHOLD, "nms_overlap": OVERLAP, **arguments}
-    ).values
+    values = resolve_arguments(package.definition, {"threshold": THRESHOLD, "nms_overlap": OVERLAP, **arguments}).values
     target = folder / "unpacked"
     target.mkdir(exist_ok=True)
     return load_detector(package, values, DetectorSettings("cpu", 1), target)
