@@ -51,7 +51,8 @@ def parameter_table() -> tuple[Parameter, ...]:
             WEIGHTS, tr("Weights"), QgsProcessingParameterFile,
             tr("The file of the trained network: .onnx, .pth, .safetensors or .pb. Empty: the one that the definition "
                "names, beside it."),
-            is_optional=True, options={**file, "fileFilter": "Weights (*.onnx *.pth *.pt *.safetensors *.pb);;All files (*)"},
+            is_optional=True,
+            options={**file, "fileFilter": "Weights (*.onnx *.pth *.pt *.safetensors *.pb);;All files (*)"},
         ),
         Parameter(
             DEFINITION, tr("Definition"), QgsProcessingParameterString,

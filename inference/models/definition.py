@@ -381,12 +381,12 @@ def _own_argument(item: Any, where: str) -> ArgumentSpec:
         raise Reader({where: item}).refuse(where, "a name, or an object")
     reader = Reader(item, where)
     reader.only(*MEMBERS["own_argument"])
-    limits = [reader.number(key) if key in reader.data else None for key in ("minimum", "maximum")]
+    minimum, maximum = (reader.number(key) if key in reader.data else None for key in ("minimum", "maximum"))
     kind = reader.text("kind")
     if kind not in ARGUMENT_KINDS:
         raise reader.refuse("kind", f"one of {', '.join(ARGUMENT_KINDS)}")
     return ArgumentSpec(
-        reader.text("name"), kind, reader.data.get("default"), reader.text("help", ""), *limits,
+        reader.text("name"), kind, reader.data.get("default"), reader.text("help", ""), minimum, maximum,
         choices=reader.texts("choices"), label=reader.text("label", ""),
     )  # fmt: skip
 
@@ -400,7 +400,8 @@ def following_from(kind: str, weights: str, options: Mapping[str, Any]) -> dict[
         options: What the detector needs to know besides.
     """
     architecture = str(options.get("architecture", ""))
-    geometry, names = geometry_of(kind, options), ONNX_ARGUMENTS if kind == "onnx" else ()
+    names: tuple[str, ...] = ONNX_ARGUMENTS if kind == "onnx" else ()
+    geometry = geometry_of(kind, options)
     if kind in PROGRAM_KINDS:
         geometry, names = "any", ("return_bboxes",)
     elif kind == "torchvision" and architecture.startswith("maskrcnn"):

@@ -1,4 +1,4 @@
-"""Kestrel's definition JSON of any model that Kestrel opens, to be saved, edited and opened again beside the weights."""
+"""Kestrel's definition JSON of any model that Kestrel opens: to be saved, edited, and opened beside the weights."""
 
 from __future__ import annotations
 

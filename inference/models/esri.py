@@ -313,7 +313,8 @@ def _copy_of(emd: EmdReader, name: str, chip: int, error: ModelError) -> _Model:
         emd.note(f"{error.message} Its copy in TorchScript form, '{traced}', is used instead.")
         model = _of_family(emd, family, chip, "torchscript", traced)
         return replace(
-            model, options={"label_offset": label_offset(family.name)}, program=traced, input=copy_input(model.input, emd, family.name),
+            model, options={"label_offset": label_offset(family.name)}, program=traced,
+            input=copy_input(model.input, emd, family.name),
             own_arguments=own_arguments(emd, ("return_bboxes",) if family.geometry == "polygon" else ()),
         )  # fmt: skip
     raise error

@@ -1,8 +1,8 @@
-"""Detectors that come from Esri's packages, as Kestrel's own definition JSON states them: arcgis, tensorflow, python."""
+"""Detectors of Esri's packages, as Kestrel's own definition JSON states them: arcgis, tensorflow, python."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .arguments import FAMILY_ARGUMENTS
@@ -55,7 +55,7 @@ def _arcgis(detector: Reader, service: str) -> dict[str, Any]:
 
 
 def _options(detector: Reader, family: Family) -> dict[str, Any]:
-    read = {
+    read: dict[str, Callable[[], Any]] = {
         "backbone": lambda: detector.choice("backbone", family.backbones),
         "kwargs": lambda: _kwargs(detector.child("kwargs")),
         "resize": lambda: numbers_above_zero(detector, "resize", 100)[0],

@@ -59,6 +59,7 @@ ARCGIS = {
 OTHERS = {
     "a graph": emd(ModelFile="m.onnx"),
     "a graph of Esri's": arcgis_emd("MMDetection", ModelFile="m.pth", ONNX="m.onnx"),
+    "a copy in TorchScript": arcgis_emd("MaskRCNN", backbone="x", ModelParameters={"backbone": "swin"}),
     "tensorflow": {**tensorflow_emd(), "ModelFile": "m.pb"},
     "tensorflow with outlines": {**tensorflow_emd(), "ModelFile": "m.pb", "ModelType": "InstanceDetection"},
 }
@@ -125,7 +126,7 @@ def test_a_bad_member_is_refused_by_its_name_and_what_is_expected(members: dict[
         definition_from_json(definition(**members))
 
 
-# -- A written definition runs as the model that it was written from -----------------------------------------------------
+# -- A written definition runs as the model that it was written from ---------------------------------------------------
 
 
 def write_again(model: str, folder: Path, weights: bytes) -> Path:

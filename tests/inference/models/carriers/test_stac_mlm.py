@@ -149,7 +149,7 @@ def test_values_that_are_cut_off_are_a_stretch(tmp_path: Path, given: dict[str, 
     assert expected == scaled(tmp_path, **given).input.stretch
 
 
-# -- Bands, tiles, classes ----------------------------------------------------------------------------------------------
+# -- Bands, tiles, classes ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,8 @@ def test_a_model_elsewhere_is_taken_from_beside_the_item_and_else_refused_with_t
     assert "tree_crowns.onnx" in str(caught.value)
 
 
-@pytest.mark.parametrize("href", ["sub/tree%20crowns.onnx", "./sub/tree crowns.onnx", "file://{folder}/sub/tree%20crowns.onnx",
+@pytest.mark.parametrize("href", ["sub/tree%20crowns.onnx", "./sub/tree crowns.onnx",
+                                  "file://{folder}/sub/tree%20crowns.onnx",
                                   "{folder}/sub/tree crowns.onnx"])  # fmt: skip
 def test_a_path_below_the_items_folder_is_found_however_it_is_written(tmp_path: Path, href: str) -> None:
     (tmp_path / "sub").mkdir()
