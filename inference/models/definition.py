@@ -298,7 +298,9 @@ def following_from(kind: str, weights: str, architecture: str) -> dict[str, Any]
     if kind == "torchvision" and architecture.startswith("maskrcnn"):
         return {"geometry": "polygon", "own_arguments": (FAMILY_ARGUMENTS["return_bboxes"],)}
     if kind == "transformers" and architecture in OPEN_VOCABULARY:
-        return {"own_arguments": (FAMILY_ARGUMENTS["text_prompt"],)}
+        # Orientations are fused class by class, and here the class is a text.
+        common = tuple(name for name in ARGUMENT_NAMES if name != "test_time_augmentation")
+        return {"own_arguments": (FAMILY_ARGUMENTS["text_prompt"],), "common_arguments": common}
     return {}
 
 
