@@ -256,7 +256,9 @@ def _network(
         max_batch=None if told.get("takes_batch") is True else 1,
         geometry="polygon" if is_outlined else "box",
     )
-    return TorchScriptDetector(host, traits, definition, float(arguments["threshold"]))
+    # Only torchvision's form is known to have the background as its label 0.
+    offset = int(definition.options.get("label_offset", told.get("takes_batch") is True))
+    return TorchScriptDetector(host, traits, definition, offset, float(arguments["threshold"]))
 
 
 def _shapes(told: Any) -> dict[str, tuple[int, ...]]:
@@ -277,7 +279,6 @@ class RawDetector:
         """Take the parts."""
         self._host, self._head, self._threshold = host, head, threshold
         self._normalisation = make_normalisation(definition.input)
-        self._n_classes = len(definition.classes)
         tile = definition.tile
         self.traits = Traits(
             stride=tile.stride or _TORCHSCRIPT_STRIDE,
@@ -312,11 +313,13 @@ class RawDetector:
 class TorchScriptDetector:
     """A network that runs in the host, and suppresses duplicates itself."""
 
-    def __init__(self, host: _Host, traits: Traits, definition: ModelDefinition, threshold: float) -> None:
+    def __init__(
+        self, host: _Host, traits: Traits, definition: ModelDefinition, label_offset: int, threshold: float
+    ) -> None:
         """Take the parts."""
         self._host, self._traits, self._threshold = host, traits, threshold
         self._normalisation = make_normalisation(definition.input)
-        self._label_offset = int(definition.options.get("label_offset", 1))
+        self._label_offset = label_offset
         self._n_classes = len(definition.classes)
 
     @property

@@ -7,6 +7,7 @@ no program of a model folder runs.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -174,8 +175,10 @@ def _build(
             None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True, **_LOCAL
         )
     except ImportError as error:
+        named = re.search(r"requires the (\S+) library", str(error))
+        what = f"the library {named[1]}" if named else f"a library more ({first_line(error)})"
         raise BackendMissingError(
-            f"The model needs a library that the inference environment lacks: {first_line(error)}.",
+            f"The model needs {what}, which the inference environment does not have.",
             hint="Use a model that does without, or export this one to ONNX.",
         ) from error
     except (*_BUILD_ERRORS, import_module("huggingface_hub.errors").StrictDataclassError) as error:

@@ -400,6 +400,7 @@ def following_from(kind: str, weights: str, options: Mapping[str, Any]) -> dict[
         options: What the detector needs to know besides.
     """
     architecture = str(options.get("architecture", ""))
+    common: tuple[str, ...] = ARGUMENT_NAMES
     names: tuple[str, ...] = ONNX_ARGUMENTS if kind == "onnx" else ()
     geometry = geometry_of(kind, options)
     if kind in PROGRAM_KINDS:
@@ -408,8 +409,13 @@ def following_from(kind: str, weights: str, options: Mapping[str, Any]) -> dict[
         geometry, names = "polygon", ("return_bboxes",)
     elif kind == "transformers" and architecture in OPEN_VOCABULARY:
         names = ("text_prompt",)
+        # Orientations are fused class by class, and here the class is a text.
+        common = tuple(name for name in ARGUMENT_NAMES if name != "test_time_augmentation")
     own = (*(FAMILY_ARGUMENTS[name] for name in names), *OWN_ARGUMENTS)
-    return {"program": weights if kind in PROGRAM_KINDS else "", "geometry": geometry, "own_arguments": own}
+    return {
+        "program": weights if kind in PROGRAM_KINDS else "", "geometry": geometry, "own_arguments": own,
+        "common_arguments": common,
+    }  # fmt: skip
 
 
 def check_schema(reader: Reader, key: str, default: int | None) -> None:

@@ -27,6 +27,8 @@ INDEX = ".index.json"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt",
               "special_tokens_map.json", "added_tokens.json")  # fmt: skip
 _MAX_SHARDS = 200
+_LOW = {"owlvit": 0.1, "owlv2": 0.1, "grounding-dino": 0.25, "mm-grounding-dino": 0.25}
+"""Lowest scores where those that the library itself takes for a kind are below Kestrel's."""
 _PLACEHOLDER = "object"
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -86,6 +88,7 @@ def translate(path: Path) -> tuple[dict[str, Any], tuple[str, ...]] | None:
         "detector": {"kind": "transformers", "architecture": architecture, "weights": weights, "files": beside},
         "classes": as_classes(names),
         **members,
+        **({"arguments": {"threshold": _LOW[architecture]}} if architecture in _LOW else {}),
     }
     return content, tuple(note for note in (*notes, told) if note)
 

@@ -208,7 +208,7 @@ def test_a_bare_output_is_read_like_the_head_of_a_graph(
 def test_an_exported_program_with_finished_boxes_runs(tmp_path: Path, load: Load) -> None:
     (tmp_path / "classes.txt").write_text("Palm\nRoof\n", "utf-8")
     (found,) = load(exported(tmp_path / "net.pt2", Nested())).predict(np.zeros((1, 3, SIDE, SIDE), np.uint8))
-    assert (found.boxes.tolist(), found.labels.tolist()) == ([[2, 3, 20, 30]], [0])
+    assert (found.boxes.tolist(), found.labels.tolist()) == ([[2, 3, 20, 30]], [1])
 
 
 @pytest.mark.slow

@@ -150,6 +150,8 @@ def test_a_network_of_open_vocabulary_asks_for_a_text(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "m", {"model_type": "owlv2"}, tokenizer__json={})
     definition = open_package(str(folder)).definition
     assert [spec.name for spec in definition.own_arguments] == ["text_prompt", "stretch"]
+    assert "test_time_augmentation" not in definition.common_arguments
+    assert definition.arguments == {"threshold": 0.1}
     with pytest.raises(InferenceError, match="no text was given"):
         resolve_arguments(definition, {})
     assert resolve_arguments(definition, {"text_prompt": "tree"}).values["text_prompt"] == "tree"
