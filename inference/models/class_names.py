@@ -90,18 +90,19 @@ def classes_json(names: Sequence[str], first: int = 0) -> list[dict[str, Any]]:
     return [{"value": first + number, "name": name} for number, name in enumerate(names)]
 
 
-def classes_for(weights: Path, n_classes: int | None) -> tuple[list[dict[str, Any]], str, bool]:
+def classes_for(weights: Path, n_classes: int | None, n_more: int = 0) -> tuple[list[dict[str, Any]], str, bool]:
     """Give classes for weights that name none.
 
     Args:
         weights: Their file: a list may lie beside it.
         n_classes: How many there are; None: unknown.
+        n_more: How many of these may be none of a list's: a background.
 
     Returns:
         The member `classes` of a definition, a note on where they are from, and whether they are but numbers.
     """
     names, file = listed_names(weights)
-    if names and n_classes in (None, len(names)):
+    if names and (n_classes is None or n_classes - n_more <= len(names) <= n_classes):
         return (
             classes_json(names),
             f"The model does not name its classes; the names are those of {file} beside it.",

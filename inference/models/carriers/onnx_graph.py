@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelPackageError, ModelUnsupportedError
-from ..class_names import classes_for, classes_json, names_of
+from ..class_names import classes_for, classes_json, listed_names, names_of
 from ..onnx_file import OnnxFacts, TensorInfo, read_onnx
 from ..onnx_heads import Question, readings
 
@@ -223,9 +223,11 @@ def _number(metadata: Mapping[str, str], key: str) -> float | None:
 
 
 def _unnamed(described: _Described, path: Path, facts: OnnxFacts, size: tuple[int, int] | None) -> None:
-    found = readings(Question(facts.outputs, None, size))
+    n_listed = len(listed_names(path)[0]) or None
+    found = readings(Question(facts.outputs, n_listed, size)) or readings(Question(facts.outputs, None, size))
     n_classes = found[0].n_classes if found else None
-    classes, note, is_numbered = classes_for(path, n_classes)
+    has_background = bool(found) and found[0].head in ("detr", "ssd")
+    classes, note, is_numbered = classes_for(path, n_classes, n_more=int(has_background))
     if not found and all(item.shape is not None and None not in item.shape for item in facts.outputs):
         listed = ", ".join(map(str, facts.outputs))
         raise ModelUnsupportedError(
