@@ -171,7 +171,12 @@ def raw_yolox(side: int = SIDE) -> tuple[np.ndarray, np.ndarray]:
     for box, score, label in zip(BOXES[:2], SCORES, LABELS):
         (cx, cy, w, h), stride = centred(box[None])[0], 8
         index = cells.index((stride, int(cy // stride), int(cx // stride)))
-        raw[index, :4] = (cx / stride - cx // stride, cy / stride - cy // stride, np.log(w / stride), np.log(h / stride))
+        raw[index, :4] = (
+            cx / stride - cx // stride,
+            cy / stride - cy // stride,
+            np.log(w / stride),
+            np.log(h / stride),
+        )
         raw[index, 4], raw[index, 5 + label] = 1.0, score
     strides = np.array([c[0] for c in cells])[:, None]
     corner = np.array([(c[2], c[1]) for c in cells])
@@ -206,7 +211,11 @@ def test_a_definition_s_words_count_more_than_what_the_outputs_look_like(tmp_pat
     [
         ({"heat": np.zeros((1, 3, 16, 16), np.float32)}, ModelUnsupportedError, r"heat float32 \[1, 3, 16, 16\]"),
         ({"probabilities": np.zeros((1, 1000), np.float32)}, ModelUnsupportedError, "probabilities"),
-        ({"a": np.zeros((1, 4, 4, 9), np.float32), "b": np.zeros((1, 8, 8, 9), np.float32)}, ModelUnsupportedError, "b"),
+        (
+            {"a": np.zeros((1, 4, 4, 9), np.float32), "b": np.zeros((1, 8, 8, 9), np.float32)},
+            ModelUnsupportedError,
+            "b",
+        ),
     ],
 )
 def test_foreign_outputs_are_refused_with_what_was_found(
