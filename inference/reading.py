@@ -15,7 +15,7 @@ from .events import Message
 from .fit import ground_cell
 from .job import DetectionJob
 from .models.definition import ModelDefinition
-from .models.fit_rules import AS_BYTES, chosen_stretch, knows_stretch, resolution, stretch_text
+from .models.fit_rules import AS_BYTES, chosen_stretch, depends_on_values, resolution, stretch_text
 from .rasters.gdal_raster import GdalRaster
 from .rasters.stretching import BandStretch, measured
 
@@ -72,12 +72,11 @@ def _wanted_cell_size(source: GdalRaster, definition: ModelDefinition) -> tuple[
 def _stretch(
     source: GdalRaster, definition: ModelDefinition, argument: str
 ) -> tuple[BandStretch | None, Message | None]:
-    dtype, stated = source.info.dtype, definition.input.stretch
-    is_right = argument == "model" and dtype == "uint8" and (stated is None or stated.is_to_bytes)
-    if is_right or argument == "none" or source.has_palette or not knows_stretch(definition):
-        return None, None
+    dtype = source.info.dtype
     chosen = chosen_stretch(definition, argument, dtype, None)
-    is_assumed = chosen is None
+    is_assumed = chosen is None and depends_on_values(definition, argument, dtype)
+    if source.has_palette or (chosen is None and not is_assumed):
+        return None, None
     samples = [np.empty(0)] * len(source.bands)
     if chosen is None or chosen.source != "range":
         samples = source.sample()

@@ -147,7 +147,9 @@ def cell_size_text(cell_size: Mapping[str, Any] | None) -> str:
         return ""
     low, high = f"{cell_size['min']:.4g}", f"{cell_size['max']:.4g}"
     size = low if low == high else f"{low} \u2013 {high}"
-    return f"{size} {to_ui(unit_name(CellSizeRange(cell_size['min'], cell_size['max'], cell_size['wkid'])))}"
+    wanted = cell_size.get("read_at")
+    read = ", " + tr("read at {size} m").format(size=f"{wanted:.4g}") if wanted else ""
+    return f"{size} {to_ui(unit_name(CellSizeRange(cell_size['min'], cell_size['max'], cell_size['wkid'])))}{read}"
 
 
 def unit_name(cell_size: CellSizeRange) -> str:

@@ -530,7 +530,7 @@ def _tile(reader: Reader) -> TileSpec:
 
 def _cell_size(reader: Reader) -> CellSizeRange:
     reader.only(*MEMBERS["cell_size"])
-    read_at = read_at_of(reader)
+    read_at = _read_at(reader)
     if read_at is not None and not {"min", "max", "wkid"} & set(reader.data):
         return CellSizeRange(read_at, read_at, None, read_at)
     low, high = reader.number("min"), reader.number("max")
@@ -539,8 +539,7 @@ def _cell_size(reader: Reader) -> CellSizeRange:
     return CellSizeRange(low, high, reader.integer("wkid", None), read_at)
 
 
-def read_at_of(reader: Reader) -> float | None:
-    """Read the member `read_at`: the metres on the ground at which a model wants to see every raster."""
+def _read_at(reader: Reader) -> float | None:
     if "read_at" not in reader.data:
         return None
     value = reader.number("read_at")

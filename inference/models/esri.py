@@ -21,7 +21,6 @@ from .arguments import ARGUMENT_NAMES, ArgumentSpec
 from .definition import (
     MAX_STRIDE,
     READING_OPTIONS,
-    CellSizeRange,
     InputSpec,
     ModelDefinition,
     Reader,
@@ -32,7 +31,6 @@ from .definition import (
     detector_options,
     fitting,
     following_from,
-    read_at_of,
 )
 from .esri_facts import facts_of, read_classes
 from .esri_families import (
@@ -75,7 +73,6 @@ from .esri_input import (
     tile_side,
 )
 from .esri_refusals import configuration_of, legacy_framework, refuse_other_tasks, refuse_template
-from .stretch import stretch_from_json
 
 _KIND_OF_FRAMEWORK = {"onnx": "onnx", "torchvision": "torchvision"}
 _HEAD_OF_CONFIGURATION = {"yolov8": "yolov8", "yolov5": "yolov5", "boxes": "boxes"}
@@ -93,7 +90,7 @@ _MAX_SOURCE_BYTES = 2 * 2**20
 
 _OURS = (
     "schema", "head", "architecture", "label_offset", *READING_OPTIONS, "input", "padding", "stride",
-    "receptive_field_radius", "arguments", "read_at",
+    "receptive_field_radius", "arguments",
 )  # fmt: skip
 _SHARED = ("schema", "stride", "receptive_field_radius", "arguments")
 
@@ -233,7 +230,7 @@ def _plain(emd: EmdReader, kind: str) -> _Model:
 
 
 def _plain_input(emd: EmdReader, extra: Reader) -> InputSpec:
-    extra.only("scale", "mean", "std", "order", "stretch", "pad_value", "resize", "assumed")
+    extra.only("scale", "mean", "std", "order", "pad_value", "resize", "assumed")
     bands = extract_bands(emd)
     order = extra.text("order", "RGB").upper()
     if order not in ("RGB", "BGR"):
@@ -244,16 +241,8 @@ def _plain_input(emd: EmdReader, extra: Reader) -> InputSpec:
         mean=extra.factors("mean", 0.0, len(bands)),
         std=extra.factors("std", 1.0, len(bands)),
         data_range=stated_range(emd),
-        stretch=stretch_from_json(extra.child("stretch"), len(bands)) if "stretch" in extra.data else None,
         **fitting(extra),
     )
-
-
-def _cell_size(emd: EmdReader, extra: Reader) -> CellSizeRange | None:
-    stated, read_at = cell_size(emd), read_at_of(extra)
-    if stated is None:
-        return None if read_at is None else CellSizeRange(read_at, read_at, None, read_at)
-    return replace(stated, read_at=read_at)
 
 
 def _arcgis(emd: EmdReader) -> _Model:
@@ -424,7 +413,7 @@ def _assembled(emd: EmdReader, model: _Model) -> ModelDefinition:
             stride=extra.integer("stride", None, minimum=1, maximum=MAX_STRIDE),
             receptive_field_radius=extra.integer("receptive_field_radius", None),
         ),
-        cell_size=_cell_size(emd, extra),
+        cell_size=cell_size(emd),
         classes=classes,
         arguments={**model.arguments, **default_arguments(extra)},
         is_map_space=str(emd.data.get("ImageSpaceUsed", "MAP_SPACE")).upper() == "MAP_SPACE",

@@ -285,7 +285,7 @@ def chosen_stretch(
         return stated if stated is not None and stated.source == argument else Stretch(argument, to=to)
     if stated is not None:
         return None if dtype == "uint8" and stated.is_to_bytes else stated
-    if expected_values(definition.input) != BYTES or dtype == "uint8" or found is None:
+    if found is None or not depends_on_values(definition, argument, dtype):
         return None
     if "int" in dtype and BYTES[0] <= found[0] and found[1] <= BYTES[1]:
         return AS_BYTES
@@ -294,6 +294,12 @@ def chosen_stretch(
 
 AS_BYTES = Stretch("range", minimum=BYTES[:1], maximum=BYTES[1:])
 """Whole numbers of 8 bits that stand in a wider type stay what they are; there is nothing to tell."""
+
+
+def depends_on_values(definition: ModelDefinition, argument: str, dtype: str) -> bool:
+    """Tell whether only the raster's values decide if they are stretched: nobody states it, and 8 bits are wanted."""
+    is_open = argument == "model" and definition.input.stretch is None and knows_stretch(definition)
+    return is_open and dtype != "uint8" and expected_values(definition.input) == BYTES
 
 
 def knows_stretch(definition: ModelDefinition) -> bool:

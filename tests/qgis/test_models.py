@@ -133,6 +133,20 @@ def test_a_model_is_saved_as_a_definition_that_is_a_model_beside_its_weights(tmp
     assert json.loads(described["DESCRIPTION"])["definition"] == content
 
 
+def test_the_page_tells_stretch_resolution_and_the_definition_itself(tmp_path: Path) -> None:
+    members = {"cell_size": {"read_at": 0.3}, "input": {"stretch": {"from": "statistics"}}, "name": EVIL}
+    (tmp_path / "palms.onnx").write_bytes(b"weights")
+    (tmp_path / "palms.json").write_text(json.dumps({**OWN, **members}))
+    feedback, page_file = Listener(), tmp_path / "x.html"
+    run("describemodel", {"MODEL": str(tmp_path / "palms.json"), "OUTPUT_HTML": str(page_file)}, feedback)
+    said = [line for level, line in feedback.said if level == "info"]
+    assert "Cell size: 0.3 m, read at 0.3 m" in said
+    assert any("stretched to 0 to 255 (mean less and plus 2 standard deviations)" in line for line in said)
+    text = page_file.read_text("utf-8")
+    assert "<pre>{" in text and "&quot;deviations&quot;: 2.0" in text
+    assert ("<img" in text, "<script" in text) == (False, False)
+
+
 # -- Does the raster suit? ---------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from .stac_asset import chosen_artifact
 from .stac_input import ItemReader, model_input, words
 
 _TASKS = ("object-detection", "instance-segmentation", "detection")
+_VERSION = b'"stac_version"'
 _PREFIX = "mlm:"
 _OLD_PREFIX = "ml-model:"
 _MOST_ITEMS = 20  # files of a folder that are looked into
@@ -49,8 +50,11 @@ def _item_of(path: Path) -> Mapping[str, Any] | None:
     """Give a STAC item's or collection's JSON; None for everything else."""
     if path.suffix.lower() != ".json" or not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
         return None
+    data = path.read_bytes()
+    if _VERSION not in data:
+        return None
     try:
-        content = read_json(path.read_bytes(), f"'{path.name}'")
+        content = read_json(data, f"'{path.name}'")
     except ModelPackageError:
         return None  # who reads definitions says what is wrong with it
     is_item = content.get("type") == "Feature" and isinstance(content.get("properties"), Mapping)

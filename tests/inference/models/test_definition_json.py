@@ -18,6 +18,8 @@ from kestrel.inference.models.definition_json import definition_to_json
 from kestrel.inference.models.description import describe_package
 from kestrel.inference.models.esri import definition_from_emd
 from kestrel.inference.models.package import open_package
+from kestrel.inference.models.packaging import PackageParts, weights_beside
+from kestrel.inference.models.packaging import write_package as write_packed
 from kestrel.tests.fixtures import esri_dense
 from kestrel.tests.fixtures.esri_models import tensorflow_emd
 from kestrel.tests.fixtures.esri_packages import arcgis_emd, file_of, statistics, write_package
@@ -161,6 +163,8 @@ def test_a_family_of_esris_gives_the_same_objects_from_its_written_definition(tm
     wanted, found = run(tmp_path / "a", demo, package), run(tmp_path / "b", demo, mine)
     assert len(wanted) > 5
     assert wanted.content() == found.content()
+    packed = write_packed(PackageParts(weights_beside(str(mine)), str(mine)), tmp_path / "mine.dlpk")
+    assert wanted.content() == run(tmp_path / "packed", demo, packed.path).content()
     edited = json.loads(mine.read_text())
     edited["arguments"]["threshold"] = 0.99
     mine.write_text(json.dumps(edited))

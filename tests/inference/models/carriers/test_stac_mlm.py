@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from kestrel.inference.errors import InferenceError, ModelHashError, ModelPackag
 from kestrel.inference.models.carriers.stac_mlm import translate
 from kestrel.inference.models.definition import CellSizeRange, ModelClass, ModelDefinition
 from kestrel.inference.models.package import locate_definition, open_package
+from kestrel.inference.models.packaging import PackageParts, weights_beside, write_package
 from kestrel.inference.models.stretch import Stretch
 from kestrel.tests.fixtures.packages import definition
 from kestrel.tests.fixtures.runs import run
@@ -80,6 +82,17 @@ def test_the_same_item_gives_the_same_definition_and_another_one_another_hash(tm
         open_package(str(write_item(tmp_path, item))).sha256() for item in (later_item(), later_item(version="4"))
     }
     assert before.sha256() in hashes and len(hashes) == 2
+
+
+def test_an_item_is_packed_with_its_weights(tmp_path: Path) -> None:
+    item = later_item({"file:checksum": multihash(b"weights")})
+    path = str(write_item(tmp_path, item))
+    written = write_package(PackageParts(weights_beside(path), path), tmp_path / "crowns.dlpk")
+    packed, loose = written.package.definition, open_package(path).definition
+    assert replace(packed, facts={}, notes=()) == replace(loose, weights_sha256="", notes=())
+    (tmp_path / "other.onnx").write_bytes(b"others")
+    with pytest.raises(ModelHashError, match=r"'other\.onnx' are not those"):
+        write_package(PackageParts(tmp_path / "other.onnx", path), tmp_path / "crowns.dlpk")
 
 
 @pytest.mark.parametrize("content", [{}, {"type": "Feature", "properties": {}}, definition(), [1], {"type": "Catalog"}])
