@@ -281,7 +281,7 @@ class _Table:
             return []
         if known is None and self.n_objects is not None:
             is_other_axis = self.n_numbers > self.n_objects or (self.is_few and not self.is_last)
-            if is_other_axis:
+            if is_other_axis or self.is_grid == ANCHORS:
                 return []
         if self.is_few and self.is_last:
             if self.n_masks or self.is_obb:
