@@ -335,9 +335,16 @@ def detector_options(reader: Reader) -> dict[str, Any]:
         "head": head,
         "architecture": reader.text("architecture", ""),
         "label_offset": reader.integer("label_offset", None),
-        "files": reader.texts("files"),
+        "files": _files(reader),
     }
     return {name: value for name, value in options.items() if value not in ("", None, ())}
+
+
+def _files(reader: Reader) -> tuple[str, ...]:
+    """Give the files besides the weights that a model is made of: without config.json there is no network."""
+    if reader.data.get("kind") != "transformers":
+        return ()
+    return tuple(dict.fromkeys(("config.json", *reader.texts("files"))))
 
 
 def default_arguments(reader: Reader) -> dict[str, Any]:
