@@ -129,8 +129,7 @@ def _is_in_cache(place: Path) -> bool:
 def _copied(package: ModelPackage, target: Path) -> Path:
     """Copy the texts of a model folder into a private one, without the weights."""
     target.mkdir()
-    names = {CONFIG, *(str(name) for name in package.definition.options.get("files", ()))}
-    for name in sorted(names):
+    for name in package.definition.options["files"]:
         plain = name.replace("\\", "/").rpartition("/")[2]
         if plain.endswith((".json", ".txt")) and plain != "adapter_config.json":
             package.extract(_checked(package, name), target / plain)
@@ -144,6 +143,12 @@ def _read_weights(package: ModelPackage, folder: Path) -> dict[str, torch.Tensor
     if name.endswith(INDEX):
         index = read_json(package.read_bytes(_checked(package, name), 4 * MAX_JSON_BYTES), f"'{name}'")
         names = shards_of(index, name)
+        unnamed = [item for item in names if item not in package.definition.options["files"]]
+        if unnamed:  # what is not named is not part of the model's hash
+            raise ModelIncompatibleError(
+                f"The weights lie in '{unnamed[0]}' too, which the definition does not name.",
+                hint="Write all parts of the weights into detector.files.",
+            )
     state: dict[str, torch.Tensor] = {}
     for number, item in enumerate(names):
         part = package.extract(_checked(package, item), folder / f"weights{number}")

@@ -449,7 +449,7 @@ def detector_options(reader: Reader) -> dict[str, Any]:
         "head": head,
         "architecture": reader.text("architecture", ""),
         "label_offset": reader.integer("label_offset", None),
-        "files": reader.texts("files"),
+        "files": _files(reader),
         "box_format": reader.choice("box_format", BOX_FORMATS),
         "box_units": reader.choice("box_units", BOX_UNITS),
         "scores": reader.choice("scores", SCORES),
@@ -468,6 +468,13 @@ def geometry_of(kind: str, options: Mapping[str, Any]) -> str:
         return "polygon"
     head = HEADS.get(str(options.get("head", "")), "any")
     return "polygon" if head == "oriented" else head
+
+
+def _files(reader: Reader) -> tuple[str, ...]:
+    """Give the files besides the weights that a model is made of: without config.json there is no network."""
+    if reader.data.get("kind") != "transformers":
+        return ()
+    return tuple(dict.fromkeys(("config.json", *reader.texts("files"))))
 
 
 def default_arguments(reader: Reader) -> dict[str, Any]:

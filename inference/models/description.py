@@ -202,8 +202,9 @@ def package_files(package: ModelPackage) -> list[dict[str, Any]]:
             {"name": name, "size": info.file_size} for name, info in sorted(package.members.entries.items())
         ][:_MOST_FILES]  # fmt: skip
     files = package.definition.options.get("files", ())
-    names = [] if package.definition.program else [package.definition.weights, *files]
+    names = [] if package.definition.program else [package.definition.weights]
     found = {name: _size(package, package.find(name)) for name in names if name}
+    found.update({name: _size(package, package.beside_weights(name)) for name in files})
     if package.definition.program:
         found.update({file.name: file.size for file in program_files(package)})
     found.update({name: _size(package, name) for name in package.info_files()})

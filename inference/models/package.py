@@ -276,7 +276,7 @@ class ModelPackage:
         self._check_hash(weights, content)
         hashes = {weights: content}
         is_archive = isinstance(self.members, ZipMembers)
-        named = [self.find(name) for name in self.definition.options.get("files", ())]
+        named = [self.beside_weights(name) for name in self.definition.options.get("files", ())]
         others = self._archived() if is_archive else [*self._present(locations), *self._saved_model(weights), *named]
         for name in others:
             if name not in hashes:

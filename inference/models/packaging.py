@@ -91,7 +91,7 @@ def write_package(parts: PackageParts, output: Path) -> WrittenPackage:
     if ours is not None:
         _check_stated(ours, parts.weights)
     if ours is not None and ours.kind not in _FRAMEWORKS:
-        return _write_as_it_is(content, ours, notes, folder, parts, output)
+        return _write_as_it_is(content, ours, notes, parts, output)
     emd = _as_emd(content, parts)
     stem = file_stem(parts.name or _name_of(emd) or parts.weights.stem)
     programs, told = _programs(emd, parts, folder)
@@ -146,7 +146,6 @@ def _write_as_it_is(
     content: Mapping[str, Any],
     definition: ModelDefinition,
     notes: tuple[str, ...],
-    folder: Path | None,
     parts: PackageParts,
     output: Path,
 ) -> WrittenPackage:
@@ -162,7 +161,7 @@ def _write_as_it_is(
     content = {**content, "name": parts.name or definition.name, "detector": detector}
     if parts.license.strip():
         content["license"] = parts.license.strip()
-    beside = [folder / name for name in definition.options.get("files", ()) if folder is not None]
+    beside = [parts.weights.parent / name for name in definition.options.get("files", ())]
     given = {path.name for path in (parts.weights, *parts.extra_files)}
     parts = replace(parts, extra_files=(*parts.extra_files, *(path for path in beside if path.name not in given)))
     _check_links(parts)

@@ -189,16 +189,20 @@ def test_a_package_of_the_folder_finds_the_same(folders: dict[str, Path], tmp_pa
 # -- Whole runs --------------------------------------------------------------------------------------------------------
 
 
-def test_a_whole_run_with_a_folder_finds_objects_of_its_classes(folders: dict[str, Path], tmp_path: Path) -> None:
-    raster = write_raster(tmp_path / "r.tif", noise(3, 100, 130))
+def test_a_whole_run_with_a_folder_finds_objects_of_its_classes(
+    folders: dict[str, Path], tmp_path: Path, repository: Path
+) -> None:
+    raster = repository / "resources" / "demo" / "OSBS_029.tif"
     result = run(tmp_path / "job", raster, folders["rt_detr"], arguments={"threshold": 0.3})
     assert (SIDE, False) == (result.summary["tile_size"], result.summary["is_exact"])
     assert set(result.labels) <= set(NAMES)
     assert len(result) == result.summary["objects"] > 0
 
 
-def test_a_whole_run_with_a_text_gives_objects_that_carry_its_words(folders: dict[str, Path], tmp_path: Path) -> None:
-    raster = write_raster(tmp_path / "r.tif", noise(3, 100, 130))
+def test_a_whole_run_with_a_text_gives_objects_that_carry_its_words(
+    folders: dict[str, Path], tmp_path: Path, repository: Path
+) -> None:
+    raster = repository / "resources" / "demo" / "OSBS_029.tif"
     arguments = {"threshold": 0.1, "nms_overlap": 0.9, **PROMPT}
     result = run(tmp_path / "job", raster, folders["owlv2"] / "config.json", arguments=arguments)
     told = {item[CLASS_TEXT] for part in result.objects for item in part.attributes or []}
@@ -313,4 +317,34 @@ def test_links_inside_the_cache_of_hugging_face_are_followed(folders: dict[str, 
 def test_a_config_that_the_library_cannot_build_is_told(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = changed(folders["rt_detr"], tmp_path / "m", d_model="many")
     with pytest.raises(InferenceError, match="cannot build the rt_detr"):
+        load(tmp_path, folder)
+
+
+def test_parts_of_the_weights_that_the_definition_does_not_name_are_refused(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copied(folders["rt_detr"], tmp_path / "m")
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    index = {"weight_map": {"a": "part.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
+    content = json.loads(open_package(str(folder)).definition_bytes)
+    assert "part.safetensors" in content["detector"]["files"]
+    del content["detector"]["files"]
+    (folder / "m.kestrel.json").write_text(json.dumps(content), "utf-8")
+    with pytest.raises(ModelIncompatibleError, match=r"'part\.safetensors' too"):
+        load(tmp_path, folder)
+
+
+def test_a_backbone_of_a_library_that_is_not_there_is_told(folders: dict[str, Path], tmp_path: Path) -> None:
+    if importlib.util.find_spec("timm") is not None:
+        pytest.skip("timm is there")
+    folder = changed(
+        folders["detr"],
+        tmp_path / "m",
+        backbone="resnet50",
+        backbone_config=None,
+        use_timm_backbone=True,
+        dilation=False,
+    )
+    with pytest.raises(BackendMissingError, match="needs the library timm"):
         load(tmp_path, folder)
