@@ -18,6 +18,7 @@ from rasterio.warp import transform as warp
 
 from kestrel.inference.detectors.graph_input import GraphInput
 from kestrel.inference.errors import ModelIncompatibleError
+from kestrel.inference.events import Canceled, Progress
 from kestrel.inference.job import DetectionJob
 from kestrel.inference.models.definition import CellSizeRange, InputSpec, ModelDefinition, definition_from_json
 from kestrel.inference.models.stretch import Stretch
@@ -27,7 +28,7 @@ from kestrel.inference.reading import open_raster
 from kestrel.inference.tiling import Window
 from kestrel.tests.fixtures.packages import definition
 from kestrel.tests.fixtures.rasters import noise, write_raster
-from kestrel.tests.fixtures.runs import Result, run, write_definition
+from kestrel.tests.fixtures.runs import CancelAfter, Result, run, write_definition
 
 Opened = tuple[GdalRaster, list[Any]]
 
@@ -117,6 +118,23 @@ def test_percentiles_of_another_type_give_the_objects_of_those_of_8_bits(
     assert "made for values of 8 bits" in warning.text and "2nd to 98th percentile" in warning.text
     with pytest.raises(ModelIncompatibleError, match="argument stretch to percentiles"):
         found("raw", scaled(pixels, "uint16"), {"stretch": "none"})
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_same_stretch(
+    tmp_path: Path, trees: Path, photo: tuple[Any, Affine]
+) -> None:
+    pixels, transform = photo
+    raster = write_raster(tmp_path / "r.tif", scaled(pixels, "uint16"), transform, "EPSG:32617")
+    model, options = tree_model(trees), {"arguments": {"tile_size": 160, "padding": 32}}
+    whole = run(tmp_path / "whole", raster, model, **options)
+    with pytest.raises(Canceled):
+        run(tmp_path / "two", raster, model, is_cancelled=CancelAfter(tmp_path / "two", 2), **options)
+    before = CancelAfter(tmp_path / "two", 0).n_done()
+    events: list[Any] = []
+    rest = run(tmp_path / "two", raster, model, events=events, **options)
+    first = next(event for event in events if isinstance(event, Progress))
+    assert 2 <= before == first.done < whole.summary["tiles"]
+    assert whole.content() == rest.content()
 
 
 def test_a_part_of_the_raster_is_stretched_as_the_whole(tmp_path: Path, trees: Path, photo: tuple[Any, Affine]) -> None:

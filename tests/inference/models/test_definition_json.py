@@ -79,6 +79,26 @@ def test_a_definition_comes_back_as_it_was(data: dict[str, Any]) -> None:
     assert found == read_again(found)
 
 
+DETECTORS: list[dict[str, Any]] = [
+    {"kind": "onnx", "weights": "w", "head": "detr", "scores": "softmax", "background": "last", "masks": True},
+    {"kind": "torchvision", "weights": "w", "architecture": "maskrcnn_resnet50_fpn", "label_offset": 1},
+    {"kind": "torchscript", "weights": "w", "head": "yolov8"},
+    {"kind": "torch_export", "weights": "w"},
+    {"kind": "transformers", "weights": "w", "architecture": "owlvit", "files": ["config.json", "x.json"]},
+    {"kind": "arcgis", "weights": "w", "family": "DeepForest"},
+    {"kind": "python", "program": "Finder.py", "emd": {"ModelName": "x"}},
+]
+
+
+@pytest.mark.parametrize("detector", DETECTORS, ids=[detector["kind"] for detector in DETECTORS])
+def test_a_model_of_each_kind_comes_back_as_it_was(detector: dict[str, Any]) -> None:
+    members = {"geometry": "any", "own_arguments": ["stretch", {"name": "a", "kind": "text", "help": "b"}]}
+    spec = {"pad_value": 114, "resize": "stretch", "assumed": True, "service": "sentinel"}
+    for more in ({}, members, {"input": spec, "common_arguments": ["threshold"], "map_space": False}):
+        found = definition_from_json(definition(detector=detector, **more))
+        assert found == read_again(found)
+
+
 def test_what_goes_without_saying_is_not_said() -> None:
     found = definition_to_json(definition_from_json(definition()))
     assert {"geometry", "map_space", "common_arguments", "own_arguments", "cell_size", "version"} & set(found) == set()
