@@ -15,8 +15,11 @@ SETTING = "kestrel/interpreter"
 BACKEND_SETTING = "kestrel/torch_backend"
 VARIABLE = "KESTREL_PYTHON"
 REQUIREMENTS = Path(__file__).parent.parent / "requirements" / "inference.txt"
-TENSORFLOW = REQUIREMENTS.with_name("tensorflow.txt")
-"""The optional library for models of TensorFlow's Object Detection API."""
+EXTRAS = {
+    name: REQUIREMENTS.with_name(f"{stem}.txt")
+    for name, stem in (("TensorFlow", "tensorflow"), ("Transformers", "transformers"))
+}
+"""Optional libraries by the names that people know, and their locked requirements."""
 
 _WAY_OUT = "Open Settings > Options > Kestrel to choose one or to set up the environment."
 

@@ -113,8 +113,9 @@ def _what_to_detect() -> tuple[Parameter, ...]:
         ),
         Parameter(
             MODEL, tr("Model definition"), QgsProcessingParameterString,
-            tr("The trained model: a .dlpk package, or an .emd or .json definition that lies beside its weights. The "
-               "text of a definition in JSON works too."),
+            tr("The trained model: a .dlpk package, an .emd or .json definition that lies beside its weights, a model "
+               "folder of Hugging Face, or a file that says enough by itself. The text of a definition in JSON works "
+               "too."),
             widget={"widget_type": MODEL_WIDGET},
         ),
         Parameter(

@@ -8,9 +8,9 @@ from qgis.core import QgsTask
 from qgis.PyQt.QtCore import pyqtSignal
 
 from ..inference.errors import InferenceError
-from ..inference.worker.managed import create_environment, default_target, install_extra
+from ..inference.worker.managed import create_environment, default_target, install_extra, installed_extras
 from ..inference.worker.probe import probe
-from ..processing_provider.interpreter import REQUIREMENTS
+from ..processing_provider.interpreter import EXTRAS, REQUIREMENTS
 from ..processing_provider.text import tr
 
 
@@ -78,8 +78,10 @@ class EnvironmentTask(InstallTask):
 
     def install(self) -> bool:
         """Make it."""
+        target = default_target()
+        kept = [path for path in EXTRAS.values() if path.stem in installed_extras(target)]
         made = create_environment(
-            default_target(), REQUIREMENTS, None, self.line.emit, self.isCanceled, torch_backend=self.backend
+            target, REQUIREMENTS, None, self.line.emit, self.isCanceled, torch_backend=self.backend, extras=kept
         )
         return made is not None
 

@@ -50,7 +50,7 @@ class ModelChooser(QWidget):
         self._typing.setInterval(_TYPING_PAUSE)
         self._typing.timeout.connect(lambda *_: self._look())
         self._line = QLineEdit()
-        self._line.setPlaceholderText(tr("A .dlpk package, or an .emd or .json definition"))
+        self._line.setPlaceholderText(tr("A .dlpk package, an .emd or .json definition, or a model file"))
         self._line.textChanged.connect(lambda *_: self._typing.start())
         self._info = QLabel()
         self._info.setTextFormat(Qt.TextFormat.PlainText)
@@ -184,7 +184,7 @@ def browse_for_model(parent: QWidget) -> str:
         parent,
         tr("Choose a model"),
         str(settings.value(FOLDER_SETTING, "") or SHIPPED),
-        tr("Models (*.dlpk *.zip *.emd *.json);;All files (*)"),
+        tr("Models (*.dlpk *.zip *.emd *.json *.pt *.pth *.pt2 *.torchscript *.safetensors);;All files (*)"),
     )
     if path:
         settings.setValue(FOLDER_SETTING, str(Path(path).parent))

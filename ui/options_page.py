@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 from qgis.core import QgsApplication, QgsSettings
@@ -31,8 +32,8 @@ from ..processing_provider.code_consent import policy_text, revoke, trusted_prog
 from ..processing_provider.icon import ICON_PATH
 from ..processing_provider.interpreter import (
     BACKEND_SETTING,
+    EXTRAS,
     SETTING,
-    TENSORFLOW,
     VARIABLE,
     find_interpreter,
     managed_interpreter,
@@ -61,7 +62,7 @@ class KestrelOptionsPage(QgsOptionsPageWidget):
         self._backend = QComboBox()
         self._set_up = QPushButton(tr("Set up environment\u2026"))
         self._cancel = QPushButton(tr("Cancel"))
-        self._tensorflow = QPushButton(tr("Install TensorFlow\u2026"))
+        self._extras = {name: QPushButton(tr("Install {name}\u2026").format(name=name)) for name in EXTRAS}
         self._state = QLabel()
         self._policy = QLabel()
         self._programs = QTreeWidget()
@@ -111,9 +112,12 @@ class KestrelOptionsPage(QgsOptionsPageWidget):
         column.addWidget(self._state)
         column.addLayout(buttons)
         optional = QGroupBox(tr("Optional parts"))
-        row = QHBoxLayout(optional)
-        row.addWidget(_explanation(tr("TensorFlow, for models of its Object Detection API (several hundred MB).")), 1)
-        row.addWidget(self._tensorflow)
+        column = QVBoxLayout(optional)
+        for name, (purpose, _) in _purposes().items():
+            row = QHBoxLayout()
+            row.addWidget(_explanation(purpose), 1)
+            row.addWidget(self._extras[name])
+            column.addLayout(row)
         programs = QGroupBox(tr("Models that may run a program of their own"))
         below = QHBoxLayout()
         below.addWidget(self._policy, 1)
@@ -131,7 +135,8 @@ class KestrelOptionsPage(QgsOptionsPageWidget):
     def _connect(self) -> None:
         self._check.clicked.connect(self._start_check)
         self._set_up.clicked.connect(self._ask_and_start)
-        self._tensorflow.clicked.connect(self._ask_for_tensorflow)
+        for name, button in self._extras.items():
+            button.clicked.connect(partial(self._ask_for_extra, name))
         self._revoke.clicked.connect(self._revoke_selected)
         self._programs.itemSelectionChanged.connect(self._show_revocable)
         self._cancel.clicked.connect(self._cancel_tasks)
@@ -161,7 +166,8 @@ class KestrelOptionsPage(QgsOptionsPageWidget):
         is_busy = bool(self._tasks)
         self._check.setEnabled(not is_busy)
         self._set_up.setEnabled(not is_busy)
-        self._tensorflow.setEnabled(not is_busy)
+        for button in self._extras.values():
+            button.setEnabled(not is_busy)
         self._cancel.setEnabled(is_busy)
 
     def _show_programs(self) -> None:
@@ -180,21 +186,22 @@ class KestrelOptionsPage(QgsOptionsPageWidget):
             revoke(item.text(2))
         self._show_programs()
 
-    def _ask_for_tensorflow(self) -> None:
+    def _ask_for_extra(self, name: str, _: bool = False) -> None:
         try:
             interpreter = self._interpreter.filePath().strip() or find_interpreter()
         except InferenceError as error:
             self._log.setPlainText(str(error))
             return
         question = tr(
-            "Kestrel will download TensorFlow (several hundred MB) and install it into {interpreter}. Each file is "
+            "Kestrel will download {name} ({size}) and install it into {interpreter}. Each file is "
             "checked against a locked list of hashes. Go on?"
-        ).format(interpreter=to_plain(interpreter))
+        ).format(name=name, size=_purposes()[name][1], interpreter=to_plain(interpreter))
         buttons = QMessageBox.StandardButton.Yes | QMessageBox.StandardButton.No
-        answer = QMessageBox.question(self, tr("Install TensorFlow"), question, buttons, QMessageBox.StandardButton.No)
+        title = tr("Install {name}").format(name=name)
+        answer = QMessageBox.question(self, title, question, buttons, QMessageBox.StandardButton.No)
         if answer == QMessageBox.StandardButton.Yes:
             self._log.clear()
-            self._start(ExtraTask(interpreter, TENSORFLOW, "TensorFlow"))
+            self._start(ExtraTask(interpreter, EXTRAS[name], name))
 
     def _start_check(self) -> None:
         interpreter = self._interpreter.filePath().strip()
@@ -254,6 +261,19 @@ def _ended(tasks: list[Any], task: Any, iface: Any, is_good: bool, text: str) ->
         # An interpreter that was chosen before would go before the new environment.
         settings.remove(SETTING)
     show_success(iface, text)
+
+
+def _purposes() -> dict[str, tuple[str, str]]:
+    """Give what each optional library is for, and how much there is to download."""
+    return {
+        "TensorFlow": (
+            tr("TensorFlow, for models of its Object Detection API (several hundred MB)."), tr("several hundred MB"),
+        ),
+        "Transformers": (
+            tr("Hugging Face Transformers, for model folders of DETR and its relatives, and for models that look for "
+               "what a text says (about 50 MB)."), tr("about 50 MB"),
+        ),
+    }  # fmt: skip
 
 
 def _explanation(text: str) -> QLabel:

@@ -21,12 +21,16 @@ _MODULES = {
     "tensorflow": ".tensorflow_detector",
     "python": ".hosted_detector",
     "torchscript": ".hosted_detector",
+    "torch_export": ".hosted_detector",
+    "transformers": ".transformers_detector",
 }
 _LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxruntime"),
     "torchvision": TORCH_PAIR,
     "arcgis": TORCH_PAIR,
     "torchscript": ("torch",),
+    "torch_export": ("torch",),
+    "transformers": TORCH_PAIR,
 }
 """What a kind of model cannot do without; what a package's own program needs, only it knows."""
 

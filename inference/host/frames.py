@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from ..errors import ProtocolError
 
+RAW = "raw:"
+"""How the names of arrays begin that are a network's bare output."""
 MAX_HEADER = 2**20
 MAX_ARRAYS = 16
 MAX_BYTES = 2**31

@@ -101,10 +101,10 @@ def _loader(kind: str) -> Loader:
         from .raster_function import load_raster_function
 
         return load_raster_function
-    if kind == "torchscript":
-        from .torchscript import load_torchscript
+    if kind in ("torchscript", "torch_export"):
+        from .torchscript import load_network
 
-        return load_torchscript
+        return load_network
     raise ProtocolError(f"There is no program of the kind '{kind}'.")
 
 

@@ -1,4 +1,8 @@
-"""A TorchScript file of a package: loaded by torch, run on batches, its output brought to one form."""
+"""A network of PyTorch that is a program, TorchScript or an exported one: loaded by torch, and run on batches.
+
+Finished boxes are brought to one form. Any other output goes back as it is, tensor by tensor under its name: the worker
+knows the heads of networks.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +13,18 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from .frames import Frame
+from .frames import MAX_ARRAYS, RAW, Frame
 from .stages import UnusableProgram, stage
 
 _IN_MASK = 0.5  # of a pixel's probability
 
 
-def load_torchscript(request: Mapping[str, Any]) -> TorchScript:
-    """Load a TorchScript file, and look at what it gives for an empty image.
+def load_network(request: Mapping[str, Any]) -> NetworkProgram:
+    """Load a network, and look at what it gives for an empty image.
 
     Args:
-        request: `file`, a path; `device`, the number of the GPU or -1; `n_threads`; `n_bands` and `size` of the
-            images.
+        request: `kind`; `file`, a path; `device`, the number of the GPU or -1; `n_threads`; `n_bands` and `size` of
+            the images; `is_raw`, whether its output is known to be no finished boxes.
 
     Raises:
         UnusableProgram: its output has a form that is not known.
@@ -31,12 +35,26 @@ def load_torchscript(request: Mapping[str, Any]) -> TorchScript:
     torch.set_num_threads(max(1, int(request["n_threads"])))
     device = torch.device("cpu" if int(request["device"]) < 0 else f"cuda:{int(request['device'])}")
     with stage("load"):
-        network = torch.jit.load(str(request["file"]), map_location=device).eval()  # type: ignore[no-untyped-call]
-    program = TorchScript(network, device)
+        loader = _exported if request.get("kind") == "torch_export" else _scripted
+        network = loader(str(request["file"]), device)
+    program = NetworkProgram(network, device, is_raw=bool(request.get("is_raw")))
     size = int(request["size"])
     with stage("forward"):
         program.probe(torch.zeros((1, int(request["n_bands"]), size, size), device=device))
     return program
+
+
+def _scripted(path: str, device: Any) -> Any:
+    import torch
+
+    return torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
+
+
+def _exported(path: str, device: Any) -> Any:
+    import torch
+    from torch.export.passes import move_to_device_pass
+
+    return move_to_device_pass(torch.export.load(path), device).module()
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,36 +71,48 @@ class _Found:
     masks: NDArray[np.bool_] | None = None
 
 
-class TorchScript:
+class NetworkProgram:
     """A network that is ready for batches."""
 
-    def __init__(self, network: Any, device: Any) -> None:
+    def __init__(self, network: Any, device: Any, *, is_raw: bool = False) -> None:
         """Take the parts."""
-        self._network, self._device = network, device
+        self._network, self._device, self._is_raw = network, device, is_raw
         self._takes_list = _takes_list(network)
+        self._dtype = _number_type(network)
         self._takes_batch = False
         self._has_masks = False
+        self._shapes: dict[str, list[int]] = {}
 
     def probe(self, batch: Any) -> None:
         """Find out what the output looks like: only the form of torchvision tells image from image."""
-        self._takes_batch = _as_dicts(self._forward(batch)) is not None
+        output = self._forward(batch)
+        self._takes_batch = not self._is_raw and _as_dicts(output) is not None
+        if not self._takes_batch:
+            single = None if self._is_raw else _single(output, int(batch.shape[-1]))
+            self._is_raw = single is None
+            if single is None:
+                self._shapes = {name: list(array.shape) for name, array in _raw(output).items()}
+                return
         self._has_masks = self._run(batch)[0].masks is not None
 
     def describe(self) -> dict[str, Any]:
-        """Give whether a batch may hold more than one image, and whether objects have masks."""
-        return {"takes_batch": self._takes_batch, "has_masks": self._has_masks}
+        """Give whether a batch may hold more than one image, whether objects have masks, and what is no boxes."""
+        return {"takes_batch": self._takes_batch, "has_masks": self._has_masks, "raw": self._shapes}
 
     def find(self, request: Frame) -> dict[str, NDArray[Any]]:
         """Run a batch.
 
         Shape:
             request.arrays: images (N, C, S, S) float32, normalised; gives counts (N,) int64, and for all images
-            together boxes (M, 4), scores (M,), labels (M,), and where there are masks their bits (M, S, S / 8).
+            together boxes (M, 4), scores (M,), labels (M,), and where there are masks their bits (M, S, S / 8). A
+            network whose output is no boxes gives it as it is, under RAW and each tensor's name.
         """
         import torch
 
         with stage("forward"):
             images = torch.from_numpy(np.asarray(request.arrays["images"], np.float32)).to(self._device)
+            if self._is_raw:
+                return _raw(self._forward(images))
             found = self._run(images)
         answer = {
             "counts": np.array([len(item.scores) for item in found], np.int64),
@@ -98,13 +128,15 @@ class TorchScript:
     def _forward(self, batch: Any) -> Any:
         import torch
 
+        batch = batch.to(self._dtype)
         with torch.inference_mode():
             return self._network(list(batch) if self._takes_list else batch)
 
     def _run(self, batch: Any) -> list[_Found]:
         side = int(batch.shape[-1])
         if not self._takes_batch:
-            return [_single(self._forward(batch[number : number + 1]), side) for number in range(len(batch))]
+            outputs = (self._forward(batch[number : number + 1]) for number in range(len(batch)))
+            return [_single(output, side) or _refuse(output) for output in outputs]
         items = _as_dicts(self._forward(batch)) or []
         if len(items) != len(batch):
             raise UnusableProgram(f"it gave {len(items)} results for {len(batch)} images")
@@ -115,8 +147,42 @@ class TorchScript:
 
 def _takes_list(network: Any) -> bool:
     """Tell whether the network takes a list of images, as torchvision's detectors do, or a batch."""
-    arguments = network.forward.schema.arguments[1:]
+    schema = getattr(network.forward, "schema", None)
+    arguments = schema.arguments[1:] if schema is not None else []
     return bool(arguments) and "List[Tensor]" in str(arguments[0].type)
+
+
+def _number_type(network: Any) -> Any:
+    """Give the type of the network's own numbers, 16 bits for one that was saved so."""
+    import torch
+
+    kinds = (parameter.dtype for parameter in network.parameters() if parameter.dtype.is_floating_point)
+    return next(kinds, torch.float32)
+
+
+def _raw(output: Any) -> dict[str, NDArray[Any]]:
+    """Give a network's tensors as arrays of float32 or of whole numbers, by their names or their places.
+
+    Raises:
+        UnusableProgram: it gives something else than tensors.
+    """
+    named = output.items() if isinstance(output, dict) else [
+        (f"output{number}", tensor) for number, tensor in enumerate(_flat(output))
+    ]  # fmt: skip
+    arrays = {f"{RAW}{name}": tensor for name, tensor in named if hasattr(tensor, "shape")}
+    if not arrays or len(arrays) > MAX_ARRAYS:
+        _refuse(output)
+    return {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().numpy()
+        for name, tensor in arrays.items()
+    }
+
+
+def _flat(output: Any) -> list[Any]:
+    """Give the tensors of nested tuples and lists, in their order."""
+    if isinstance(output, (list, tuple)):
+        return [tensor for item in output for tensor in _flat(item)]
+    return [output]
 
 
 def _as_dicts(output: Any) -> list[Any] | None:
@@ -128,8 +194,8 @@ def _as_dicts(output: Any) -> list[Any] | None:
     return list(output) if is_list and all(isinstance(item, dict) and keys <= set(item) for item in output) else None
 
 
-def _single(output: Any, side: int) -> _Found:
-    """Read the result for one image: three tensors, with masks four, or one with six columns."""
+def _single(output: Any, side: int) -> _Found | None:
+    """Read the result for one image: three tensors, with masks four, or one with six columns; None for other forms."""
     if isinstance(output, (list, tuple)) and len(output) == 1:
         output = output[0]
     if hasattr(output, "shape"):
@@ -137,14 +203,13 @@ def _single(output: Any, side: int) -> _Found:
         if table is not None and table.shape[1] == 6:
             return _Found(table[:, :4], table[:, 4], table[:, 5])
     is_some = isinstance(output, (list, tuple)) and all(hasattr(item, "shape") for item in output)
-    found = _tensors(list(output), side) if is_some else None
-    return found if found is not None else _refuse(output)
+    return _tensors(list(output), side) if is_some else None
 
 
 def _refuse(output: Any) -> NoReturn:
     raise UnusableProgram(
         f"it gives {_described(output)}; known are torchvision's list of dicts, three tensors (boxes, scores, "
-        "labels) or four (masks), and one tensor of six columns"
+        "labels) or four (masks), one tensor of six columns, and bare tensors"
     )
 
 

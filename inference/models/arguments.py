@@ -104,6 +104,10 @@ FAMILY_ARGUMENTS: Mapping[str, ArgumentSpec] = {
         ),
         ArgumentSpec("return_bboxes", "boolean", False, "Give rectangles instead of the objects' outlines."),
         ArgumentSpec(
+            "text_prompt", "text", "",
+            "What to look for, in the words of the model's training (most know English): tree. car. building",
+        ),
+        ArgumentSpec(
             "box_decoding", "choice", "arcgis",
             "How the network's numbers become boxes: as ArcGIS does it, which takes a box's size from the numbers of "
             "its centre and with which such models are trained and judged, or as the textbook has it.",
@@ -127,6 +131,14 @@ FAMILY_ARGUMENTS: Mapping[str, ArgumentSpec] = {
         ArgumentSpec(
             "radiometric_offset_correction", "boolean", False,
             "Subtract 1000 from the pixel values, for Sentinel-2 images processed since January 2022.",
+        ),
+        ArgumentSpec(
+            "stretch", "choice", "model",
+            "How the raster's values are brought to those that the model was made for, by one straight line a band "
+            "over the whole raster: as the model states it, and by percentiles where it states nothing, wants 0 to 255 "
+            "and the raster holds other values (model); not at all (none); from the 2nd to the 98th percentile "
+            "(percentiles); or two standard deviations around the mean (statistics).",
+            choices=("model", "none", "percentiles", "statistics"),
         ),
     )
 }  # fmt: skip
@@ -263,6 +275,7 @@ def _text(value: Any) -> str | None:
     return str(value) if isinstance(value, str) or is_number else None
 
 
+ARGUMENT_KINDS = ("integer", "number", "boolean", "text", "choice")
 _CONVERTERS = {"number": _number, "integer": _integer, "boolean": _boolean, "text": _text, "choice": _text}
 
 
@@ -285,6 +298,12 @@ def resolve_arguments(definition: ModelDefinition, given: Mapping[str, Any]) -> 
     values = {**unused, **{name: spec.default for name, spec in specs.items()}}
     values.update({name: convert(specs[name], value) for name, value in given.items()
                    if name in specs and value is not None and value != ""})  # fmt: skip
+    if "text_prompt" in specs and not str(values["text_prompt"]).strip(" .,"):
+        raise JobError(
+            f"The model '{definition.name}' finds what a text says, and no text was given.",
+            hint="Set the model argument text_prompt, for example: tree. car. building",
+            argument="text_prompt",
+        )
     tile_size, padding = values["tile_size"], values["padding"]
     if padding is not None and 2 * padding >= tile_size:
         raise JobError(

@@ -51,6 +51,12 @@ _PROTOCOL = 1001
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "ema")
 """Names under which programs for training keep the state dict beside other things."""
 _SAVE_AGAIN = "Save the state dict alone: torch.save(model.state_dict(), 'weights.pth'), best as safetensors."
+_EXPORTS = (
+    ("ultralytics.", "yolo export model={name} format=onnx"),
+    ("models.yolo.", "python export.py --weights {name} --include onnx"),
+    ("models.experimental.", "python export.py --weights {name} --include onnx"),
+)
+"""How the names of pickled networks begin whose own program exports them with one command: Ultralytics, YOLOv5."""
 _NOT_RUN = "Kestrel does not run programs from packages"
 _MALFORMED = (
     IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError, EOFError, struct.error, RecursionError,
@@ -336,7 +342,7 @@ def _state(content: Any, name: str) -> dict[str, Any]:
         raise UntrustedCodeError(
             f"The weights '{name}' are a whole Python object ({program.what[:100]}), which only its own program can "
             f"open, and {_NOT_RUN}.",
-            hint=_SAVE_AGAIN,
+            hint=_way_out_of(program.what, name),
         )
     holds = (
         ", ".join(f"'{key[:40]}'" for key in list(content.entries)[:8]) if isinstance(content, PickledMapping) else ""
@@ -346,6 +352,17 @@ def _state(content: Any, name: str) -> dict[str, Any]:
         f"{f', and what stands there is {holds}' if holds else ''}.",
         hint=_SAVE_AGAIN,
     )
+
+
+def _way_out_of(what: str, name: str) -> str:
+    """Say how a whole pickled network becomes a file that Kestrel runs: by the export of the program that made it."""
+    plain = name.replace("\\", "/").rpartition("/")[2]
+    for prefix, command in _EXPORTS:
+        if what.startswith(prefix):
+            return (
+                f"Export it where it was trained: {command.format(name=plain)} - and choose the file that this makes."
+            )
+    return f"{_SAVE_AGAIN} Or export the model to ONNX."
 
 
 def _is_object(value: Any) -> bool:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Protocol
 
-from ..errors import DiskFullError, ModelPackageError, OutputError
+from ..errors import DiskFullError, ModelHashError, ModelPackageError, OutputError
 from . import carriers, program
 from .definition import SCHEMA_KEY, ModelDefinition, definition_from_json
 from .emd_text import MAX_JSON_BYTES, EmdText, read_emd, read_json
@@ -257,20 +257,27 @@ class ModelPackage:
         """Give the hash of what decides the result: the definition, the weights, and the files that belong to them.
 
         Of an archive these are all members except programs; beside a loose definition lies anything, so there they are
-        the files that an ONNX graph names, and what lies in the folder of a SavedModel. Of a model that is a program it
-        is the whole file set of that program.
+        the files that the definition or an ONNX graph names, and what lies in the folder of a SavedModel. Of a model
+        that is a program it is the whole file set of that program.
 
         Args:
             known_program: The hash of the program, where it is known already.
+
+        Raises:
+            ModelPackageError: the files cannot be read.
+            ModelHashError: the weights are not those that the definition was written for.
         """
         if self.definition.program:
+            self._check_weights()
             own = known_program or program.program_sha256(self)
             return hashlib.sha256(self.definition_bytes + bytes.fromhex(own)).hexdigest()
         weights = self.weights_member()
         content, locations = self._weights_hash(weights)
+        self._check_hash(weights, content)
         hashes = {weights: content}
         is_archive = isinstance(self.members, ZipMembers)
-        others = self._archived() if is_archive else self._present(locations) + self._saved_model(weights)
+        named = [self.beside_weights(name) for name in self.definition.options.get("files", ())]
+        others = self._archived() if is_archive else [*self._present(locations), *self._saved_model(weights), *named]
         for name in others:
             if name not in hashes:
                 hashes[name] = self._member_hash(name)
@@ -340,6 +347,20 @@ class ModelPackage:
                 locations |= _external_locations(end + block)
                 end = (end + block)[-_LOCATION_BYTES:]
         return digest.digest(), locations
+
+    def _check_weights(self) -> None:
+        if self.definition.weights_sha256 and self.definition.weights:
+            weights = self.weights_member()
+            self._check_hash(weights, self._member_hash(weights))
+
+    def _check_hash(self, weights: str, content: bytes) -> None:
+        stated = self.definition.weights_sha256
+        if stated not in ("", content.hex()):
+            raise ModelHashError(
+                f"The file '{weights}' is not the one that the model's definition was written for: its SHA-256 is "
+                f"{content.hex()}, and {stated} is stated.",
+                hint="Copy or download it again, or get the definition of this version.",
+            )
 
     def _absolute(self, name: str) -> str:
         if not self.members.has(name):
@@ -510,8 +531,8 @@ def _locate_in_file(path: Path) -> LocatedDefinition:
         return _locate_in_text(path)
     raise ModelPackageError(
         f"The file '{path.name}' is not a model package{'' if start else ': it is empty'}.",
-        hint="Kestrel opens .dlpk packages, and .emd or .json definitions that lie beside their weights. "
-        "Describe bare weights with a definition, see docs/definition.md."
+        hint="Kestrel opens .dlpk packages, .emd or .json definitions that lie beside their weights, and some weights "
+        "by themselves. Describe others with a definition, see docs/definition.md."
         if start
         else "Copy or download it again.",
     )

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Callable
 
 from ..errors import DiskFullError, ModelPackageError, OutputError, UntrustedCodeError
+from .definition import PROGRAM_KINDS
 
 if TYPE_CHECKING:  # packages ask this module for their hash
     from .package import ModelPackage
@@ -63,9 +64,9 @@ class _Entry:
 def program_files(package: ModelPackage) -> list[ProgramFile]:
     """Give the file set of a package's program, sorted by name.
 
-    TorchScript is one file, with the definition. A Python program may import and read whatever lies beside it: of an
-    archive the set holds all members, of a loose definition all files below its folder, of a definition given as text
-    all files below the program's folder.
+    TorchScript and an exported program are one file each, with the definition. A Python program may import and read
+    whatever lies beside it: of an archive the set holds all members, of a loose definition all files below its folder,
+    of a definition given as text all files below the program's folder.
 
     Raises:
         ModelPackageError: a file cannot be read, is a link, or has a name that no copy can have; or they are too many.
@@ -146,7 +147,7 @@ def untrusted(package: ModelPackage, sha256: str, reason: str = "has not been al
 def _entries(package: ModelPackage) -> list[_Entry]:
     from .package import is_safe_name  # here, because that module may import this one
 
-    if package.definition.kind == "torchscript":
+    if package.definition.kind in PROGRAM_KINDS:
         entries = [_definition_entry(package), _member_entry(package, package.definition.program)]
     elif _folder_of(package) is not None:
         entries = _folder_entries(_folder_of(package) or Path(), package.root)

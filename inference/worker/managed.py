@@ -30,6 +30,9 @@ from .probe import NO_WINDOW, probe
 MARKER = "kestrel-environment.json"
 """File inside a managed environment that exists only once the environment is complete."""
 
+_EXTRAS = "kestrel-extras.json"
+"""File inside a managed environment with the names of the optional libraries that were installed into it."""
+
 PYTHONS = ("3.12", "3.13", "3.11")
 """Python versions that an environment is made with, the preferred one first (rasterio 1.5 wants 3.12)."""
 
@@ -70,6 +73,21 @@ def ready_interpreter(target: Path, requirements: Path, torch_backend: str = "")
     return str(interpreter)
 
 
+def installed_extras(target: Path) -> tuple[str, ...]:
+    """Give the names of the optional libraries that were installed into a managed environment, in their order."""
+    try:
+        names = json.loads((target / _EXTRAS).read_text("utf-8"))
+    except (OSError, ValueError):
+        return ()
+    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+
+
+def _note_extras(environment: Path, names: Sequence[str]) -> None:
+    """Remember the optional libraries of an environment of Kestrel's own, so that a new one gets them too."""
+    if names and (environment / MARKER).exists():
+        (environment / _EXTRAS).write_text(json.dumps(list(dict.fromkeys(names))), "utf-8")
+
+
 def _recipe(requirements: Path, torch_backend: str) -> dict[str, str]:
     # Line ends are not content: a checkout on Windows may change them.
     content = requirements.read_bytes().replace(b"\r\n", b"\n")
@@ -88,6 +106,7 @@ def create_environment(
     *,
     uv: str | None = None,
     torch_backend: str = "",
+    extras: Sequence[Path] = (),
 ) -> str | None:
     """Make the managed environment. Call it on the user's word only: it downloads gigabytes.
 
@@ -104,6 +123,7 @@ def create_environment(
         uv: Path of uv; None looks along PATH. Without uv, venv and pip do the same, more slowly.
         torch_backend: Empty for the locked torch. Otherwise a backend as uv names it (`auto`, `cpu`, `cu128`): torch
             and torchvision then come from PyTorch's own index, without hashes. Needs uv.
+        extras: Locked requirements of optional libraries that go into it too, see `install_extra`.
 
     Returns:
         The path of the interpreter; None when cancelled.
@@ -121,7 +141,11 @@ def create_environment(
             f"The folder {target.parent} cannot be written: {error.strerror}.", hint="Choose another folder."
         ) from error
     try:
-        for command in _build_commands(staging, requirements, python or UV_PYTHON, uv, torch_backend):
+        commands = _build_commands(staging, requirements, python or UV_PYTHON, uv, torch_backend)
+        interpreter = str(interpreter_in(staging / "env"))
+        for extra in extras:
+            commands += _extra_commands(interpreter, extra, uv)
+        for command in commands:
             if not _run(command, staging.parent, report, is_cancelled):
                 return None
         built = probe(str(interpreter_in(staging / "env")))
@@ -130,6 +154,7 @@ def create_environment(
                 "The new environment does not work.", hint=built.problems[0], problems=built.problems
             )
         (staging / "env" / MARKER).write_text(json.dumps(_recipe(requirements, torch_backend)), "utf-8")
+        _note_extras(staging / "env", [extra.stem for extra in extras])
         # Not in the folder that is removed below: until the new environment stands, the old one is all there is.
         _replace(target, staging / "env", staging.with_name(f"{staging.name}.old"))
     finally:
@@ -187,8 +212,8 @@ def install_extra(
 ) -> bool:
     """Install an optional library into an environment that is there. Call it on the user's word only: it downloads.
 
-    An extra is locked together with the environment's own libraries, so none of them changes. It goes with the
-    environment when that is made again.
+    An extra is locked together with the environment's own libraries, so none of them changes. An environment of
+    Kestrel's own remembers it, so that it can be installed again when that is made anew.
 
     Args:
         interpreter: The environment's Python.
@@ -218,6 +243,8 @@ def install_extra(
             hint=f"{found.problems[0]} Or make the environment again, without it.",
             problems=found.problems,
         )
+    environment = Path(interpreter).parent.parent
+    _note_extras(environment, [*installed_extras(environment), requirements.stem])
     report(f"Installed {requirements.stem}.")
     return True
 

@@ -28,6 +28,19 @@ def test_an_error_that_nobody_foresaw_is_told(monkeypatch: pytest.MonkeyPatch) -
     assert not task.is_given_up
 
 
+def test_optional_libraries_of_the_old_environment_go_into_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def create(*_: Any, extras: Any, **__: Any) -> str:
+        given.extend(extras)
+        return "python"
+
+    monkeypatch.setattr(environment_task, "create_environment", create)
+    monkeypatch.setattr(environment_task, "installed_extras", lambda _: ("transformers", "unknown"))
+    assert EnvironmentTask("").run()
+    assert [path.name for path in given] == ["transformers.txt"]
+
+
 def test_a_task_that_is_cancelled_before_it_starts_counts_as_given_up() -> None:
     task = EnvironmentTask("")
     task.cancel()

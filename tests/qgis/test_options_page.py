@@ -10,7 +10,8 @@ import pytest
 from qgis.core import QgsSettings
 
 from kestrel.processing_provider.code_consent import allow, is_allowed
-from kestrel.ui import environment_task
+from kestrel.processing_provider.interpreter import EXTRAS
+from kestrel.ui import environment_task, options_page
 from kestrel.ui.environment_task import ExtraTask
 from kestrel.ui.options_page import KestrelOptionsPage
 
@@ -47,6 +48,25 @@ def test_the_page_tells_what_the_administrator_settled(tmp_path: Path, monkeypat
     page = KestrelOptionsPage(None, None, [])
     assert "does not allow models to run programs" in page._policy.text()
     page.deleteLater()
+
+
+@pytest.mark.parametrize("name", ["TensorFlow", "Transformers"])
+def test_each_optional_library_has_a_button_that_asks_first(
+    page: KestrelOptionsPage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    asked: list[str] = []
+
+    def refuse(_parent: Any, title: str, question: str, *_: Any) -> Any:
+        asked.extend([title, question])
+        return options_page.QMessageBox.StandardButton.No
+
+    monkeypatch.setattr(options_page.QMessageBox, "question", refuse)
+    page._interpreter.setFilePath(str(tmp_path / "python"))
+    page._extras[name].click()
+    assert asked[0] == f"Install {name}"
+    assert name in asked[1]
+    assert EXTRAS[name].is_file()
+    assert page._tasks == []
 
 
 def ended(task: ExtraTask, result: bool) -> list[tuple[bool, str]]:

@@ -6,7 +6,6 @@ Source:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,21 +14,15 @@ from torch import nn
 from torchvision.models.detection import retinanet_resnet50_fpn
 
 from ...models.definition import ModelDefinition
+from ..old_names import RETINANET, with_new_names
 from ..protocol import Detector, DetectorSettings, Traits
 from ..torch_common import Normaliser, TileTransform, check_bands, check_classes, fill, make_ready, widen
 from ..torchvision_detector import MAX_DETECTIONS, TorchvisionDetector
-from .rcnn import with_new_names
 
 _WHAT = "DeepForest's RetinaNet"
 _PREFIX = "model."  # of weights that were saved with the program around them
 _ZOOM = 2.0  # torchvision brings DeepForest's patches of 400 pixels to 800
 _ANCHORS_PER_CELL = 9
-
-_OLD_NAMES = (
-    (re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)"), r"\1.0.\2"),
-    *((re.compile(rf"(head\.\w+_head\.conv)\.{2 * n}\.(weight|bias)"), rf"\1.{n}.0.\2") for n in (0, 1, 2, 3)),
-)  # fmt: skip
-"""Names of torchvision before 0.15, and what they became."""
 
 
 def build(
@@ -42,7 +35,7 @@ def build(
         ModelIncompatibleError: the weights do not fit; it names the first tensor that does not.
         DeviceUnavailableError: the device does not exist or cannot be used.
     """
-    state = with_new_names(_without_prefix(state), _OLD_NAMES)
+    state = with_new_names(_without_prefix(state), RETINANET)
     n_classes, n_bands = len(definition.classes), len(definition.input.bands)
     check_bands(state, "backbone.body.conv1.weight", n_bands, _WHAT)
     check_classes(

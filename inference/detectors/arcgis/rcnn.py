@@ -11,20 +11,17 @@ Source:
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from ...detections import Detections, make_detections
 from ...models.definition import ModelDefinition
+from ..old_names import RCNN, with_new_names
 from ..protocol import Detector, DetectorSettings, Traits
 from ..torch_common import (
     Normaliser,
@@ -34,12 +31,10 @@ from ..torch_common import (
     create_body,
     fill,
     make_ready,
-    translated,
     widen,
 )
-from ..torchvision_detector import MAX_DETECTIONS, TorchvisionDetector
+from ..torchvision_detector import MAX_DETECTIONS, OutlineDetector, TorchvisionDetector, set_mask_branch
 from .dense import unsupported_backbone
-from .masks import outlines
 
 _BLOCKS = {
     "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3),
@@ -54,18 +49,9 @@ _RATIOS = (0.5, 1.0, 2.0)
 _ZOOM = 1.5  # pixels of the network in one of the tile
 _OLD_MOST = 1333  # longest side that the network saw before arcgis.learn enlarged its tiles
 
-_OLD_NAMES = (
-    (re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)"), r"\1.0.\2"),
-    (re.compile(r"rpn\.head\.conv\.(weight|bias)"), r"rpn.head.conv.0.0.\1"),
-    *((re.compile(rf"roi_heads\.mask_head\.mask_fcn{n}\.(weight|bias)"), rf"roi_heads.mask_head.{n - 1}.0.\1")
-      for n in (1, 2, 3, 4)),
-)  # fmt: skip
-"""Names of torchvision before 0.15, and what they became."""
-
 _COUNTS = ("rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test", "box_detections_per_img")
 _SHARES = ("rpn_nms_thresh", "rpn_score_thresh")
 _MOST_COUNT = 10_000
-_PART = 128  # masks that go through their branch together; all at once can be a gigabyte a tile
 
 
 def build(
@@ -79,7 +65,7 @@ def build(
         ModelUnsupportedError: a backbone that Kestrel does not build.
         DeviceUnavailableError: the device does not exist or cannot be used.
     """
-    family, state = str(definition.options["family"]), with_new_names(state, _OLD_NAMES)
+    family, state = str(definition.options["family"]), with_new_names(state, RCNN)
     found = _backbone_of(state)
     backbone = str(definition.options.get("backbone") or found or "resnet50")
     what = f"{family} with {backbone}"
@@ -89,7 +75,7 @@ def build(
     network.transform = _transform(definition.options)
     wants_outlines = family == "MaskRCNN" and not arguments.get("return_bboxes", False)
     if family == "MaskRCNN":
-        _set_mask_branch(network.roi_heads, is_used=wants_outlines)
+        set_mask_branch(network.roi_heads, is_used=wants_outlines)
     detector = OutlineDetector if wants_outlines else TorchvisionDetector
     traits = Traits(
         # Enlarged by 1.5, the network moves with its image by no whole number of pixels. 1 leaves tiles as they are.
@@ -100,17 +86,6 @@ def build(
         geometry="polygon" if wants_outlines else "box",
     )
     return detector(make_ready(network, settings), Normaliser(definition.input, settings.device), 1, traits)
-
-
-def with_new_names(
-    state: Mapping[str, torch.Tensor], names: Sequence[tuple[re.Pattern[str], str]]
-) -> dict[str, torch.Tensor]:
-    """Give weights under the names that torchvision has for them today."""
-    renamed = {}
-    for name, tensor in state.items():
-        patterns = (pattern.sub(new, name) for pattern, new in names if pattern.fullmatch(name))
-        renamed[next(patterns, name)] = tensor
-    return renamed
 
 
 def _has_pyramid(state: Mapping[str, torch.Tensor]) -> bool:
@@ -192,38 +167,3 @@ def _transform(options: Mapping[str, Any]) -> nn.Module:
     if options.get("is_plain", False):
         return TileTransform(1.0, float(options.get("max_size") or _OLD_MOST))
     return TileTransform(float(options.get("resize") or _ZOOM))
-
-
-def _set_mask_branch(heads: Any, *, is_used: bool) -> None:
-    """Let masks go through their branch in parts, or take the branch off."""
-    if is_used:
-        heads.mask_head, heads.mask_predictor = nn.Identity(), _InParts(heads.mask_head, heads.mask_predictor)
-    else:
-        heads.mask_roi_pool = heads.mask_head = heads.mask_predictor = None
-
-
-class _InParts(nn.Module):
-    """Networks one after the other, through which a large batch goes in parts."""
-
-    def __init__(self, *stages: nn.Module) -> None:
-        super().__init__()
-        self.stages = nn.Sequential(*stages)
-
-    def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.stages(part) for part in torch.split(batch, _PART)])
-
-
-class OutlineDetector(TorchvisionDetector):
-    """A network that gives masks, too."""
-
-    def predict(self, batch: NDArray[Any]) -> list[Detections]:
-        """Find objects with outlines, see `Detector.predict`. What has a box but no pixel is no object."""
-        with translated(len(batch)), torch.inference_mode():
-            found = self._network(list(self._normalise(batch)))
-            return [self._outlined(item, batch.shape[-1]) for item in found]
-
-    def _outlined(self, found: dict[str, torch.Tensor], side: int) -> Detections:
-        plain = self._read(found)
-        shapes = outlines(found["masks"], found["boxes"], side)
-        all_objects = make_detections(plain.boxes, plain.scores, plain.labels, shapes=shapes)
-        return all_objects.take(np.array([shape is not None for shape in shapes], dtype=bool))

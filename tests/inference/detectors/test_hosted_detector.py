@@ -25,6 +25,7 @@ from kestrel.inference.detections import Detections
 from kestrel.inference.detectors import hosted_detector, load_detector
 from kestrel.inference.detectors.features import FeatureReader, fields_from_esri
 from kestrel.inference.detectors.protocol import DetectorSettings
+from kestrel.inference.detectors.raw_outputs import find_head
 from kestrel.inference.errors import (
     BackendMissingError,
     DeviceMemoryError,
@@ -485,12 +486,37 @@ def test_forged_detections_are_read_or_refused(tmp_path: Path, arrays: dict[str,
             "masks": np.full((1, 32, 4), 255, np.uint8)}  # fmt: skip
     traits = hosted_detector.Traits(stride=32, receptive_field_radius=None, is_dense=False, geometry="polygon")
     host = ForgingHost(None, **{**good, **arrays})
-    detector = hosted_detector.TorchScriptDetector(host, traits, definition, 0.5)
+    detector = hosted_detector.TorchScriptDetector(host, traits, definition, 1, 0.5)
     try:
         (found,) = detector.predict(np.zeros((1, 3, 32, 32), np.uint8))
     except ProtocolError:
         return
     assert (not arrays) == (len(found) == 1)
+
+
+@pytest.mark.parametrize(
+    "told", [5, [1], {"output0": [1, 6, 21]}, {"raw:a": 5}, {"raw:a": [1.5]}, {"raw:a": [True]}, {"raw:a": []},
+             {"raw:a": [1, -6, 21]}, {"raw:a": [1, 6, 21], "raw:b": [1, 6, 21]}, {"raw:a": [[]]}],
+)  # fmt: skip
+def test_a_forged_description_of_a_bare_output_is_refused(tmp_path: Path, told: Any) -> None:
+    (tmp_path / "net.pt").write_bytes(b"")
+    package = folder_package(tmp_path, "net.pt", kind="torchscript", weights="net.pt")
+    arguments = resolve_arguments(package.definition, {}).values
+    with pytest.raises((ProtocolError, ModelUnsupportedError)):
+        hosted_detector._network(ForgingHost({"raw": told}), package, tmp_path, arguments, -1, 1)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [{}, {"boxes": [[[1.0]]]}, {"raw:b": np.zeros((1, 6, 21))}, {"raw:a": 5.0}, {"raw:a": np.zeros((1, 7, 21))},
+     {"raw:a": np.zeros((1, 6, 22))}, {"raw:a": np.zeros((2, 6, 21))}, {"raw:a": np.zeros((1, 6, 21), complex)}],
+)  # fmt: skip
+def test_a_forged_bare_output_is_refused(tmp_path: Path, arrays: dict[str, Any]) -> None:
+    definition = folder_package(tmp_path, "net.pt", kind="torchscript", weights="net.pt").definition
+    head = find_head(definition, {"raw:a": (1, 4 + len(definition.classes), 21)})
+    detector = hosted_detector.RawDetector(ForgingHost(None, **arrays), head, definition, 0.5)
+    with pytest.raises((ProtocolError, ModelIncompatibleError)):
+        detector.predict(np.zeros((1, 3, 32, 32), np.uint8))
 
 
 @pytest.mark.parametrize("told", [{"kind": [1], "message": {}}, {"message": "a\ud800\n" * 9000}, {"missing": 3}])

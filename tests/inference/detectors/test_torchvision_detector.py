@@ -162,6 +162,85 @@ def test_a_tile_of_any_size_is_seen_as_it_is(tmp_path: Path, architecture: str) 
         assert max(apart.min(axis=0).max(), apart.min(axis=1).max()) < 0.05
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("architecture", "form"),
+    [
+        ("ssd300_vgg16", "pth"), ("fcos_resnet50_fpn", "safetensors"), ("retinanet_resnet50_fpn_v2", "pth"),
+        ("maskrcnn_resnet50_fpn", "safetensors"), ("maskrcnn_resnet50_fpn_v2", "pth"),
+    ],
+)  # fmt: skip
+def test_every_architecture_finds_what_torchvisions_own_pass_finds(
+    tmp_path: Path, architecture: str, form: str
+) -> None:
+    network = lively(build(architecture))
+    path = tmp_path / f"w.{form}"
+    save_file(network.state_dict(), str(path)) if form == "safetensors" else torch.save(network.state_dict(), path)
+    size = 300 if architecture.startswith("ssd") else 64
+    expected, batch = own_pass(network, size)
+    arguments = {"threshold": 0.05, "nms_overlap": 0.45}
+    detector = load(tmp_path, define(tmp_path, path, architecture).read_text("utf-8"), **arguments)
+    (found,) = detector.predict(batch)
+    keep = expected["labels"] >= 1
+    order = np.lexsort((*expected["boxes"][keep].T, -expected["scores"][keep].round(3)))
+    mine = np.lexsort((*found.boxes.T, -found.scores.round(3)))
+    assert 0 < keep.sum()
+    if detector.traits.geometry == "polygon":  # what has a box and no pixel is left out
+        assert found.shapes is not None
+        nearest = np.abs(expected["boxes"][keep][:, None] - found.boxes[None]).max(axis=2)
+        assert nearest.min(axis=0).max() < 0.5
+        check_outlines(found, expected, nearest.argmin(axis=0), keep)
+        return
+    assert len(found) == keep.sum()
+    assert np.allclose(np.sort(expected["scores"][keep]), np.sort(found.scores), rtol=0, atol=1e-3)
+    nearest = np.abs(expected["boxes"][keep][order][:, None] - found.boxes[mine][None]).max(axis=2)
+    assert max(nearest.min(axis=0).max(), nearest.min(axis=1).max()) < 0.5
+
+
+def lively(network: torch.nn.Module) -> torch.nn.Module:
+    """Let a network with random weights find something: dense heads start out sure that there is nothing."""
+    for name, parameter in network.named_parameters():
+        if name.endswith("cls_logits.bias"):
+            torch.nn.init.constant_(parameter, -1.0)
+        if name.endswith("mask_fcn_logits.weight"):
+            torch.nn.init.normal_(parameter, std=0.5)
+    return network
+
+
+def own_pass(network: torch.nn.Module, size: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Give what torchvision itself finds in an image of that size, at its own resolution, and the image."""
+    holder: Any = network.roi_heads if hasattr(network, "roi_heads") else network
+    holder.score_thresh, holder.nms_thresh, holder.detections_per_img = 0.05, 0.45, 1000
+    transform: Any = network.transform
+    transform.image_mean, transform.image_std = [0.0] * 3, [1.0] * 3
+    transform.min_size, transform.max_size = (size,), size
+    batch = noise(3, size, size)[None]
+    with torch.inference_mode():
+        (found,) = network(list(torch.from_numpy(batch).float() / 255))
+    return {name: value.numpy() for name, value in found.items()}, batch
+
+
+def check_outlines(found: Any, expected: dict[str, np.ndarray], index: np.ndarray, keep: np.ndarray) -> None:
+    """Hold outlines against torchvision's masks of the whole image: they cover what the masks cover by half."""
+    masks = (expected["masks"][keep][:, 0] >= 0.5).sum(axis=(1, 2))
+    areas = np.array([shape.area for shape in found.shapes])
+    assert len(found) == int((masks > 0).sum())
+    assert np.allclose(areas, masks[index], rtol=0, atol=2)
+
+
+@pytest.mark.slow
+def test_a_mask_network_gives_boxes_where_they_are_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(lively(build("maskrcnn_resnet50_fpn")).state_dict(), path)
+    text = define(tmp_path, path, "maskrcnn_resnet50_fpn").read_text("utf-8")
+    detector = load(tmp_path, text, threshold=0.05, return_bboxes=True)
+    (found,) = detector.predict(noise(3, 64, 64)[None])
+    assert (detector.traits.geometry, found.shapes) == ("box", None)
+    assert len(found) > 0
+    definition = open_package(text).definition
+    assert (definition.geometry, [spec.name for spec in definition.own_arguments]) == ("polygon", ["return_bboxes"])
+
+
 # -- What is refused ---------------------------------------------------------------------------------------------------
 
 
@@ -175,7 +254,7 @@ def test_weights_for_another_number_of_classes_are_refused(weights: Path, tmp_pa
         load_weights(tmp_path, weights / "model.safetensors", classes=[*CLASSES, {"value": 9, "name": "Bush"}])
 
 
-@pytest.mark.parametrize("architecture", ["maskrcnn_resnet50_fpn", "", "__init__", "load"])
+@pytest.mark.parametrize("architecture", ["keypointrcnn_resnet50_fpn", "", "__init__", "load"])
 def test_what_is_no_detection_architecture_is_refused(weights: Path, tmp_path: Path, architecture: str) -> None:
     with pytest.raises(ModelUnsupportedError, match="Architectures: fasterrcnn_resnet50_fpn"):
         load_weights(tmp_path, weights / "model.safetensors", architecture)

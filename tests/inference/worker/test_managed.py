@@ -23,6 +23,7 @@ from kestrel.inference.worker.managed import (
     default_target,
     find_python,
     install_extra,
+    installed_extras,
     interpreter_in,
     ready_interpreter,
 )
@@ -275,6 +276,27 @@ def test_an_extra_is_added_to_the_environment_that_is_there(tmp_path: Path, proj
     assert any("tensorfake" in line for line in lines)
 
 
+def test_an_environment_that_is_made_anew_gets_the_extras_of_the_old_one(
+    tmp_path: Path, requirements: Path, project_uv: str
+) -> None:
+    target, locked = tmp_path / "environment", locked_wheel(tmp_path, "tensorfake", "")
+    made = create_environment(target, requirements, sys.executable, print, lambda: False, uv=project_uv)
+    assert installed_extras(target) == ()
+    assert install_extra(str(made), locked, print, lambda: False, uv=project_uv)
+    assert install_extra(str(made), locked, print, lambda: False, uv=project_uv)
+    assert installed_extras(target) == ("tensorfake",)
+    again = create_environment(
+        target, requirements, sys.executable, print, lambda: False, uv=project_uv, extras=[locked]
+    )
+    assert (installed_extras(target), imports(str(again), "tensorfake")) == (("tensorfake",), True)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "nonsense"])
+def test_a_damaged_list_of_extras_names_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "kestrel-extras.json").write_text(text)
+    assert installed_extras(tmp_path) == ()
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_uv")
 def test_an_extra_is_added_without_uv_to_an_environment_that_lacks_pip(tmp_path: Path) -> None:
@@ -314,16 +336,17 @@ def test_an_extra_needs_an_environment(tmp_path: Path) -> None:
         install_extra(str(tmp_path / "python"), tmp_path / "extra.txt", print, lambda: False)
 
 
-def test_the_locked_extra_changes_no_library_of_the_environment(repository: Path) -> None:
+@pytest.mark.parametrize("extra", ["tensorflow", "transformers"])
+def test_the_locked_extra_changes_no_library_of_the_environment(repository: Path, extra: str) -> None:
     locked = {
         name: dict(re.findall(r"^([a-z0-9-]+)==(\S+(?: ;[^\\\n]*[^\\\n ])?)", text, re.MULTILINE))
-        for name in ("inference", "tensorflow")
+        for name in ("inference", extra)
         for text in [(repository / "requirements" / f"{name}.txt").read_text()]
     }
-    shared = set(locked["inference"]) & set(locked["tensorflow"])
-    assert {"numpy", "protobuf"} <= shared
-    assert [name for name in sorted(shared) if locked["inference"][name] != locked["tensorflow"][name]] == []
-    assert {"tensorflow-cpu", "tensorflow"} <= set(locked["tensorflow"])
+    shared = set(locked["inference"]) & set(locked[extra])
+    assert "numpy" in shared
+    assert [name for name in sorted(shared) if locked["inference"][name] != locked[extra][name]] == []
+    assert extra in locked[extra]
 
 
 # -- Finding a Python, and the place
