@@ -32,7 +32,9 @@ def models(tmp_path_factory: pytest.TempPathFactory, repository: Path, inference
 def detect(run_qgis_process: Callable[..., Any], tmp_path: Path, repository: Path) -> Callable[..., Any]:
     """Give `detect(model, arguments, raster)`, which gives the log, the results and the layer's features."""
 
-    def run(model: Path, arguments: str, raster: Path | None = None) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
+    def run(
+        model: Path, arguments: str, raster: Path | None = None
+    ) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
         output = tmp_path / "objects.gpkg"
         image = raster or repository / "resources" / "demo" / "OSBS_029.tif"
         answer = run_qgis_process(
