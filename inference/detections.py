@@ -72,9 +72,13 @@ class Detections:
         offset = np.array([x, y], dtype=np.float64)
         return self._mapped(self.boxes + np.tile(offset, 2), self.anchors + offset, lambda points: points + offset)
 
-    def scale(self, factor: float) -> Detections:
-        """Give the detections in pixels that are `factor` times finer."""
-        return self._mapped(self.boxes * factor, self.anchors * factor, lambda points: points * factor)
+    def scale(self, x: float, y: float | None = None) -> Detections:
+        """Give the detections in pixels that are `x` times finer, and `y` times along the columns where that differs.
+
+        Anything but boxes is bent by two different factors: a rotated rectangle does not stay one.
+        """
+        factors = np.array([x, x if y is None else y], dtype=np.float64)
+        return self._mapped(self.boxes * np.tile(factors, 2), self.anchors * factors, lambda points: points * factors)
 
     def _mapped(self, boxes: FloatArray, anchors: FloatArray, points: Any) -> Detections:
         shapes = None if self.shapes is None else shapely.transform(self.shapes, points)

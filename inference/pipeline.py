@@ -123,7 +123,7 @@ class Pipeline:
             return _Loaded(tile, None, TileState.nodata)
         if self.detector.traits.wants_raw:
             return _Loaded(tile, np.concatenate([pixels, valid[None].astype(pixels.dtype)]), TileState.done)
-        return _Loaded(tile, self.preprocess.to_network(pixels), TileState.done)
+        return _Loaded(tile, self.preprocess.to_network(pixels, tile.outer), TileState.done)
 
     def _read(self, tile: Tile) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         try:
@@ -155,7 +155,7 @@ class Pipeline:
             except TileError as error:
                 results += [error] if len(part) == 1 else self._one_by_one(part)
                 continue
-            results += [self.preprocess.to_raster(item, tile) for item, (tile, _) in zip(found, part)]
+            results += [self.preprocess.to_raster(item, tile.outer) for item, (tile, _) in zip(found, part)]
         return results
 
     def _one_by_one(self, part: list[tuple[Tile, NDArray[Any]]]) -> list[Detections | TileError]:

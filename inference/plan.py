@@ -21,10 +21,11 @@ _GPU_BATCH = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """The tiles of a run, in raster pixels, and the side that the network wants them to have."""
+    """The tiles of a run, in raster pixels, and the size that the network wants them to have."""
 
     grid: TileGrid
-    network_size: int
+    network_size: tuple[int, int]
+    """Width and height of the network's images."""
     batch_size: int
     is_exact: bool
     """The result equals one pass over the whole raster."""
@@ -51,20 +52,22 @@ def make_plan(
     resized = traits.network_size is not None and traits.network_size != tile_size
     is_single = tile_size >= max(region.info.width, region.info.height)
     radius = traits.receptive_field_radius
-    unit = 1 if resized else chooser.unit()
+    is_stretched = chooser.is_stretched()
+    unit = 1 if resized or is_stretched else chooser.unit()
     is_seamless = radius is not None and padding >= radius and unit == traits.stride
-    is_exact = traits.is_exact and not resized and (is_single or is_seamless)
-    is_cropped = traits.is_exact and traits.network_size is None
+    is_exact = traits.is_exact and not resized and not is_stretched and (is_single or is_seamless)
+    is_cropped = is_stretched or (traits.is_exact and traits.network_size is None)
     grid = TileGrid(
-        region.info.width, region.info.height, region.window, tile_size, padding, unit, is_cropped,
-        hangs_over=traits.padding is not None,
+        region.info.width, region.info.height, region.window, tile_size, padding, unit, chooser.tile_height(),
+        is_cropped, hangs_over=traits.padding is not None,
     )  # fmt: skip
+    width, height = traits.network_size, traits.network_height or traits.network_size
     return Plan(
         grid,
-        traits.network_size or tile_size,
+        (width or grid.columns.size, height or grid.rows.size),
         _batch_size(arguments["batch_size"], traits, device),
         is_exact,
-        tuple(_notes(tile_size, padding, traits, is_exact=is_exact, resized=resized)),
+        tuple(_notes(grid, traits, is_exact=is_exact, resized=resized)),
     )
 
 
@@ -99,8 +102,11 @@ class _SizeChooser:
     def tile_size(self) -> int:
         """Give the tiles' side: a multiple of the stride, and not much larger than a small raster."""
         stride, network = self.traits.stride, self.traits.network_size
-        if network is not None and (self.traits.wants_raw or not self.is_size_given):
+        is_only = self.traits.wants_raw or self.definition.input.resize == "none" or not self.is_size_given
+        if network is not None and is_only:
             return network
+        if network is not None and network != int(self.arguments["tile_size"]):
+            return int(self.arguments["tile_size"])  # resized: the stride is that of another scale
         size = align_up(int(self.arguments["tile_size"]), stride)
         if network is not None or not self.definition.tile.is_variable or self.definition.kind == "arcgis":
             return size  # ArcGIS's chips are as large as those of the training, also where the raster is smaller
@@ -110,9 +116,19 @@ class _SizeChooser:
             size = max(size, min(roomy, _LARGEST_AUTOMATIC_TILE))
         return min(size, align_up(max(self.info.width, self.info.height), stride))
 
+    def tile_height(self) -> int:
+        """Give the tiles' height: their sides are as those of the network's images."""
+        width, height = self.traits.network_size, self.traits.network_height
+        return round(self.tile_size() * height / width) if width and height else self.tile_size()
+
+    def is_stretched(self) -> bool:
+        """Tell whether the raster is smaller than a tile, and to be pulled over the whole of the network's image."""
+        is_small = self.info.width < self.tile_size() or self.info.height < self.tile_height()
+        return self.definition.input.resize == "stretch" and self.traits.network_size is not None and is_small
+
     def padding(self) -> int:
         """Give the padding: what is wanted, at most what leaves the inner window half of the tile."""
-        size, wanted, unit = self.tile_size(), self.wanted_padding(), self.unit()
+        size, wanted, unit = min(self.tile_size(), self.tile_height()), self.wanted_padding(), self.unit()
         most = size // 4 // unit * unit
         if wanted is None:
             return most
@@ -125,10 +141,12 @@ def _batch_size(stated: int | None, traits: Traits, device: str) -> int:
     return min(size, traits.max_batch or size)
 
 
-def _notes(tile_size: int, padding: int, traits: Traits, *, is_exact: bool, resized: bool) -> list[str]:
-    notes = [f"Tiles of {tile_size} x {tile_size} pixels, padding {padding}."]
+def _notes(grid: TileGrid, traits: Traits, *, is_exact: bool, resized: bool) -> list[str]:
+    width, height, padding = grid.columns.size, grid.rows.size, grid.padding
+    notes = [f"Tiles of {width} x {height} pixels, padding {padding}."]
     if resized:
-        notes.append(f"The network takes {traits.network_size} pixels: tiles are resized to that.")
+        size = f"{traits.network_size} x {traits.network_height or traits.network_size}"
+        notes.append(f"The network takes {size} pixels: tiles are resized to that.")
     if not is_exact and traits.is_exact:
         notes.append(
             f"The network sees {traits.receptive_field_radius} pixels around an object; with a padding of {padding} "

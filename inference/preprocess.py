@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .detections import Detections
 from .models.definition import InputSpec
-from .tiling import Tile
+from .tiling import Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,38 +54,73 @@ def make_normalisation(spec: InputSpec) -> Normalisation:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a tile of `tile_size` becomes the network's square of `network_size`, and how its boxes come back."""
+    """How a tile becomes the network's image, and how its boxes come back.
 
-    tile_size: int
-    network_size: int
+    Where a tile hangs over the raster's right or lower end, what there is of the raster is resized alone and the rest
+    filled up afterwards, as in the frameworks: its last row does not blend with what is not there.
 
-    def to_network(self, pixels: NDArray[Any]) -> NDArray[Any]:
+    Args:
+        width, height: Of the network's image, in pixels. A tile of another size is resized to it, each side by a
+            factor of its own.
+        limits: Width and height of the raster.
+        pad_value: What stands where there is no raster.
+    """
+
+    width: int
+    height: int
+    limits: tuple[float, float] = (np.inf, np.inf)
+    pad_value: float = 0.0
+
+    def to_network(self, pixels: NDArray[Any], outer: Window) -> NDArray[Any]:
         """Give the network's view of a tile.
 
         Shape:
-            pixels (C, tile_size, tile_size); gives (C, network_size, network_size), uint8 kept, else float32.
+            pixels (C, H, W) of the window outer; gives (C, height, width), uint8 kept, else float32.
         """
         kept = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
-        if self.tile_size == self.network_size:
+        if kept.shape[1:] == (self.height, self.width):
             return kept
-        return _resize(kept, self.network_size)
+        (columns, width), (rows, height) = self._content(outer)
+        if (columns, rows) == (outer.width, outer.height):
+            return _resize(kept, self.height, self.width)
+        image = np.full((len(kept), self.height, self.width), self.pad_value).astype(kept.dtype)
+        image[:, :height, :width] = _resize(kept[:, :rows, :columns], height, width)
+        return image
 
-    def to_raster(self, detections: Detections, tile: Tile) -> Detections:
+    def to_raster(self, detections: Detections, outer: Window) -> Detections:
         """Take detections from network pixels to raster pixels."""
-        scale = self.tile_size / self.network_size
-        scaled = detections if scale == 1 else detections.scale(scale)
-        return scaled.shift(tile.outer.x, tile.outer.y)
+        (columns, width), (rows, height) = self._content(outer)
+        x, y = columns / width, rows / height
+        scaled = detections if x == y == 1 else detections.scale(x, y)
+        return scaled.shift(outer.x, outer.y)
+
+    def _content(self, outer: Window) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Give, for columns and rows, how many pixels of the raster a window has, and how many they become."""
+        sides = (outer.x, outer.width, self.limits[0], self.width), (outer.y, outer.height, self.limits[1], self.height)
+        across, down = (_side(*side) for side in sides)
+        return across, down
 
 
-def _resize(pixels: NDArray[Any], size: int) -> NDArray[Any]:
-    """Resize (C, H, H) to (C, size, size), bilinear with half-pixel centres."""
-    n = pixels.shape[-1]
+def _side(start: int, length: int, limit: float, size: int) -> tuple[int, int]:
+    inside = length if start < 0 or start + length <= limit else max(int(limit) - start, 1)
+    return (inside, size) if inside == length else (inside, max(round(inside * size / length), 1))
+
+
+def _resize(pixels: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """Resize (C, H, W) to (C, height, width), bilinear with half-pixel centres."""
+    rows, columns = _resize_weights(pixels.shape[1], height), _resize_weights(pixels.shape[2], width)
+    low, high, share = rows
+    lines = pixels[:, low] * (1 - share)[:, None] + pixels[:, high] * share[:, None]
+    low, high, share = columns
+    resized: NDArray[Any] = lines[:, :, low] * (1 - share) + lines[:, :, high] * share
+    return np.rint(resized).astype(np.uint8) if pixels.dtype == np.uint8 else resized.astype(np.float32)
+
+
+def _resize_weights(n: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """Give, for each new pixel of an axis, the two old ones that it lies between, and the share of the second."""
     centre = np.clip((np.arange(size) + 0.5) * n / size - 0.5, 0, n - 1)
     low = np.floor(centre).astype(np.intp)
-    high, share = np.minimum(low + 1, n - 1), (centre - low).astype(np.float32)
-    rows = pixels[:, low] * (1 - share)[:, None] + pixels[:, high] * share[:, None]
-    resized: NDArray[Any] = rows[:, :, low] * (1 - share) + rows[:, :, high] * share
-    return np.rint(resized).astype(np.uint8) if pixels.dtype == np.uint8 else resized.astype(np.float32)
+    return low, np.minimum(low + 1, n - 1), (centre - low).astype(np.float32)
 
 
 def resize_cubic(batch: NDArray[Any], size: int) -> NDArray[Any]:

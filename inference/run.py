@@ -6,9 +6,12 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
+
+from numpy.typing import NDArray
 
 from .detectors import load_detector
 from .detectors.augmented import (
@@ -20,16 +23,20 @@ from .detectors.augmented import (
 )
 from .detectors.protocol import Detector, DetectorSettings
 from .device import choose_device
-from .errors import ModelHashError
+from .errors import ModelHashError, RasterReadError
 from .events import Message, Report
 from .fit import fit_warnings
 from .job import DetectionJob, parse_parallel_factor
 from .models.arguments import resolve_arguments
 from .models.definition import ModelDefinition
+from .models.overrides import overruled
 from .models.package import ModelPackage, open_package
 from .plan import Plan, make_plan, usable_cores
+from .preprocess import Preprocess
 from .rasters.gdal_raster import GdalRaster
+from .rasters.source import RasterInfo
 from .region import Region, make_region
+from .tiling import Window
 from .versions import installed_versions
 
 _VIEW_SHARE = 0.25
@@ -69,13 +76,15 @@ def prepare(job: DetectionJob, unpacked: Path, report: Report) -> Run:
     sha256 = package.sha256()
     if job.model_sha256 not in ("", sha256):
         raise ModelHashError("The model package has changed since the job was made.", hint="Start the job anew.")
-    definition = package.definition
-    resolved = resolve_arguments(definition, job.arguments)
+    resolved = resolve_arguments(package.definition, job.arguments)
+    definition = overruled(package.definition, resolved.values)
+    package = replace(package, definition=definition)
     source = GdalRaster(job.raster, definition.input, job.cell_size)
     region = make_region(job, source.info)
     device = choose_device(job.processor, job.gpu_id, definition.kind)
     n_threads = parse_parallel_factor(job.parallel_processing_factor, usable_cores())
-    settings = DetectorSettings(device, n_threads, job.allowed_code)
+    sample = _Sampler(source, region, definition, resolved.values)
+    settings = DetectorSettings(device, n_threads, job.allowed_code, sample)
     is_augmented = bool(resolved.values["test_time_augmentation"])
     wanted = {**resolved.values, "threshold": resolved.values["threshold"] * _VIEW_SHARE} if is_augmented else (
         resolved.values
@@ -90,9 +99,59 @@ def prepare(job: DetectionJob, unpacked: Path, report: Report) -> Run:
         report(Message("warning", "argument", text))
     for text in fit_warnings(definition, source.info):
         report(Message("warning", "fit", text))
+    for text in detector.traits.notes:
+        report(Message("info", "model", text))
     for text in (f"Model: {definition.name} {definition.version}".strip() + f", on {device}.", *plan.notes):
         report(Message("info", "plan", text))
     return Run(job, package, sha256, resolved.values, source, region, detector, plan, device, n_threads)
+
+
+_TRIALS = (0.5, 0.25, 0.75)
+"""Where a sample is looked for, as shares of the searched region's sides."""
+
+
+@dataclass(frozen=True)
+class _Sampler:
+    """Gives a tile from the middle of the searched region, or from another place where there is nothing."""
+
+    source: GdalRaster
+    region: Region
+    definition: ModelDefinition
+    arguments: Mapping[str, Any]
+
+    def __call__(self, height: int, width: int) -> NDArray[Any]:
+        """Give (C, height, width), see `DetectorSettings.sample`."""
+        best: tuple[int, NDArray[Any], Window] | None = None
+        wide = max(int(self.arguments["tile_size"] or width), 1)
+        high = max(round(wide * height / width), 1)
+        if self.definition.input.resize == "stretch":
+            wide, high = min(wide, self.source.info.width), min(high, self.source.info.height)
+        for y, x in product(_TRIALS, repeat=2):
+            window = self._window(x, y, wide, high)
+            try:
+                pixels, valid = self.source.read(window)
+            except RasterReadError:
+                continue
+            n_valid = int(valid.sum())
+            if best is None or n_valid > best[0]:
+                best = n_valid, pixels, window
+            if n_valid == valid.size:
+                break
+        if best is None:
+            raise RasterReadError(f"The raster '{self.source.name}' cannot be read: no part of it that was tried.")
+        preprocess = make_preprocess(self.source.info, self.definition, (width, height))
+        return preprocess.to_network(best[1], best[2])
+
+    def _window(self, x: float, y: float, width: int, height: int) -> Window:
+        area, info = self.region.window, self.source.info
+        left = min(max(0, round(area.x + x * area.width - width / 2)), max(0, info.width - width))
+        top = min(max(0, round(area.y + y * area.height - height / 2)), max(0, info.height - height))
+        return Window(left, top, width, height)
+
+
+def make_preprocess(info: RasterInfo, definition: ModelDefinition, size: tuple[int, int]) -> Preprocess:
+    """Give the way of a raster's tiles into images of (width, height)."""
+    return Preprocess(*size, (info.width, info.height), definition.input.pad_value)
 
 
 def _augmented(detector: Detector, definition: ModelDefinition, arguments: Mapping[str, Any]) -> Detector:
@@ -116,7 +175,8 @@ def fingerprint(run: Run) -> str:
     facts = [
         _code_hash(), installed_versions(), run.sha256, job.raster, _identity(run.source),
         info.width, info.height, list(info.transform), info.crs_wkt,
-        job.extent, job.cell_size, job.mask_wkb, grid.tile_size, grid.padding, grid.stride, run.plan.network_size,
+        job.extent, job.cell_size, job.mask_wkb, grid.tile_size, grid.tile_height, grid.padding, grid.stride,
+        run.plan.network_size,
         {name: run.arguments[name] for name in sorted(run.arguments) if name != "batch_size"},
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -12,8 +12,7 @@ from .errors import InferenceError, ModelError, RasterReadError, TileError
 from .events import Message, Progress, Report
 from .journal import Journal, TileResult, TileState
 from .pipeline import BatchSize, Outcome, Pipeline
-from .preprocess import Preprocess
-from .run import SEAM_TOLERANCE, Run
+from .run import SEAM_TOLERANCE, Run, make_preprocess
 
 _TOLD_QUARANTINES = 5
 _PROGRESS_SECONDS = 0.2
@@ -25,7 +24,7 @@ def search(run: Run, journal: Journal, report: Report, is_cancelled: Callable[[]
     failed_before = {number for number, _ in journal.quarantined()}
     pipeline = Pipeline(
         run.source,
-        Preprocess(plan.grid.tile_size, plan.network_size),
+        make_preprocess(run.source.info, run.package.definition, plan.network_size),
         run.detector,
         BatchSize(plan.batch_size),
         n_readers=max(1, run.n_threads // 2),

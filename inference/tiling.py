@@ -141,9 +141,10 @@ class TileGrid:
     Args:
         width, height: Size of the raster.
         area: The part of it that is searched.
-        tile_size: Side of the outer windows.
+        tile_size: Width of the outer windows, and their height where no other is given.
         padding: Pixels that a tile shares with each neighbour.
         stride: The model's stride; tile_size and padding are multiples of it.
+        tile_height: Height of the outer windows; 0: as their width.
         is_cropped: Along an axis on which the raster is shorter than a tile, outer windows end with the raster, rounded
             up to the stride, as one pass over the whole raster would.
         hangs_over: Each tile has all of its padding, also beyond the raster's edges, where there are no pixels: what
@@ -156,24 +157,23 @@ class TileGrid:
     tile_size: int
     padding: int
     stride: int
+    tile_height: int = 0
     is_cropped: bool = False
     hangs_over: bool = False
 
     @property
     def columns(self) -> Axis:
         """Give the grid's horizontal axis."""
-        return self._axis(self.width, self.area.x, self.area.right)
+        return self._axis(self.width, self.area.x, self.area.right, self.tile_size)
 
     @property
     def rows(self) -> Axis:
         """Give the grid's vertical axis."""
-        return self._axis(self.height, self.area.y, self.area.bottom)
+        return self._axis(self.height, self.area.y, self.area.bottom, self.tile_height or self.tile_size)
 
-    def _axis(self, limit: int, start: int, stop: int) -> Axis:
-        return Axis(limit, start, stop, self._side(limit), self.padding, self.stride, self.hangs_over)
-
-    def _side(self, limit: int) -> int:
-        return min(self.tile_size, align_up(limit, self.stride)) if self.is_cropped else self.tile_size
+    def _axis(self, limit: int, start: int, stop: int, side: int) -> Axis:
+        side = min(side, align_up(limit, self.stride)) if self.is_cropped else side
+        return Axis(limit, start, stop, side, self.padding, self.stride, self.hangs_over)
 
     def __len__(self) -> int:
         """Give the number of tiles."""

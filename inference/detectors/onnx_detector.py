@@ -1,4 +1,4 @@
-"""ONNX models on ONNX Runtime: YOLO heads before suppression, and graphs that give boxes, scores and labels."""
+"""ONNX models on ONNX Runtime: any graph whose outputs one of the heads (detectors/heads) can read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -16,27 +16,39 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from ..calibrate import Response, calibrated_traits
-from ..detections import Detections, make_detections
+from ..detections import Detections
 from ..errors import (
     DeviceMemoryError,
     DeviceUnavailableError,
     ModelError,
+    ModelIncompatibleError,
     ModelPackageError,
     ModelUnsupportedError,
     first_line,
     is_out_of_memory,
 )
 from ..models.definition import ModelDefinition
+from ..models.onnx_file import TensorInfo
+from ..models.onnx_heads import Reading
 from ..models.package import ModelPackage, is_safe_name
-from .dense_heads import DenseGrid, DenseHead, find_grid
 from .graph_input import GraphInput
+from .heads import Head, HeadSettings, Outputs, make_head
+from .heads.dense import DenseHead, find_grid
+from .heads.settle import by_role
+from .onnx_reading import find_reading
 from .protocol import DetectorSettings, Traits
 
-_NUMPY_TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
+_NUMPY_TYPES = {
+    "tensor(uint8)": np.uint8, "tensor(uint16)": np.uint16, "tensor(float)": np.float32, "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+}  # fmt: skip
+_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
 _STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 _DEFAULT_PADDING_STRIDE = 32
 _SIZE_INPUT = "orig_target_sizes"
 """Input of RT-DETR's exports beside the images: each one's width and height, in whose pixels its boxes come."""
+_MASK_INPUT = "pixel_mask"
+"""Input of DETR's exports beside the images: 1 where an image is, 0 where it was filled up."""
 _RUNTIME_ERRORS: tuple[type[Exception], ...] = tuple(
     item for item in vars(onnxruntime_pybind11_state).values() if isinstance(item, type) and issubclass(item, Exception)
 )
@@ -44,19 +56,17 @@ _RUNTIME_ERRORS: tuple[type[Exception], ...] = tuple(
 _RUN_ERRORS: tuple[type[Exception], ...] = (*_RUNTIME_ERRORS, MemoryError)
 
 
-def load(
-    package: ModelPackage, arguments: Mapping[str, Any], settings: DetectorSettings, folder: Path
-) -> DenseOnnxDetector | BoxesOnnxDetector:
+def load(package: ModelPackage, arguments: Mapping[str, Any], settings: DetectorSettings, folder: Path) -> OnnxDetector:
     """Load an ONNX package, see `load_detector`."""
     definition = package.definition
     path = _unpack(package, folder)
     runner = OnnxRunner(_session(path, settings), definition)
-    head = str(definition.options.get("head", "")) or _recognise(runner, len(definition.classes))
-    if head in ("yolov8", "yolov5"):
-        dense = DenseHead(len(definition.classes), has_objectness=head == "yolov5")
-        detector = DenseOnnxDetector(runner, dense, definition, float(arguments["threshold"]), settings.n_threads)
-        return detector.calibrated(package.sha256())
-    return BoxesOnnxDetector(runner, definition, float(arguments["threshold"]), settings.n_threads)
+    limits = HeadSettings(len(definition.classes), float(arguments["threshold"]), float(arguments["nms_overlap"]))
+    found = find_reading(runner, definition, limits, settings.sample)
+    head = make_head(found.reading, found.settings)
+    detector = OnnxDetector(runner, found.reading, head, definition, settings.n_threads)
+    detector.tell(found.notes)
+    return detector.calibrated(package.sha256(), definition)
 
 
 def _unpack(package: ModelPackage, folder: Path) -> Path:
@@ -132,6 +142,7 @@ class OnnxRunner:
 
     Attributes:
         input: The images that it takes.
+        outputs: What it declares to give.
     """
 
     def __init__(self, session: onnxruntime.InferenceSession, definition: ModelDefinition) -> None:
@@ -141,32 +152,48 @@ class OnnxRunner:
             ModelUnsupportedError: the graph takes something other than a batch of images.
             ModelIncompatibleError: the graph's channels are not the definition's bands.
         """
-        inputs = [item for item in session.get_inputs() if not _is_size_input(item)]
+        inputs = [item for item in session.get_inputs() if not _is_known_input(item)]
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in _NUMPY_TYPES:
             found = ", ".join(f"{item.name} {item.type} {item.shape}" for item in session.get_inputs())
-            raise ModelUnsupportedError(f"The model takes {found}; Kestrel feeds one image batch (N, C, H, W).")
+            raise ModelUnsupportedError(
+                f"The model takes {found}; Kestrel feeds one image batch (N, C, H, W) or (N, H, W, C) of 8-bit or "
+                "floating pixels."
+            )
         self._session = session
         self._name = inputs[0].name
-        self._takes_sizes = len(session.get_inputs()) > 1
-        batch, channels, height, width = (size if isinstance(size, int) else None for size in inputs[0].shape)
-        self.input = GraphInput(_NUMPY_TYPES[inputs[0].type], batch, channels, height, width, definition)
-        self.output_names = [item.name for item in session.get_outputs()]
-        self.output_ranks = {item.name: len(item.shape or ()) for item in session.get_outputs()}
-        """Number of axes of each output; 0 where the graph does not say."""
+        self._others = [item for item in session.get_inputs() if item is not inputs[0]]
+        shape = [size if isinstance(size, int) and size > 0 else None for size in inputs[0].shape]
+        self.input = GraphInput(_NUMPY_TYPES[inputs[0].type], shape, definition)
+        self.outputs = tuple(_described(item) for item in session.get_outputs())
 
-    def run(self, batch: NDArray[Any]) -> list[NDArray[Any]]:
-        """Run a batch (N, C, S, S) of raster values and give the graph's outputs, see `GraphInput.feed`."""
+    def run(self, batch: NDArray[Any]) -> Outputs:
+        """Run a batch (N, C, H, W) of raster values and give the graph's outputs by name, see `GraphInput.feed`."""
         fed = self.input.feed(batch)
-        feeds = {self._name: np.ascontiguousarray(fed)}
-        if self._takes_sizes:
-            feeds[_SIZE_INPUT] = np.full((len(fed), 2), fed.shape[-1], np.int64)
+        feeds: dict[str, NDArray[Any]] = {self._name: fed}
+        height, width = batch.shape[2:]
+        for item in self._others:
+            sizes = np.tile(np.array([[width, height]], np.int64), (len(fed), 1))
+            feeds[item.name] = sizes if item.name == _SIZE_INPUT else _full_mask(item.shape, len(fed), height, width)
         with _translated(len(batch)):
-            outputs: list[NDArray[Any]] = self._session.run(None, feeds)
-        return outputs
+            outputs = self._session.run(None, feeds)
+        return {item.name: array for item, array in zip(self.outputs, outputs)}
 
 
-def _is_size_input(item: Any) -> bool:
-    return bool(item.name == _SIZE_INPUT and item.type == "tensor(int64)" and len(item.shape) == 2)
+def _is_known_input(item: Any) -> bool:
+    ranks = {_SIZE_INPUT: 2, _MASK_INPUT: 3}
+    return bool(item.type == "tensor(int64)" and ranks.get(item.name) == len(item.shape))
+
+
+def _full_mask(shape: Sequence[Any], n: int, height: int, width: int) -> NDArray[np.int64]:
+    sides = [size if isinstance(size, int) else free for size, free in zip(shape[1:], (height, width))]
+    return np.ones((n, *sides), np.int64)
+
+
+def _described(item: Any) -> TensorInfo:
+    kind = item.type
+    dtype = _DTYPES.get(kind, kind[len("tensor(") : -1] if kind.startswith("tensor(") else kind)
+    shape = tuple(size if isinstance(size, int) else None for size in item.shape or ()) if item.shape else None
+    return TensorInfo(item.name, dtype, shape)
 
 
 @contextmanager
@@ -179,39 +206,38 @@ def _translated(n: int) -> Iterator[None]:
         raise ModelError(f"The network failed: {first_line(error)}.") from error
 
 
-def _recognise(runner: OnnxRunner, n_classes: int) -> str:
-    """Tell the head from the outputs' names and shapes."""
-    if {"boxes", "scores"} <= set(runner.output_names):
-        return "boxes"
-    shapes = [item.shape for item in runner._session.get_outputs()]
-    if len(shapes) == 1 and len(shapes[0]) == 3:
-        for head, rows in (("yolov8", 4 + n_classes), ("yolov5", 5 + n_classes)):
-            if rows in shapes[0][1:]:
-                return head
-    found = ", ".join(f"{name} {shape}" for name, shape in zip(runner.output_names, shapes))
-    raise ModelUnsupportedError(
-        f"The model's outputs ({found}) are none that Kestrel knows.", hint="Name the 'head' in the definition."
-    )
-
-
-class DenseOnnxDetector:
-    """A YOLO head without suppression in the graph."""
+class OnnxDetector:
+    """A graph, and the head that reads its outputs."""
 
     def __init__(
-        self, runner: OnnxRunner, head: DenseHead, definition: ModelDefinition, threshold: float, n_threads: int
+        self, runner: OnnxRunner, reading: Reading, head: Head, definition: ModelDefinition, n_threads: int
     ) -> None:
-        """Take the parts; the traits are declared ones until `calibrated`."""
-        self._runner, self._head, self._threshold = runner, head, threshold
-        self._tile = definition.tile
+        """Take the parts; the traits are declared ones until `calibrated`.
+
+        Raises:
+            ModelUnsupportedError: the graph takes several images, and does not tell whose objects it gives.
+        """
+        self._runner, self._reading, self._head = runner, reading, head
         self._n_bands = len(definition.input.bands)
-        self._grids: dict[tuple[int, int, int], DenseGrid] = {}
+        ranks = {item.name: len(item.shape) for item in runner.outputs if item.shape is not None}
+        roles = {role: ranks.get(name, 0) for role, name in reading.roles.items()}
+        self._takes_one = any(roles.get(role) == rank - 1 for role, rank in head.roles.items())
+        if self._takes_one and (runner.input.fixed_batch or 1) > 1:
+            raise _mixed_batch(runner.input.fixed_batch)
+        is_dense = isinstance(head, DenseHead)
+        height, width = runner.input.size or (None, None)
         self._traits = Traits(
             stride=definition.tile.stride or _DEFAULT_PADDING_STRIDE,
-            receptive_field_radius=definition.tile.receptive_field_radius,
-            is_dense=True,
-            network_size=runner.input.network_size,
-            max_batch=runner.input.fixed_batch,
+            receptive_field_radius=definition.tile.receptive_field_radius if is_dense else None,
+            is_dense=is_dense,
+            network_size=width,
+            network_height=None if height == width else height,
+            max_batch=1 if self._takes_one else runner.input.fixed_batch,
+            max_detections=_limit(runner, reading),
             n_callers=n_threads,
+            geometry="box" if reading.geometry == "box" else "polygon",
+            is_oriented=reading.geometry == "oriented",
+            fields=({"name": "Angle", "type": "number"},) if reading.geometry == "oriented" else (),
         )
 
     @property
@@ -219,87 +245,38 @@ class DenseOnnxDetector:
         """Describe the network."""
         return self._traits
 
-    def calibrated(self, sha256: str) -> DenseOnnxDetector:
-        """Measure stride and receptive field where the package does not state them."""
-        if self._tile.stride is None or self._tile.receptive_field_radius is None:
-            size = self._runner.input.network_size
-            measured = calibrated_traits(self._traits, self._respond, self._n_bands, sha256, size)
-            stated = self._tile.receptive_field_radius
-            self._traits = replace(
-                measured,
-                stride=self._tile.stride or measured.stride,
-                receptive_field_radius=measured.receptive_field_radius if stated is None else stated,
-            )
+    def tell(self, notes: tuple[str, ...]) -> None:
+        """Keep what was assumed, for the user."""
+        self._traits = replace(self._traits, notes=notes)
+
+    def calibrated(self, sha256: str, definition: ModelDefinition) -> OnnxDetector:
+        """Measure a dense head's stride and receptive field where the package does not state them."""
+        tile = definition.tile
+        is_stated = tile.stride is not None and tile.receptive_field_radius is not None
+        size = self._runner.input.size
+        if not self._traits.is_dense or is_stated or (size is not None and size[0] != size[1]):
+            return self
+        # The same file read in another way is another network.
+        key = sha256 if self._reading.head in ("yolov8", "yolov5") else f"{sha256}-{self._reading.head}"
+        measured = calibrated_traits(self._traits, self._respond, self._n_bands, key, size[0] if size else None)
+        stated = tile.receptive_field_radius
+        self._traits = replace(
+            measured,
+            stride=tile.stride or measured.stride,
+            receptive_field_radius=measured.receptive_field_radius if stated is None else stated,
+        )
         return self
 
     def _respond(self, image: NDArray[Any]) -> Response:
-        rows = self._head.rows_first(self._runner.run(image[None])[0])[0]
-        grid = self._grid(rows.shape[1], image.shape[-2], image.shape[-1])
-        values = rows.T.astype(np.float64)
-        values[:, :2] -= grid.anchors
-        return Response(values, grid.anchors, grid.stride)
-
-    def _grid(self, n: int, height: int, width: int) -> DenseGrid:
-        key = (n, height, width)
-        if key not in self._grids:
-            self._grids[key] = find_grid(n, height, width)
-        return self._grids[key]
-
-    def predict(self, batch: NDArray[Any]) -> list[Detections]:
-        """Find candidates, see `Detector.predict`."""
-        return [found for part in self._runner.input.parts(batch) for found in self._predict(part)]
-
-    def _predict(self, batch: NDArray[Any]) -> list[Detections]:
-        outputs = self._head.rows_first(self._runner.run(batch)[0])[: len(batch)]
-        grid = self._grid(outputs.shape[2], batch.shape[2], batch.shape[3])
-        return [self._head.decode(rows, grid, self._threshold) for rows in outputs]
-
-
-_RANK_OF_ONE = 2
-"""Axes of `boxes` where a graph gives one image's, without a batch axis."""
-
-
-def _mixed_batch(n: int | None) -> ModelUnsupportedError:
-    return ModelUnsupportedError(
-        f"The model takes {n} images at a time, and does not tell whose boxes it gives.",
-        hint="Export it for one image, or with a batch axis in its outputs.",
-    )
-
-
-class BoxesOnnxDetector:
-    """A graph with suppression inside: boxes (x0 y0 x1 y1 in network pixels), scores, and labels."""
-
-    def __init__(self, runner: OnnxRunner, definition: ModelDefinition, threshold: float, n_threads: int) -> None:
-        """Find which output is which.
-
-        Raises:
-            ModelUnsupportedError: there are no outputs named boxes and scores, or no telling whose they are.
-        """
-        missing = {"boxes", "scores"} - set(runner.output_names)
-        if missing:
-            raise ModelUnsupportedError(
-                f"The model has no output named {' or '.join(sorted(missing))}.",
-                hint=f"Its outputs are {', '.join(runner.output_names)}.",
-            )
-        self._takes_one = runner.output_ranks["boxes"] == _RANK_OF_ONE
-        if self._takes_one and (runner.input.fixed_batch or 1) > 1:
-            raise _mixed_batch(runner.input.fixed_batch)
-        self._runner, self._threshold = runner, threshold
-        self._label_offset = int(definition.options.get("label_offset", 0))
-        self._n_classes = len(definition.classes)
-        self._traits = Traits(
-            stride=definition.tile.stride or _DEFAULT_PADDING_STRIDE,
-            receptive_field_radius=None,
-            is_dense=False,
-            network_size=runner.input.network_size,
-            max_batch=1 if self._takes_one else runner.input.fixed_batch,
-            n_callers=n_threads,
-        )
-
-    @property
-    def traits(self) -> Traits:
-        """Describe the network."""
-        return self._traits
+        """Give what the network answers to one image: of each candidate all numbers, the box relative to its cell."""
+        layout = cast("DenseHead", self._head).layout
+        outputs = by_role(self._runner.run(image[None]), self._reading, {"table": 3})
+        numbers = layout.numbers_first(outputs["table"])[0]
+        size = (image.shape[-2], image.shape[-1])
+        grid = find_grid(numbers.shape[1], *size)
+        boxes = layout.centred(numbers, grid, size)
+        boxes[:, :2] -= grid.anchors
+        return Response(np.concatenate([boxes, numbers[4:].T.astype(np.float64)], axis=1), grid.anchors, grid.stride)
 
     def predict(self, batch: NDArray[Any]) -> list[Detections]:
         """Find objects, see `Detector.predict`."""
@@ -307,25 +284,45 @@ class BoxesOnnxDetector:
         return [found for part in parts for found in self._predict(part)]
 
     def _predict(self, batch: NDArray[Any]) -> list[Detections]:
-        outputs = dict(zip(self._runner.output_names, self._runner.run(batch)))
-        boxes, scores, labels = outputs["boxes"], outputs["scores"], outputs.get("labels")
-        has_batch_axis = boxes.ndim != _RANK_OF_ONE
+        outputs = by_role(self._runner.run(batch), self._reading, self._head.roles)
+        self._check(outputs)
         n_fed = self._runner.input.fixed_batch or len(batch)
-        if not has_batch_axis or len(boxes) != n_fed:  # torchvision's export, and graphs that look at one image
+        is_of_one = any(len(outputs[role]) != n_fed for role, rank in self._head.roles.items() if rank > _RANK_OF_ALL)
+        if is_of_one:  # torchvision's export, and graphs that look at one image only
             if (self._runner.input.fixed_batch or 1) > 1:
                 raise _mixed_batch(self._runner.input.fixed_batch)
             if len(batch) > 1:  # a graph that did not declare its outputs' form
                 self._takes_one = True
                 return self.predict(batch)
-        if not has_batch_axis:
-            boxes, scores = boxes[None], scores[None]
-            labels = labels[None] if labels is not None else None
-        return [self._read(boxes[i], scores[i], labels[i] if labels is not None else None) for i in range(len(batch))]
+        return self._head.read(outputs, len(batch), batch.shape[2:])
 
-    def _read(self, boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any] | None) -> Detections:
-        if scores.ndim == 2:
-            labels = scores.argmax(axis=1) if labels is None else labels
-            scores = scores.max(axis=1)
-        classes = np.zeros(len(scores), np.int64) if labels is None else labels.astype(np.int64) - self._label_offset
-        keep = ~(scores <= self._threshold) & (classes >= 0) & (classes < self._n_classes)  # NaN stays, to be counted
-        return make_detections(boxes[keep], scores[keep], classes[keep])
+    def _check(self, outputs: Outputs) -> None:
+        for role, rank in self._head.roles.items():
+            if outputs[role].ndim != rank and (role, outputs[role].ndim) not in _ALSO:
+                name = self._reading.roles[role]
+                raise ModelIncompatibleError(
+                    f"The model's output '{name}' has shape {outputs[role].shape}, which is not that of {role} in the "
+                    f"head '{self._reading.head}'.",
+                    hint="Name another head with the argument head.",
+                )
+
+
+_RANK_OF_ALL = 2
+"""Axes of outputs whose first axis need not be the batch's: one table for all images, counts."""
+_ALSO = (("scores", 3), ("masks", 5), ("counts", 2))
+"""Forms that heads read besides: scores a class, masks with a channel's axis."""
+
+
+def _limit(runner: OnnxRunner, reading: Reading) -> int | None:
+    """Give the most objects that a graph with suppression inside can tell of."""
+    name = reading.roles.get("table" if reading.head.startswith("rows") else "boxes", "")
+    shape = next((item.shape for item in runner.outputs if item.name == name), None)
+    is_limited = reading.head in ("rows", "rows-seg", "rows-obb", "detr", "boxes") and shape is not None
+    return shape[1] if is_limited and shape is not None and len(shape) == 3 else None
+
+
+def _mixed_batch(n: int | None) -> ModelUnsupportedError:
+    return ModelUnsupportedError(
+        f"The model takes {n} images at a time, and does not tell whose boxes it gives.",
+        hint="Export it for one image, or with a batch axis in its outputs.",
+    )

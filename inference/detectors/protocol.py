@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,11 +19,14 @@ class DetectorSettings:
         device: "cpu", "cuda:0", "mps".
         n_threads: Threads that inference may use on the CPU.
         allowed_code: SHA-256 of the package's program that the user consented to; empty: no program is run.
+        sample: Gives the pixels of a tile of the raster (C, height, width) as an image of the given height and width:
+            what a model does not say of itself is found out with it. None where there is no raster.
     """
 
     device: str = "cpu"
     n_threads: int = 1
     allowed_code: str = ""
+    sample: Callable[[int, int], NDArray[Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,16 @@ class Traits:
         stride: Moving the image by this many pixels moves the output, and changes nothing else.
         receptive_field_radius: Farthest pixel from an anchor that its output depends on; None: all of them, or unknown.
         is_dense: Gives candidates before suppression, with anchors.
-        network_size: The only input size it takes; None: any multiple of the stride.
+        network_size: The only width of its images; None: any multiple of the stride.
+        network_height: Their height, where that is another than the width.
         max_batch: Largest batch that it takes; None: any.
         max_detections: Most detections that it gives for one tile; None: no limit.
         n_callers: Threads that may call `predict` at the same time with profit.
         padding: The only padding that it works with; None: any.
         wants_raw: Batches come in the raster's own type, with one band more: 1 where a pixel is valid, 0 where not.
         geometry: What its objects are: "box", "polygon", "point" or "line".
+        is_oriented: Its objects are rotated rectangles, polygons of four corners.
+        notes: What was found out while the network was loaded, and assumed, for the user.
         fields: Attributes that objects carry besides class and score, each with `name`, `type` (text, integer,
             number) and perhaps `alias`.
     """
@@ -49,13 +55,16 @@ class Traits:
     receptive_field_radius: int | None
     is_dense: bool
     network_size: int | None = None
+    network_height: int | None = None
     max_batch: int | None = None
     max_detections: int | None = None
     n_callers: int = 1
     padding: int | None = None
     wants_raw: bool = False
     geometry: str = "box"
+    is_oriented: bool = False
     fields: tuple[Mapping[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def is_exact(self) -> bool:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from rasterio.features import shapes as outlines_of
 
 from ..detections import Detections, make_detections
 from ..errors import (
@@ -33,6 +32,7 @@ from ..errors import (
 from ..merge import suppress_once
 from ..models.definition import ModelClass, ModelDefinition
 from ..models.package import ModelPackage
+from ..outlines import outline
 from .graph_input import GraphInput
 from .protocol import DetectorSettings, Traits
 from .tensorflow_graph import OUTPUTS, SAVED_MODEL, CheckedGraph, read_graph
@@ -130,7 +130,9 @@ class GraphRunner:
         if checked.image.dtype not in _TYPES:
             found = tensorflow.dtypes.as_dtype(checked.image.dtype).name
             raise ModelUnsupportedError(f"The model takes pixels of type {found}; Kestrel feeds uint8 and float32.")
-        self.input = GraphInput(_TYPES[checked.image.dtype], batch, channels, height, width, definition)
+        if height != width:
+            raise ModelUnsupportedError(f"The model takes {width} x {height} pixels; Kestrel feeds it squares only.")
+        self.input = GraphInput(_TYPES[checked.image.dtype], (batch, channels, height, width), definition)
         self._session = self._open(settings)
 
     def _open(self, settings: DetectorSettings) -> Any:
@@ -229,7 +231,7 @@ class TensorflowDetector:
             stride=definition.tile.stride or 1,  # these graphs resize tiles to their own liking
             receptive_field_radius=None,
             is_dense=False,
-            network_size=runner.input.network_size,
+            network_size=runner.input.size[1] if runner.input.size else None,
             max_batch=runner.input.fixed_batch,
             geometry="polygon" if self._has_masks else "box",
         )
@@ -256,9 +258,9 @@ class TensorflowDetector:
         shapes = None
         if self._has_masks:
             masks = found["detection_masks"][keep]
-            outlines = [outline(mask, box, side) for mask, box in zip(masks, boxes[keep].astype(np.float64))]
-            is_seen = np.array([not shape.is_empty for shape in outlines], np.bool_)
-            keep, shapes = keep[is_seen], [shape for shape in outlines if not shape.is_empty]
+            outlines = [mask_outline(mask, box, side) for mask, box in zip(masks, boxes[keep].astype(np.float64))]
+            is_seen = np.array([shape is not None for shape in outlines], np.bool_)
+            keep, shapes = keep[is_seen], [shape for shape in outlines if shape is not None]
             corners = shapely.bounds(shapes).reshape(-1, 4)
         detections = make_detections(corners, scores[keep], labels[keep], shapes=shapes)
         return suppress_once(detections, self._max_overlap)
@@ -280,22 +282,15 @@ def label_table(classes: Sequence[ModelClass]) -> dict[int, int]:
     return places
 
 
-def outline(mask: NDArray[Any], box: NDArray[np.float64], side: int) -> Any:
-    """Give the outline of what a soft mask covers, with its holes; it may be in several parts, or empty.
+def mask_outline(mask: NDArray[Any], box: NDArray[np.float64], side: int) -> Any:
+    """Give the outline of what a soft mask covers, with its holes; it may be in several parts, or None.
 
     Shape:
         mask (h, w), of the whole image where it has the image's size, else of the box alone; box (4,), ymin xmin ymax
         xmax as parts of the image's side.
     """
     whole = mask if mask.shape == (side, side) else _reframed(mask, box, side)
-    is_inside = whole > _MASK_THRESHOLD
-    rows, columns = np.flatnonzero(is_inside.any(1)), np.flatnonzero(is_inside.any(0))
-    if not len(rows):
-        return shapely.Polygon()
-    y, x = int(rows[0]), int(columns[0])
-    part = is_inside[y : rows[-1] + 1, x : columns[-1] + 1]
-    found = [shapely.geometry.shape(item) for item, _ in outlines_of(part.astype(np.uint8), mask=part)]
-    return shapely.transform(shapely.union_all(found), lambda points: points + np.array([x, y], np.float64))
+    return outline(whole > _MASK_THRESHOLD)
 
 
 def _reframed(mask: NDArray[Any], box: NDArray[np.float64], side: int) -> NDArray[np.float32]:

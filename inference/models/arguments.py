@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import JobError
+from .onnx_heads import HEADS
 
 if TYPE_CHECKING:  # definitions name arguments, and are read with this module's help
     from .definition import ModelDefinition
@@ -84,6 +85,10 @@ COMMON_ARGUMENTS: tuple[ArgumentSpec, ...] = (
 
 ARGUMENT_NAMES = tuple(spec.name for spec in COMMON_ARGUMENTS)
 
+AUTOMATIC = "automatic"
+SCALES = ("0-1", "0-255", "-1-1", "imagenet")
+ONNX_ARGUMENTS = ("head", "input_order", "scale")
+
 FAMILY_ARGUMENTS: Mapping[str, ArgumentSpec] = {
     spec.name: spec
     for spec in (
@@ -107,6 +112,21 @@ FAMILY_ARGUMENTS: Mapping[str, ArgumentSpec] = {
             "How the network's numbers become boxes: as ArcGIS does it, which takes a box's size from the numbers of "
             "its centre and with which such models are trained and judged, or as the textbook has it.",
             choices=("arcgis", "textbook"),
+        ),
+        ArgumentSpec(
+            "head", "choice", AUTOMATIC,
+            "How the network's outputs are to be read. Automatic: as the model says, or as its outputs look.",
+            choices=(AUTOMATIC, *HEADS),
+        ),
+        ArgumentSpec(
+            "input_order", "choice", AUTOMATIC,
+            "Order in which the network wants the colours: rgb, or bgr as models made with OpenCV do. Automatic: as "
+            "the model says.", choices=(AUTOMATIC, "rgb", "bgr"),
+        ),
+        ArgumentSpec(
+            "scale", "choice", AUTOMATIC,
+            "What the network wants the values 0 to 255 to become. Automatic: as the model says.",
+            choices=(AUTOMATIC, *SCALES),
         ),
         ArgumentSpec(
             "radiometric_offset_correction", "boolean", False,

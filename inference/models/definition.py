@@ -6,35 +6,43 @@ the same values by esri.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Union
 
 from ..errors import ModelPackageError, ModelUnsupportedError
-from .arguments import ARGUMENT_NAMES, FAMILY_ARGUMENTS, ArgumentSpec
+from .arguments import ARGUMENT_NAMES, FAMILY_ARGUMENTS, ONNX_ARGUMENTS, ArgumentSpec
+from .onnx_heads import HEADS
 
 SCHEMA = 1
 SCHEMA_KEY = "kestrel_definition"
 
 DETECTOR_KINDS = ("onnx", "torchvision", "torchscript", "torch_export", "transformers")
-HEADS = ("yolov8", "yolov5", "boxes")
-"""Layouts of the outputs of a graph, or of a program that gives a network's bare output."""
 PROGRAM_KINDS = ("torchscript", "torch_export")
 """Detectors whose one file is a program."""
 OPEN_VOCABULARY = ("owlvit", "owlv2", "grounding-dino", "mm-grounding-dino")
 """Architectures of transformers that look for what a text says."""
+BOX_FORMATS = ("xyxy", "cxcywh", "xywh", "yxyx")
+BOX_UNITS = ("pixels", "fractions")
+SCORES = ("probabilities", "sigmoid", "softmax")
+"""What a graph's scores are: probabilities already, or numbers that one of these functions turns into such."""
+BACKGROUNDS = ("none", "first", "last")
+RESIZES = ("letterbox", "stretch", "none")
+
+READING_OPTIONS = ("box_format", "box_units", "scores", "background", "masks", "numbered_classes")
+"""What a definition may say of the outputs of a graph or program besides their head."""
 
 MEMBERS = {
     "": (
         SCHEMA_KEY, "name", "version", "description", "license",
         "detector", "input", "tile", "cell_size", "classes", "arguments",
     ),
-    "onnx": ("kind", "weights", "head", "label_offset"),
+    "onnx": ("kind", "weights", "head", "label_offset", *READING_OPTIONS),
     "torchvision": ("kind", "weights", "architecture", "label_offset"),
-    "torchscript": ("kind", "weights", "head", "label_offset"),
-    "torch_export": ("kind", "weights", "head", "label_offset"),
+    "torchscript": ("kind", "weights", "head", "label_offset", *READING_OPTIONS),
+    "torch_export": ("kind", "weights", "head", "label_offset", *READING_OPTIONS),
     "transformers": ("kind", "weights", "architecture", "files"),
-    "input": ("bands", "scale", "mean", "std", "data_range"),
+    "input": ("bands", "scale", "mean", "std", "data_range", "pad_value", "resize", "assumed"),
     "tile": ("size", "variable", "padding", "stride", "receptive_field_radius"),
     "cell_size": ("min", "max", "wkid"),
     "class": ("value", "name", "color", "Value", "Name", "Color"),
@@ -76,6 +84,14 @@ class InputSpec:
     std: tuple[float, ...] = (1.0,)
     data_range: tuple[float, float] | None = None
     """Pixel values that the model was made for; None: any."""
+    pad_value: float = 0.0
+    """What stands, as a raster value, where a tile has no pixels."""
+    resize: str = "letterbox"
+    """How a tile becomes an image of the only size that the network takes, see RESIZES: "letterbox" keeps the shape of
+    things, and fills up where the raster ends; "stretch" pulls what there is of the raster over the whole image;
+    "none" lets tiles have no other size."""
+    is_assumed: bool = False
+    """Scale and order of the bands are not told by the model: what finds more on a tile of the raster is taken."""
     service: str = ""
     """ "sentinel" or "landsat" where the model was trained on the whole numbers of such an image service, into which
     reflectances 0 to 1 are turned first."""
@@ -127,7 +143,7 @@ class ModelDefinition:
     description: str = ""
     license: str = ""
     geometry: str = "box"
-    """What its objects are: "box", "polygon", or "any" where only the model's own program knows."""
+    """What its objects are: "box", "polygon", or "any" where only the loaded model knows."""
     common_arguments: tuple[str, ...] = ARGUMENT_NAMES
     """Which of the common model arguments it knows."""
     own_arguments: tuple[ArgumentSpec, ...] = ()
@@ -192,6 +208,13 @@ class Reader:
         value = self.data.get(key, default)
         if not isinstance(value, bool):
             raise self.refuse(key, "true or false")
+        return value
+
+    def choice(self, key: str, choices: Sequence[str], default: str = "") -> str:
+        """Give one of some words; the default where it is absent."""
+        value = self.text(key, default)
+        if value not in (*choices, default):
+            raise self.refuse(key, f"one of {', '.join(choices)}")
         return value
 
     def number(self, key: str) -> float:
@@ -283,24 +306,23 @@ def definition_from_json(data: Mapping[str, Any]) -> ModelDefinition:
         weights=detector.text("weights"),
         options=options,
         input=_input(reader.child("input")),
+        geometry=geometry_of(kind, options),
+        own_arguments=arguments_of(kind, options),
         tile=_tile(reader.child("tile")),
         cell_size=_cell_size(reader.child("cell_size")) if "cell_size" in reader.data else None,
         classes=_strict_classes(data.get("classes")),
         arguments=default_arguments(reader),
-        **following_from(kind, detector.text("weights"), str(options.get("architecture", ""))),
+        **_of_kind(kind, detector.text("weights"), options),
     )
 
 
-def following_from(kind: str, weights: str, architecture: str) -> dict[str, Any]:
-    """Give what follows from the kind of a model: what its objects are, its arguments, and whether it is a program."""
+def _of_kind(kind: str, weights: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what follows from the kind of a model besides its geometry and arguments."""
     if kind in PROGRAM_KINDS:
-        return {"program": weights, "geometry": "any", "own_arguments": (FAMILY_ARGUMENTS["return_bboxes"],)}
-    if kind == "torchvision" and architecture.startswith("maskrcnn"):
-        return {"geometry": "polygon", "own_arguments": (FAMILY_ARGUMENTS["return_bboxes"],)}
-    if kind == "transformers" and architecture in OPEN_VOCABULARY:
+        return {"program": weights}
+    if kind == "transformers" and options.get("architecture") in OPEN_VOCABULARY:
         # Orientations are fused class by class, and here the class is a text.
-        common = tuple(name for name in ARGUMENT_NAMES if name != "test_time_augmentation")
-        return {"own_arguments": (FAMILY_ARGUMENTS["text_prompt"],), "common_arguments": common}
+        return {"common_arguments": tuple(name for name in ARGUMENT_NAMES if name != "test_time_augmentation")}
     return {}
 
 
@@ -336,6 +358,12 @@ def detector_options(reader: Reader) -> dict[str, Any]:
         "architecture": reader.text("architecture", ""),
         "label_offset": reader.integer("label_offset", None),
         "files": _files(reader),
+        "box_format": reader.choice("box_format", BOX_FORMATS),
+        "box_units": reader.choice("box_units", BOX_UNITS),
+        "scores": reader.choice("scores", SCORES),
+        "background": reader.choice("background", BACKGROUNDS),
+        "masks": reader.boolean("masks", default=False) or None,
+        "numbered_classes": reader.boolean("numbered_classes", default=False) or None,
     }
     return {name: value for name, value in options.items() if value not in ("", None, ())}
 
@@ -345,6 +373,31 @@ def _files(reader: Reader) -> tuple[str, ...]:
     if reader.data.get("kind") != "transformers":
         return ()
     return tuple(dict.fromkeys(("config.json", *reader.texts("files"))))
+
+
+def geometry_of(kind: str, options: Mapping[str, Any]) -> str:
+    """Give what a model's objects are, as far as its description tells, see `ModelDefinition.geometry`."""
+    if kind == "torchvision" and str(options.get("architecture", "")).startswith("maskrcnn"):
+        return "polygon"
+    if kind not in ("onnx", *PROGRAM_KINDS):
+        return "box"
+    if options.get("masks"):
+        return "polygon"
+    head = HEADS.get(str(options.get("head", "")), "any")
+    return "polygon" if head == "oriented" else head
+
+
+def arguments_of(kind: str, options: Mapping[str, Any]) -> tuple[ArgumentSpec, ...]:
+    """Give the arguments that models of a kind have besides the common ones."""
+    architecture = str(options.get("architecture", ""))
+    names: tuple[str, ...] = ONNX_ARGUMENTS if kind == "onnx" else ()
+    if kind in PROGRAM_KINDS:
+        names = (*ONNX_ARGUMENTS, "return_bboxes")
+    if kind == "torchvision" and architecture.startswith("maskrcnn"):
+        names = ("return_bboxes",)
+    if kind == "transformers" and architecture in OPEN_VOCABULARY:
+        names = ("text_prompt",)
+    return tuple(FAMILY_ARGUMENTS[name] for name in names)
 
 
 def default_arguments(reader: Reader) -> dict[str, Any]:
@@ -372,7 +425,17 @@ def _input(reader: Reader) -> InputSpec:
         mean=reader.factors("mean", 0.0, len(bands)),
         std=reader.factors("std", 1.0, len(bands)),
         data_range=reader.data_range("data_range"),
+        **fitting(reader),
     )
+
+
+def fitting(reader: Reader) -> dict[str, Any]:
+    """Read how tiles become images of the network's size, and whether the scaling is but assumed."""
+    return {
+        "pad_value": reader.number("pad_value") if "pad_value" in reader.data else 0.0,
+        "resize": reader.choice("resize", RESIZES, "letterbox"),
+        "is_assumed": reader.boolean("assumed", default=False),
+    }
 
 
 def _tile(reader: Reader) -> TileSpec:

@@ -20,14 +20,17 @@ from ..errors import ModelError, ModelPackageError, ModelUnsupportedError
 from .arguments import ARGUMENT_NAMES, ArgumentSpec
 from .definition import (
     MAX_STRIDE,
+    READING_OPTIONS,
     InputSpec,
     ModelDefinition,
     Reader,
     TileSpec,
+    arguments_of,
     check_schema,
     default_arguments,
     detector_options,
-    following_from,
+    fitting,
+    geometry_of,
 )
 from .esri_facts import facts_of, read_classes
 from .esri_families import (
@@ -86,8 +89,8 @@ _CHIP = 512
 _MAX_SOURCE_BYTES = 2 * 2**20
 
 _OURS = (
-    "schema", "head", "architecture", "label_offset", "input", "padding", "stride", "receptive_field_radius",
-    "arguments",
+    "schema", "head", "architecture", "label_offset", *READING_OPTIONS, "input", "padding", "stride",
+    "receptive_field_radius", "arguments",
 )  # fmt: skip
 _SHARED = ("schema", "stride", "receptive_field_radius", "arguments")
 
@@ -211,13 +214,14 @@ def _plain(emd: EmdReader, kind: str) -> _Model:
         options.setdefault("architecture", configuration)
     suffixes = GRAPH if kind == "onnx" else NETWORK
     weights = weights_member(emd, suffixes)
-    input_spec, side = _plain_input(emd, extra.child("input")), tile_side(emd, _CHIP)
-    following = following_from(kind, weights, str(options.get("architecture", "")))
-    return _Model(kind, weights, input_spec, options, side, **following)
+    return _Model(
+        kind, weights, _plain_input(emd, extra.child("input")), options, tile_side(emd, _CHIP),
+        geometry=geometry_of(kind, options), own_arguments=arguments_of(kind, options),
+    )  # fmt: skip
 
 
 def _plain_input(emd: EmdReader, extra: Reader) -> InputSpec:
-    extra.only("scale", "mean", "std", "order")
+    extra.only("scale", "mean", "std", "order", "pad_value", "resize", "assumed")
     bands = extract_bands(emd)
     order = extra.text("order", "RGB").upper()
     if order not in ("RGB", "BGR"):
@@ -228,6 +232,7 @@ def _plain_input(emd: EmdReader, extra: Reader) -> InputSpec:
         mean=extra.factors("mean", 0.0, len(bands)),
         std=extra.factors("std", 1.0, len(bands)),
         data_range=stated_range(emd),
+        **fitting(extra),
     )
 
 

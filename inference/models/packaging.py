@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DiskFullError, ModelPackageError, OutputError
-from .definition import SCHEMA, SCHEMA_KEY, ModelDefinition, definition_from_json
+from .definition import READING_OPTIONS, SCHEMA, SCHEMA_KEY, ModelDefinition, definition_from_json
 from .emd_text import MAX_JSON_BYTES, read_emd, read_json
 from .esri_files import is_generic
 from .package import ModelPackage, is_safe_name, locate_definition, open_package
@@ -229,7 +229,11 @@ def emd_of(definition: ModelDefinition, weights: str) -> dict[str, Any]:
             "head": options.get("head"),
             "architecture": options.get("architecture"),
             "label_offset": options.get("label_offset"),
-            "input": {"scale": list(spec.scale), "mean": list(spec.mean), "std": list(spec.std)},
+            **{name: options.get(name) for name in READING_OPTIONS},
+            "input": {
+                "scale": list(spec.scale), "mean": list(spec.mean), "std": list(spec.std),
+                "pad_value": spec.pad_value, "resize": spec.resize, "assumed": spec.is_assumed,
+            },
             "padding": tile.padding,
             "stride": tile.stride,
             "receptive_field_radius": tile.receptive_field_radius,

@@ -68,7 +68,7 @@ class GdalRaster:
         self._palette = _palette(dataset, spec)
         self._bands = (1,) if self._palette is not None else resolve_bands(dataset, spec.bands)
         self._fill = _fills_invalid(dataset, spec)
-        self._service = spec.service
+        self._service, self._pad_value = spec.service, spec.pad_value
         self._ignores_mask = all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums)
         self._info = RasterInfo(
             dataset.width,
@@ -92,6 +92,11 @@ class GdalRaster:
             return sorted(_files_of(self._name, set()))
 
     @property
+    def name(self) -> str:
+        """Give the connection string that it was opened with."""
+        return self._name
+
+    @property
     def info(self) -> RasterInfo:
         """Describe the raster."""
         return self._info
@@ -99,7 +104,7 @@ class GdalRaster:
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read a window, which may hang over the raster's edge, see `RasterSource.read`."""
         info = self._info
-        pixels = np.zeros((info.n_bands, window.height, window.width), info.dtype)
+        pixels = np.full((info.n_bands, window.height, window.width), self._pad_value).astype(info.dtype)
         valid = np.zeros((window.height, window.width), np.bool_)
         inside = window.intersect(Window(0, 0, info.width, info.height))
         if inside.width == 0 or inside.height == 0:
@@ -130,7 +135,7 @@ class GdalRaster:
         if self._service and np.issubdtype(pixels.dtype, np.floating):
             pixels = service_numbers(pixels, self._service)
         if self._fill:
-            pixels[~present] = 0
+            pixels[~present] = self._pad_value
         valid: NDArray[np.bool_] = np.any(present, axis=0)
         return pixels, valid
 

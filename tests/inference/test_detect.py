@@ -18,7 +18,7 @@ from affine import Affine
 
 from kestrel.inference import run as preparation
 from kestrel.inference.detections import Detections, make_detections
-from kestrel.inference.detectors.onnx_detector import DenseOnnxDetector
+from kestrel.inference.detectors.onnx_detector import OnnxDetector
 from kestrel.inference.detectors.protocol import Traits
 from kestrel.inference.errors import (
     DeviceMemoryError,
@@ -465,7 +465,7 @@ def test_a_memory_that_is_too_small_halves_the_batch_and_changes_nothing(
     class Narrow:
         """A device that holds two tiles."""
 
-        def __init__(self, detector: DenseOnnxDetector) -> None:
+        def __init__(self, detector: OnnxDetector) -> None:
             self._detector = detector
             self.traits = detector.traits
 
@@ -490,7 +490,7 @@ def test_an_object_on_a_seam_of_which_two_tiles_disagree_is_given_once(
 
         traits = Traits(stride=1, receptive_field_radius=None, is_dense=False)
 
-        def __init__(self, detector: DenseOnnxDetector) -> None:
+        def __init__(self, detector: OnnxDetector) -> None:
             self._detector = detector
 
         def predict(self, batch: np.ndarray) -> list[Detections]:
@@ -522,7 +522,7 @@ def test_tiles_on_which_the_network_gives_all_it_can_are_told(
 
         traits = Traits(stride=8, receptive_field_radius=None, is_dense=False, max_detections=1)
 
-        def __init__(self, detector: DenseOnnxDetector) -> None:
+        def __init__(self, detector: OnnxDetector) -> None:
             self._detector = detector
 
         def predict(self, batch: np.ndarray) -> list[Detections]:

@@ -165,7 +165,7 @@ def test_a_network_that_wants_another_size_gets_resized_tiles() -> None:
             return super().predict(batch)
 
     shapes: set[tuple[int, ...]] = set()
-    parts = Pipeline(ArraySource(PIXELS), Preprocess(SIZE, 32), Sizes(), BatchSize(1), 1, 1)
+    parts = Pipeline(ArraySource(PIXELS), Preprocess(32, 32), Sizes(), BatchSize(1), 1, 1)
     first = run(parts)[1].detections
     assert {(1, 32, 32)} == shapes
     assert first is not None

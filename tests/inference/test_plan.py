@@ -66,12 +66,12 @@ def test_one_tile_that_holds_the_raster_is_exact_whatever_the_padding() -> None:
 
 def test_a_fixed_size_network_gets_its_own_size() -> None:
     result = plan(traits=Traits(32, 70, True, network_size=640))
-    assert (640, 640, True) == (result.grid.tile_size, result.network_size, result.is_exact)
+    assert (640, (640, 640), True) == (result.grid.tile_size, result.network_size, result.is_exact)
 
 
 def test_other_tiles_than_the_network_s_are_resized_and_never_exact() -> None:
     result = plan({"tile_size": 1280}, traits=Traits(32, 70, True, network_size=640))
-    assert (1280, 640, False) == (result.grid.tile_size, result.network_size, result.is_exact)
+    assert (1280, (640, 640), False) == (result.grid.tile_size, result.network_size, result.is_exact)
     assert any("resized" in note for note in result.notes)
 
 
@@ -142,7 +142,7 @@ def test_a_network_that_knows_one_padding_gets_it_whatever_was_asked_for() -> No
 
 def test_a_program_gets_blocks_of_its_own_size_whatever_was_asked_for() -> None:
     result = plan({"tile_size": 512}, RAW)
-    assert (300, 300, 1) == (result.grid.tile_size, result.network_size, result.batch_size)
+    assert (300, (300, 300), 1) == (result.grid.tile_size, result.network_size, result.batch_size)
 
 
 def test_chips_of_a_fixed_network_lie_where_the_packages_own_padding_puts_them() -> None:

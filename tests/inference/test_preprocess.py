@@ -23,7 +23,7 @@ def test_boxes_come_back_from_the_network_to_where_they_were(
     scale = network_size / tile_size
     seen = make_detections(in_tile * scale, np.ones(5), np.zeros(5), low * scale)
     tile = Tile(0, Window(0, 0, 1, 1), Window(x, y, tile_size, tile_size))
-    back = Preprocess(tile_size, network_size).to_raster(seen, tile)
+    back = Preprocess(network_size, network_size).to_raster(seen, tile.outer)
     assert np.allclose(in_tile + np.array([x, y, x, y]), back.boxes, rtol=0, atol=1e-6)
     assert np.allclose(low + np.array([x, y]), back.anchors, rtol=0, atol=1e-6)
 
@@ -31,7 +31,7 @@ def test_boxes_come_back_from_the_network_to_where_they_were(
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float64])
 def test_a_tile_of_the_right_size_goes_in_as_it_is(dtype: type) -> None:
     pixels = np.arange(3 * 16 * 16).reshape(3, 16, 16).astype(dtype)
-    result = Preprocess(16, 16).to_network(pixels)
+    result = Preprocess(16, 16).to_network(pixels, Window(0, 0, 16, 16))
     assert (np.uint8 if dtype == np.uint8 else np.float32) == result.dtype
     assert pixels.tolist() == result.tolist()
 
@@ -46,7 +46,8 @@ def test_a_resized_slope_keeps_its_values_in_place(
         return (across * place[None, :] + down * place[:, None])[None]
 
     scale = 255 / max(1.0, slope(tile_size).max())
-    result = Preprocess(tile_size, network_size).to_network((slope(tile_size) * scale).astype(np.float32).astype(dtype))
+    pixels = (slope(tile_size) * scale).astype(np.float32).astype(dtype)
+    result = Preprocess(network_size, network_size).to_network(pixels, Window(0, 0, tile_size, tile_size))
     assert (1, network_size, network_size) == result.shape
     assert dtype == result.dtype
     tolerance = 1.6 if dtype == np.uint8 else 0.01

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import shapely
 import torch
-from affine import Affine
-from numpy.typing import NDArray
-from rasterio.features import shapes
 from torchvision.models.detection.roi_heads import expand_boxes, expand_masks, paste_mask_in_image
+
+from ...outlines import outline
 
 _LOWEST = 0.5  # of a pixel's probability
 _MARGIN = 1  # pixels of zeros around a small mask, so that it can end inside its box
@@ -41,19 +38,3 @@ def _outline(mask: torch.Tensor, box: list[int], side: int) -> Any:
     inside = [box[0] - left, box[1] - top, box[2] - left, box[3] - top]
     pasted = paste_mask_in_image(mask, inside, bottom - top, right - left)
     return outline((pasted >= _LOWEST).numpy(), left, top)
-
-
-def outline(covered: NDArray[np.bool_], left: float = 0, top: float = 0) -> Any:
-    """Give the outline of the pixels that are True, or None where there are none.
-
-    Pixels that touch at a corner only are different parts, so that each part is a valid polygon.
-
-    Shape:
-        covered (H, W), a window whose first pixel has its corner at (left, top).
-    """
-    image = covered.astype(np.uint8)
-    found = shapes(image, mask=covered, connectivity=4, transform=Affine.translation(left, top))
-    parts = [shapely.Polygon(rings[0], rings[1:]) for rings in (shape["coordinates"] for shape, _ in found)]
-    if len(parts) > 1:
-        return shapely.MultiPolygon(parts)
-    return parts[0] if parts else None

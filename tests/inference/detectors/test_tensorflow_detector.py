@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from kestrel.inference.detectors import tensorflow_detector
 from kestrel.inference.detectors.protocol import Detector, DetectorSettings
-from kestrel.inference.detectors.tensorflow_detector import label_table, load, outline
+from kestrel.inference.detectors.tensorflow_detector import label_table, load, mask_outline
 from kestrel.inference.errors import (
     BackendMissingError,
     DeviceUnavailableError,
@@ -228,7 +228,7 @@ def test_masks_are_put_into_their_boxes_as_the_api_does(tmp_path: Path) -> None:
         inverse = [-low_y / height, -low_x / width, (1 - low_y) / height, (1 - low_x) / width]
         # What the API itself calls, see its reframe_box_masks_to_image_masks.
         whole = tf.image.crop_and_resize(mask[None, :, :, None], [inverse], [0], (side, side)).numpy()[0, :, :, 0]
-        covered = outline(mask, np.array(box), side)
+        covered = mask_outline(mask, np.array(box), side)
         centres = shapely.points(*np.meshgrid(np.arange(side) + 0.5, np.arange(side) + 0.5))
         clear = np.abs(whole - 0.5) > 1e-4
         assert (shapely.contains(covered, centres) == (whole > 0.5))[clear].all()

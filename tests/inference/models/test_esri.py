@@ -476,7 +476,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[InferenceError], str]] = {
     "Kestrel.schema is a text": ({"Kestrel": {"schema": "1"}}, ModelPackageError, "'Kestrel.schema' is '1'"),
     "Kestrel.schema of tomorrow": ({"Kestrel": {"schema": 2}}, ModelUnsupportedError, "Update the plugin"),
     "Kestrel.head is a number": ({"Kestrel": {"head": 5}}, ModelPackageError, "'Kestrel.head' is 5"),
-    "Kestrel.head unknown": ({"Kestrel": {"head": "detr"}}, ModelUnsupportedError, "head 'detr'"),
+    "Kestrel.head unknown": ({"Kestrel": {"head": "centernet"}}, ModelUnsupportedError, "head 'centernet'"),
     "Kestrel.arguments misspelt": (
         {"Kestrel": {"arguments": {"treshold": 1}}}, ModelPackageError, "'Kestrel.arguments': treshold",
     ),

@@ -12,7 +12,8 @@ from hypothesis.extra.numpy import arrays
 from rasterio.features import rasterize
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from kestrel.inference.detectors.arcgis.masks import outline, outlines
+from kestrel.inference.detectors.arcgis.masks import outlines
+from kestrel.inference.outlines import outline
 
 SIDE = 96
 

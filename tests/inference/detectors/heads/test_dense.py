@@ -1,14 +1,23 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from kestrel.inference.detectors.dense_heads import DenseHead, find_grid
+from kestrel.inference.detections import Detections
+from kestrel.inference.detectors.heads.dense import DenseHead, Layout, find_grid
 from kestrel.inference.errors import ModelIncompatibleError
 
 STRIDES = [(8, 16, 32), (8,), (4,), (16,), (4, 8, 16, 32), (8, 16, 32, 64), (16, 32), (32,), (8, 16, 32, 64, 128)]
+
+
+def decode(numbers: NDArray[Any], layout: Layout, threshold: float) -> Detections:
+    (found,) = DenseHead(layout, threshold).read({"table": numbers[None]}, 1, (32, 32))
+    return found
 
 
 @pytest.mark.parametrize("strides", STRIDES)
@@ -43,7 +52,7 @@ def test_a_candidate_is_its_best_class_around_its_centre(
     random = np.random.default_rng(seed)
     grid = find_grid(16, 32, 32)
     rows = random.random((4 + has_objectness + n_classes, 16)).astype(np.float32)
-    result = DenseHead(n_classes, has_objectness).decode(rows, grid, threshold)
+    result = decode(rows, Layout(n_classes, has_objectness), threshold)
     expected = []
     for index, column in enumerate(rows.T):
         cx, cy, w, h = column[:4].astype(float)
@@ -60,13 +69,13 @@ def test_a_candidate_is_its_best_class_around_its_centre(
 def test_a_score_at_the_threshold_is_not_above_it() -> None:
     rows = np.zeros((5, 16), np.float32)
     rows[4, :3] = (0.5, 0.50001, 0.4)
-    assert 1 == len(DenseHead(1, has_objectness=False).decode(rows, find_grid(16, 32, 32), 0.5))
+    assert 1 == len(decode(rows, Layout(1), 0.5))
 
 
 def test_what_is_no_number_is_not_passed_over_in_silence() -> None:
     rows = np.zeros((5, 16), np.float32)
     rows[4, 2], rows[0, 3], rows[4, 3] = np.nan, np.inf, 0.9
-    result = DenseHead(1, has_objectness=False).decode(rows, find_grid(16, 32, 32), 0.5)
+    result = decode(rows, Layout(1), 0.5)
     assert 2 == len(result)
     assert [False, True] == np.isfinite(result.scores).tolist()
     assert [True, False] == np.isfinite(result.boxes).all(axis=1).tolist()
@@ -75,7 +84,7 @@ def test_what_is_no_number_is_not_passed_over_in_silence() -> None:
 @pytest.mark.parametrize("shape", [(2, 6, 400), (2, 400, 6)])
 def test_rows_come_first_whichever_way_round_they_were(shape: tuple[int, ...]) -> None:
     output = np.arange(np.prod(shape)).reshape(shape)
-    result = DenseHead(2, has_objectness=False).rows_first(output)
+    result = Layout(2).numbers_first(output)
     assert (2, 6, 400) == result.shape
     assert (output if shape[1] == 6 else output.transpose(0, 2, 1)).tolist() == result.tolist()
 
@@ -83,4 +92,4 @@ def test_rows_come_first_whichever_way_round_they_were(shape: tuple[int, ...]) -
 @pytest.mark.parametrize("shape", [(1, 7, 400), (1, 6), (1, 6, 20, 20), (400, 6)])
 def test_an_output_that_does_not_fit_the_classes_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ModelIncompatibleError, match="with 2 classes one axis should be 6 long"):
-        DenseHead(2, has_objectness=False).rows_first(np.zeros(shape))
+        Layout(2).numbers_first(np.zeros(shape))
