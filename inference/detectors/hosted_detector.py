@@ -36,7 +36,7 @@ from ..errors import (
     ProtocolError,
     TileError,
 )
-from ..host.frames import RAW, Frame, read_frame, write_frame
+from ..host.frames import Frame, read_frame, write_frame
 from ..models.arguments import PROGRAM
 from ..models.definition import PROGRAM_KINDS, ModelDefinition
 from ..models.emd_text import read_emd
@@ -49,7 +49,6 @@ from ..worker.environment import child_environment
 from ..worker.probe import NO_WINDOW
 from .features import FeatureReader, fields_from_esri, plain_text
 from .protocol import Detector, DetectorSettings, Traits
-from .raw_outputs import RawHead, find_head
 
 # Symbolic links stay as they are, see the start file.
 START_FILE = Path(__file__).absolute().parent.parent / "host" / "__main__.py"
@@ -91,7 +90,7 @@ def load(package: ModelPackage, arguments: Mapping[str, Any], settings: Detector
     host = _Host(work, settings.n_threads)
     try:
         if package.definition.kind in PROGRAM_KINDS:
-            return _network(host, package, program, arguments, device, settings.n_threads)
+            return _network(host, package, program, arguments, device, settings)
         return _raster_function(host, package, program, arguments, device)
     except BaseException:
         host.close()
@@ -232,21 +231,23 @@ class RasterFunctionDetector:
 
 
 def _network(
-    host: _Host, package: ModelPackage, program: Path, arguments: Mapping[str, Any], device: int, n_threads: int
-) -> Detector:
+    host: _Host, package: ModelPackage, program: Path, arguments: Mapping[str, Any], device: int,
+    settings: DetectorSettings,
+) -> Detector:  # fmt: skip
     definition = package.definition
     told = host.start(Frame("start", {
         "kind": definition.kind,
         "is_raw": definition.options.get("head", "boxes") != "boxes",
         "file": str(placed(package, program, definition.program)),
         "device": device,
-        "n_threads": n_threads,
+        "n_threads": settings.n_threads,
         "n_bands": len(definition.input.bands),
         "size": definition.tile.size,
     }))  # fmt: skip
     if told.get("raw"):
-        head = find_head(definition, _shapes(told["raw"]))
-        return RawDetector(host, head, definition, float(arguments["threshold"]))
+        from .program_detector import bare_output  # here, because it loads ONNX Runtime, whose detector reads heads
+
+        return bare_output(host, told["raw"], package, arguments, settings)
     is_outlined = told.get("has_masks") is True and definition.geometry != "box" and not arguments.get("return_bboxes")
     traits = Traits(
         stride=definition.tile.stride or _TORCHSCRIPT_STRIDE,
@@ -259,55 +260,6 @@ def _network(
     # Only torchvision's form is known to have the background as its label 0.
     offset = int(definition.options.get("label_offset", told.get("takes_batch") is True))
     return TorchScriptDetector(host, traits, definition, offset, float(arguments["threshold"]))
-
-
-def _shapes(told: Any) -> dict[str, tuple[int, ...]]:
-    """Read the shapes of a network's bare output, which the host tells by the names of its arrays."""
-    is_sound = isinstance(told, Mapping) and all(
-        name.startswith(RAW) and isinstance(shape, list) and all(type(side) is int for side in shape)
-        for name, shape in told.items()
-    )
-    if not is_sound:
-        raise ProtocolError("The process of the model's program described an output that cannot be.")
-    return {plain_text(name, _MAX_LINE): tuple(shape) for name, shape in told.items()}
-
-
-class RawDetector:
-    """A network that runs in the host, and whose bare output is read here, image by image."""
-
-    def __init__(self, host: _Host, head: RawHead, definition: ModelDefinition, threshold: float) -> None:
-        """Take the parts."""
-        self._host, self._head, self._threshold = host, head, threshold
-        self._normalisation = make_normalisation(definition.input)
-        tile = definition.tile
-        self.traits = Traits(
-            stride=tile.stride or _TORCHSCRIPT_STRIDE,
-            receptive_field_radius=tile.receptive_field_radius,
-            is_dense=head.is_dense,
-            network_size=None if tile.is_variable else tile.size,
-            max_batch=1,
-        )
-
-    def predict(self, batch: NDArray[Any]) -> list[Detections]:
-        """Find objects, see `Detector.predict`.
-
-        Raises:
-            TileError: the network failed.
-        """
-        return [self._predict(batch[number : number + 1]) for number in range(len(batch))]
-
-    def close(self) -> None:
-        """End the network's process."""
-        self._host.close()
-
-    def _predict(self, image: NDArray[Any]) -> Detections:
-        outputs = self._host.find({"images": self._normalisation.apply(image)})
-        if not outputs or not all(name.startswith(RAW) and a.dtype.kind in "fiu" for name, a in outputs.items()):
-            raise ProtocolError("The process of the model's program sent an answer without the network's output.")
-        try:
-            return self._head.decode(outputs, image.shape[-1], self._threshold)
-        except (KeyError, ValueError) as error:
-            raise ProtocolError("The process of the model's program sent an output of another form.") from error
 
 
 class TorchScriptDetector:

@@ -81,7 +81,7 @@ class NetworkProgram:
         self._dtype = _number_type(network)
         self._takes_batch = False
         self._has_masks = False
-        self._shapes: dict[str, list[int]] = {}
+        self._shapes: dict[str, list[Any]] = {}
 
     def probe(self, batch: Any) -> None:
         """Find out what the output looks like: only the form of torchvision tells image from image."""
@@ -91,7 +91,7 @@ class NetworkProgram:
             single = None if self._is_raw else _single(output, int(batch.shape[-1]))
             self._is_raw = single is None
             if single is None:
-                self._shapes = {name: list(array.shape) for name, array in _raw(output).items()}
+                self._shapes = {name: [array.dtype.name, *array.shape] for name, array in _raw(output).items()}
                 return
         self._has_masks = self._run(batch)[0].masks is not None
 

@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any
 from ..errors import ModelError, ModelPackageError, ModelUnsupportedError, UntrustedCodeError
 from .stack_machine import (
     DTYPES,
+    MALFORMED,
     NO_DATA,
     Machine,
     MalformedError,
@@ -58,10 +59,6 @@ _EXPORTS = (
 )
 """How the names of pickled networks begin whose own program exports them with one command: Ultralytics, YOLOv5."""
 _NOT_RUN = "Kestrel does not run programs from packages"
-_MALFORMED = (
-    IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError, EOFError, struct.error, RecursionError,
-)  # fmt: skip
-"""What a malformed file can cause in the code below, by design: a stack that is empty, an entry that is not there."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +143,7 @@ def _translated(name: str) -> Iterator[None]:
         yield
     except MalformedError as error:
         raise _damaged(name, str(error)) from error
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise _damaged(name, "its pickle makes no sense") from error
     except MemoryError as error:
         raise ModelPackageError(f"The memory does not hold the weights '{name}'.") from error

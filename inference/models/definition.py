@@ -38,7 +38,7 @@ GEOMETRIES = ("box", "polygon", "point", "line", "any")
 SERVICES = ("sentinel", "landsat")
 _OF_ARCGIS = ("kind", "weights", "family", "backbone")
 READING_OPTIONS = ("box_format", "box_units", "scores", "background", "masks", "numbered_classes")
-"""What a definition may say of an ONNX graph's outputs besides their head."""
+"""What a definition may say of the outputs of a graph or program besides their head."""
 
 MEMBERS = {
     "": (
@@ -48,8 +48,8 @@ MEMBERS = {
     ),
     "onnx": ("kind", "weights", "head", "label_offset", *READING_OPTIONS),
     "torchvision": ("kind", "weights", "architecture", "label_offset"),
-    "torchscript": ("kind", "weights", "head", "label_offset"),
-    "torch_export": ("kind", "weights", "head", "label_offset"),
+    "torchscript": ("kind", "weights", "head", "label_offset", *READING_OPTIONS),
+    "torch_export": ("kind", "weights", "head", "label_offset", *READING_OPTIONS),
     "transformers": ("kind", "weights", "architecture", "files"),
     "FasterRCNN": (*_OF_ARCGIS, "kwargs", "resize", "max_size", "is_plain"),
     "MaskRCNN": (*_OF_ARCGIS, "kwargs", "resize", "max_size", "is_plain"),
@@ -404,9 +404,9 @@ def following_from(kind: str, weights: str, options: Mapping[str, Any]) -> dict[
     names: tuple[str, ...] = ONNX_ARGUMENTS if kind == "onnx" else ()
     geometry = geometry_of(kind, options)
     if kind in PROGRAM_KINDS:
-        geometry, names = "any", ("return_bboxes",)
+        names = (*ONNX_ARGUMENTS, "return_bboxes")
     elif kind == "torchvision" and architecture.startswith("maskrcnn"):
-        geometry, names = "polygon", ("return_bboxes",)
+        names = ("return_bboxes",)
     elif kind == "transformers" and architecture in OPEN_VOCABULARY:
         names = ("text_prompt",)
         # Orientations are fused class by class, and here the class is a text.
@@ -462,7 +462,9 @@ def detector_options(reader: Reader) -> dict[str, Any]:
 
 def geometry_of(kind: str, options: Mapping[str, Any]) -> str:
     """Give what a model's objects are, as far as its description tells, see `ModelDefinition.geometry`."""
-    if kind != "onnx":
+    if kind == "torchvision" and str(options.get("architecture", "")).startswith("maskrcnn"):
+        return "polygon"
+    if kind not in ("onnx", *PROGRAM_KINDS):
         return "box"
     if options.get("masks"):
         return "polygon"

@@ -46,6 +46,12 @@ _STORAGES = {
 """Name of a storage's class -> torch's name of the type, and the bytes of a number. Not all types are read."""
 
 
+MALFORMED = (
+    IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError, EOFError, struct.error, RecursionError,
+)  # fmt: skip
+"""What a malformed file can cause in the machine, by design: a stack that is empty, an entry that is not there."""
+
+
 class MalformedError(Exception):
     """The file is not what its container promises; the text completes "the file is damaged: "."""
 
@@ -492,6 +498,7 @@ def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 _MAKERS: Mapping[tuple[str, str], Callable[[Machine, tuple[Any, ...]], Any]] = {
     ("collections", "OrderedDict"): Machine._ordered,
     ("torch._utils", "_rebuild_tensor"): Machine._tensor,
+    ("torch.jit._pickle", "restore_type_tag"): Machine._first,
     ("torch._utils", "_rebuild_tensor_v2"): Machine._tensor,
     ("torch._utils", "_rebuild_parameter"): Machine._first,
     ("torch._utils", "_rebuild_parameter_with_state"): Machine._first,

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelPackageError, ModelUnsupportedError
+from ..class_names import classes_json, listed_names, names_of
 from ..definition import OPEN_VOCABULARY, SCHEMA, SCHEMA_KEY
 from ..emd_text import MAX_JSON_BYTES, read_json
-from .class_names import as_classes, as_names, how_to_name, names_beside
 
 CONFIG = "config.json"
 PREPARATION = ("preprocessor_config.json", "processor_config.json")
@@ -30,6 +30,7 @@ _MAX_SHARDS = 200
 _LOW = {"owlvit": 0.1, "owlv2": 0.1, "grounding-dino": 0.25, "mm-grounding-dino": 0.25}
 """Lowest scores where those that the library itself takes for a kind are below Kestrel's."""
 _PLACEHOLDER = "object"
+_MOST_LABELS = 1000  # where config.json gives their number alone
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 CLIP = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
@@ -80,13 +81,13 @@ def translate(path: Path) -> tuple[dict[str, Any], tuple[str, ...]] | None:
     prepared, preparation = _preparation(folder)
     members, notes = _input(prepared, FAMILIES[architecture], preparation)
     is_open = architecture in OPEN_VOCABULARY
-    names, told = ((_PLACEHOLDER,), "") if is_open else _names(folder, config)
+    names, told = ([_PLACEHOLDER], "") if is_open else _names(folder, config)
     beside = [CONFIG, *([preparation] if preparation else []), *(_tokenizer(folder) if is_open else []), *shards]
     content = {
         SCHEMA_KEY: SCHEMA,
         "name": _name(folder),
         "detector": {"kind": "transformers", "architecture": architecture, "weights": weights, "files": beside},
-        "classes": as_classes(names),
+        "classes": classes_json(names, 1),
         **members,
         **({"arguments": {"threshold": _LOW[architecture]}} if architecture in _LOW else {}),
     }
@@ -220,17 +221,18 @@ def _as_side(value: Any) -> int:
     return value if type(value) is int and 32 <= value <= 4096 else 0
 
 
-def _names(folder: Path, config: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
-    names = as_names(config.get("id2label"))
+def _names(folder: Path, config: Mapping[str, Any]) -> tuple[list[str], str]:
+    names = names_of(config.get("id2label"))
     if not names:
         n = config.get("num_labels")
-        names = tuple(f"LABEL_{number}" for number in range(n if type(n) is int and 0 < n <= 1000 else 2))
+        names = [f"LABEL_{number}" for number in range(n if type(n) is int and 0 < n <= _MOST_LABELS else 2)]
     if not all(name == f"LABEL_{number}" for number, name in enumerate(names)):
         return names, ""
-    found, where = names_beside(folder / CONFIG)
+    found, where = listed_names(folder / CONFIG)
     if len(found) == len(names):
         return found, f"The names of the classes are those in '{where}'."
-    return names, how_to_name(folder, str(len(names)))
+    how = "Name them in a file 'classes.txt' in its folder, one a line."
+    return names, f"The model does not name its {len(names)} classes. {how}"
 
 
 def _tokenizer(folder: Path) -> list[str]:

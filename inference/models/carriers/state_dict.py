@@ -12,8 +12,8 @@ from typing import Any
 
 from ...errors import ModelPackageError
 from ..checkpoint import read_checkpoint
+from ..class_names import classes_json, listed_names
 from ..definition import SCHEMA, SCHEMA_KEY
-from .class_names import as_classes, how_to_name, names_beside, numbered
 
 _SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin")
 _MAX_HEADER_BYTES = 16 * 2**20
@@ -137,15 +137,15 @@ def _definition(path: Path, architecture: str, n_labels: int) -> tuple[dict[str,
             "kind": "torchvision", "architecture": architecture, "weights": path.name, "label_offset": offset,
         },
         "input": _INPUTS.get(architecture, _PICTURES),
-        "classes": as_classes(names, offset),
+        "classes": classes_json(names, offset),
         **({"tile": {"size": size}} if size else {}),
     }  # fmt: skip
     return content, (note, told)
 
 
-def _names(path: Path, n_labels: int, *, has_background: bool) -> tuple[tuple[str, ...], str]:
+def _names(path: Path, n_labels: int, *, has_background: bool) -> tuple[list[str], str]:
     """Give the names of the classes: from a list of all labels, or of those without the background."""
-    found, where = names_beside(path)
+    found, where = listed_names(path)
     if found and found[0].strip("_").lower() == "background":
         found = found[1:]
     if found and n_labels - len(found) in (0, 1) and (not has_background or len(found) == n_labels - 1):
@@ -153,10 +153,12 @@ def _names(path: Path, n_labels: int, *, has_background: bool) -> tuple[tuple[st
     n = n_labels - has_background
     if n < 1:
         raise _damaged(path)
-    told = how_to_name(path, str(n))
+    told = (
+        f"The file does not name its {n} classes: they are numbered. Name them in a file '{path.stem}.txt' beside it."
+    )
     if found:
         told = f"'{where}' names {len(found)} classes, and '{path.name}' knows {n}: it was not used. {told}"
-    return numbered(n, int(has_background)), told
+    return [f"Class {number}" for number in range(int(has_background), n + has_background)], told
 
 
 def _unknown(path: Path, shapes: Shapes) -> ModelPackageError:

@@ -9,29 +9,31 @@ Ultralytics and YOLOv5 leave a note in the archive (extra/config.txt): names, si
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import ModelPackageError, ModelUnsupportedError
+from ..class_names import classes_for, classes_json, names_of
 from ..definition import SCHEMA, SCHEMA_KEY
 from ..emd_text import read_json
-from ..stack_machine import MalformedError
+from ..stack_machine import MALFORMED, Machine, MalformedError, PickledMapping, PickledTensor, Stream
 from ..stored_zip import read_directory
-from .class_names import as_classes, as_names, how_to_name, names_beside, numbered
 
 _CONFIG = "/extra/config.txt"
 _MAX_CONFIG_BYTES = 2**20
 _MAX_GRAPH_BYTES = 32 * 2**20
 _OLD_EXPORT = "serialized_exported_program.json"
-_N_NUMBERED = 100
-"""Classes of a program that says nothing of its own: as many as networks usually have."""
 _TASKS = {"classify": "image classification", "depth": "depth estimation", "semantic": "pixel classification"}
-_DENSE_AXES = 3
+_HEADS = {"detect": "yolov8", "segment": "yolov8-seg", "obb": "yolov8-obb", "pose": "yolov8-pose"}
+"""What Ultralytics' programs give for each task, where nothing is suppressed in them."""
+_MOST_NAMES, _MOST_LETTERS = 10_000, 200
+_DENSE_AXES, _IMAGE_AXES, _MOST_BANDS = 3, 4, 64
 _TABLE = 6
 """Columns of finished boxes: four corners, score, label."""
 
@@ -88,7 +90,7 @@ def _torchscript(path: Path, names: tuple[str, ...]) -> tuple[dict[str, Any], tu
     config = _config(path, names)
     if config:
         return _described(path, "torchscript", config)
-    return _silent(path, "torchscript", {"input": {"scale": 1 / 255}}, 0)
+    return _silent(path, "torchscript", _taking(path, _traced_shape(path, names)), 0)
 
 
 def _torch_export(path: Path, names: tuple[str, ...], graphs: list[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -96,15 +98,34 @@ def _torch_export(path: Path, names: tuple[str, ...], graphs: list[str]) -> tupl
     if config:
         return _described(path, "torch_export", config)
     shapes = _graph_shapes(path, graphs[0] if graphs else _OLD_EXPORT)
-    members: dict[str, Any] = {"input": {"scale": 1 / 255}}
-    if len(shapes) > 1 and len(shapes[0]) == 4 and shapes[0][1] and shapes[0][1] <= 64:
-        members["input"]["bands"] = list(range(shapes[0][1]))
-        members["tile"] = _tile(path, shapes[0][2], shapes[0][3])
-    members = {key: value for key, value in members.items() if value}
+    members = _taking(path, shapes[0] if shapes else ())
     outputs = [shape for shape in shapes[1:] if len(shape) == _DENSE_AXES]
     n_rows = min(outputs[0][1:]) if len(shapes) == 2 and outputs and all(outputs[0][1:]) else 0
     is_table = bool(outputs) and outputs[0][2] == _TABLE
     return _silent(path, "torch_export", members, 0 if is_table else max(n_rows - 4, 0))
+
+
+def _taking(path: Path, shape: Sequence[int]) -> dict[str, Any]:
+    """Give the members of a definition for a program that takes images of that shape, where it is known."""
+    members: dict[str, Any] = {"input": {"scale": 1 / 255, "assumed": True}}
+    if len(shape) == _IMAGE_AXES and 0 < shape[1] <= _MOST_BANDS:
+        members["input"]["bands"] = list(range(shape[1]))
+        members["tile"] = _tile(path, shape[2], shape[3])
+    return {key: value for key, value in members.items() if value}
+
+
+def _traced_shape(path: Path, names: tuple[str, ...]) -> tuple[int, ...]:
+    """Give the shape of the images that a program was traced with, which newer versions of torch keep."""
+    name = next((name for name in names if name.count("/") == 1 and name.endswith("/traced_inputs.pkl")), "")
+    data = _read(path, name, _MAX_CONFIG_BYTES) if name else b""
+    try:
+        content = Machine(Stream(io.BytesIO(data), len(data))).load() if data else None
+    except (MalformedError, *MALFORMED):
+        return ()
+    entries = content.entries if isinstance(content, PickledMapping) else {}
+    given = entries.get("forward")
+    first = given[0] if isinstance(given, list) and len(given) == 1 else None
+    return first.shape if isinstance(first, PickledTensor) else ()
 
 
 def _tile(path: Path, height: int, width: int) -> dict[str, Any]:
@@ -140,12 +161,14 @@ def _described(path: Path, kind: str, config: Mapping[str, Any]) -> tuple[dict[s
     task = str(config.get("task") or "detect")
     if task in _TASKS:
         raise ModelUnsupportedError(f"The model '{path.name}' is for {_TASKS[task]}, not for the detection of objects.")
-    names = as_names(config.get("names"))
-    notes: list[str] = []
-    if not names:
-        names, told = _names(path, _N_NUMBERED)
-        notes.append(told)
-    members: dict[str, Any] = {"input": {"scale": 1 / 255}}
+    names = names_of(config.get("names"))[:_MOST_NAMES]
+    notes: tuple[str, ...] = ()
+    detector: dict[str, Any] = {"label_offset": 0}
+    classes = classes_json([_plain(name) or f"Class {number}" for number, name in enumerate(names)])
+    if not classes:
+        classes, told, is_numbered = classes_for(path, None)
+        detector, notes = {**detector, **({"numbered_classes": True} if is_numbered else {})}, (told,)
+    members: dict[str, Any] = {"input": {"scale": 1 / 255, "pad_value": 114}}
     size = config.get("imgsz") or (config.get("shape") or [])[-2:]
     sides = size if isinstance(size, list) else [size, size]
     if len(sides) == 2 and all(type(side) is int and 32 <= side <= 8192 for side in sides):
@@ -153,16 +176,15 @@ def _described(path: Path, kind: str, config: Mapping[str, Any]) -> tuple[dict[s
     channels = config.get("channels")
     if type(channels) is int and 0 < channels <= 64:
         members["input"]["bands"] = list(range(channels))
-    detector = {"label_offset": 0}
-    if not _suppresses(config) and task == "detect":
-        detector["head"] = "yolov8" if "task" in config else "yolov5"  # type: ignore[assignment]
+    if not _suppresses(config) and task in _HEADS:
+        detector["head"] = _HEADS[task] if "task" in config else "yolov5"
     for key in ("license", "version"):
         if isinstance(config.get(key), str):
             members[key] = config[key][:200]
     description = config.get("description")
     if isinstance(description, str) and description.strip():
         members["description"] = description.strip()[:500]
-    return _definition(path, kind, names, detector, members), tuple(notes)
+    return _definition(path, kind, classes, detector, members), notes
 
 
 def _stride(value: Any) -> dict[str, Any]:
@@ -179,29 +201,25 @@ def _silent(
     path: Path, kind: str, members: dict[str, Any], n_classes: int
 ) -> tuple[dict[str, Any], tuple[str, ...]]:  # fmt: skip
     """Give the definition of a program that says nothing of itself."""
-    names, told = _names(path, n_classes or _N_NUMBERED)
-    assumed = (
-        f"'{path.name}' does not say what images it takes: red, green and blue from 0 to 1 were assumed"
-        + ("." if "tile" in members else ", in tiles of any size.")
-        + " Where that is wrong, describe it with a definition, see docs/definition.md."
+    classes, told, is_numbered = classes_for(path, n_classes or None)
+    assumed = f"'{path.name}' does not say what images it takes: red, green and blue were assumed" + (
+        "." if "tile" in members else ", in tiles of any size."
     )
-    return _definition(path, kind, names, {}, members), (told, assumed)
+    detector = {"numbered_classes": True} if is_numbered else {}
+    return _definition(path, kind, classes, detector, members), (told, assumed)
 
 
-def _names(path: Path, n: int) -> tuple[tuple[str, ...], str]:
-    names, where = names_beside(path)
-    if names:
-        return names, f"The names of the classes are those in '{where}'."
-    return numbered(n, 1), how_to_name(path, "as many")
+def _plain(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text[:_MOST_LETTERS]).split())
 
 
 def _definition(
-    path: Path, kind: str, names: tuple[str, ...], detector: Mapping[str, Any], members: Mapping[str, Any]
+    path: Path, kind: str, classes: list[dict[str, Any]], detector: Mapping[str, Any], members: Mapping[str, Any]
 ) -> dict[str, Any]:
     return {
         SCHEMA_KEY: SCHEMA,
         "name": path.stem or path.name,
         "detector": {"kind": kind, "weights": path.name, **detector},
-        "classes": as_classes(names),
+        "classes": classes,
         **members,
     }

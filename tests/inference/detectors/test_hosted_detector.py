@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from kestrel.inference.detections import Detections
 from kestrel.inference.detectors import hosted_detector, load_detector
 from kestrel.inference.detectors.features import FeatureReader, fields_from_esri
+from kestrel.inference.detectors.program_detector import bare_output
 from kestrel.inference.detectors.protocol import DetectorSettings
-from kestrel.inference.detectors.raw_outputs import find_head
 from kestrel.inference.errors import (
     BackendMissingError,
     DeviceMemoryError,
@@ -67,7 +67,7 @@ def load(tmp_path: Path) -> Iterator[Load]:
         settings = DetectorSettings("cpu", 1, program_sha256(package) if allowed is None else allowed)
         is_function = package.definition.kind == "python"
         values = resolve_arguments(package.definition, arguments).values if is_function else arguments
-        detector = load_detector(package, {"threshold": 0.5, **values}, settings, folder)
+        detector = load_detector(package, {"threshold": 0.5, "nms_overlap": 0.5, **values}, settings, folder)
         loaded.append(detector)
         return detector
 
@@ -495,26 +495,32 @@ def test_forged_detections_are_read_or_refused(tmp_path: Path, arrays: dict[str,
 
 
 @pytest.mark.parametrize(
-    "told", [5, [1], {"output0": [1, 6, 21]}, {"raw:a": 5}, {"raw:a": [1.5]}, {"raw:a": [True]}, {"raw:a": []},
-             {"raw:a": [1, -6, 21]}, {"raw:a": [1, 6, 21], "raw:b": [1, 6, 21]}, {"raw:a": [[]]}],
+    "told", [5, [1], {"output0": ["float32", 1]}, {"raw:a": 5}, {"raw:a": ["float32", 1.5]}, {"raw:a": [1, 6, 21]},
+             {"raw:a": []}, {"raw:a": ["float32", 1, -6]}, {"raw:a": ["complex64", 1]}, {"raw:a": ["float32", []]},
+             {"raw:a": ["float32", 1, 6, 21], "b": 5}],
 )  # fmt: skip
 def test_a_forged_description_of_a_bare_output_is_refused(tmp_path: Path, told: Any) -> None:
-    (tmp_path / "net.pt").write_bytes(b"")
     package = folder_package(tmp_path, "net.pt", kind="torchscript", weights="net.pt")
     arguments = resolve_arguments(package.definition, {}).values
-    with pytest.raises((ProtocolError, ModelUnsupportedError)):
-        hosted_detector._network(ForgingHost({"raw": told}), package, tmp_path, arguments, -1, 1)
+    with pytest.raises(ProtocolError):
+        bare_output(ForgingHost(), told, package, arguments, DetectorSettings())
 
 
 @pytest.mark.parametrize(
     "arrays",
-    [{}, {"boxes": [[[1.0]]]}, {"raw:b": np.zeros((1, 6, 21))}, {"raw:a": 5.0}, {"raw:a": np.zeros((1, 7, 21))},
-     {"raw:a": np.zeros((1, 6, 22))}, {"raw:a": np.zeros((2, 6, 21))}, {"raw:a": np.zeros((1, 6, 21), complex)}],
+    [{}, {"boxes": [[[1.0]]]}, {"raw:b": np.zeros((1, 7, 21))}, {"raw:a": 5.0}, {"raw:a": np.zeros((1, 9, 21))},
+     {"raw:a": np.zeros((1, 7, 22))}, {"raw:a": np.zeros((2, 3))}, {"raw:a": np.zeros((1, 7, 21), complex)}],
 )  # fmt: skip
 def test_a_forged_bare_output_is_refused(tmp_path: Path, arrays: dict[str, Any]) -> None:
-    definition = folder_package(tmp_path, "net.pt", kind="torchscript", weights="net.pt").definition
-    head = find_head(definition, {"raw:a": (1, 4 + len(definition.classes), 21)})
-    detector = hosted_detector.RawDetector(ForgingHost(None, **arrays), head, definition, 0.5)
+    (tmp_path / "net.pt").write_bytes(b"")
+    options = {"head": "yolov8"}
+    tile = TileSpec(32, is_variable=False, stride=32, receptive_field_radius=8)
+    package = folder_package(tmp_path, "net.pt", kind="torchscript", weights="net.pt", options=options, tile=tile)
+    arguments = resolve_arguments(package.definition, {}).values
+    n = 4 + len(package.definition.classes)
+    detector = bare_output(
+        ForgingHost(None, **arrays), {"raw:a": ["float32", 1, n, 21]}, package, arguments, DetectorSettings()
+    )
     with pytest.raises((ProtocolError, ModelIncompatibleError)):
         detector.predict(np.zeros((1, 3, 32, 32), np.uint8))
 
@@ -912,7 +918,7 @@ def test_masks_are_left_out_where_boxes_are_wanted(
 
 @pytest.mark.slow
 def test_torchscript_with_an_output_that_is_not_known_is_refused_with_what_it_gave(tmp_path: Path, load: Load) -> None:
-    with pytest.raises(ModelUnsupportedError, match=r"a tensor \[1, 3, 32, 32\]"):
+    with pytest.raises(ModelUnsupportedError, match="none that Kestrel knows"):
         load(scripted(tmp_path / "m", Picture()))
 
 

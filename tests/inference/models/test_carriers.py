@@ -11,7 +11,6 @@ import pytest
 
 from kestrel.inference.errors import InferenceError, ModelPackageError, ModelUnsupportedError, UntrustedCodeError
 from kestrel.inference.models.arguments import resolve_arguments
-from kestrel.inference.models.carriers.class_names import as_names
 from kestrel.inference.models.description import describe_package
 from kestrel.inference.models.package import locate_definition, open_package
 from kestrel.inference.models.packaging import PackageParts, write_package
@@ -207,10 +206,10 @@ def test_bare_weights_of_torchvision_are_known_by_their_tensors(tmp_path: Path, 
     assert ("torchvision", architecture) == (definition.kind, definition.options["architecture"])
     assert definition.options["label_offset"] == offset
     assert [(item.value, item.name) for item in definition.classes] == [
-        (number, f"class {number}") for number in range(offset, offset + n)
+        (number, f"Class {number}") for number in range(offset, offset + n)
     ]
     assert architecture in definition.notes[0]
-    assert f"write {n} lines" in definition.notes[1]
+    assert f"does not name its {n} classes" in definition.notes[1]
     assert definition.geometry == ("polygon" if architecture.startswith("mask") else "box")
 
 
@@ -218,7 +217,7 @@ def test_bare_weights_of_torchvision_are_known_by_their_tensors(tmp_path: Path, 
     ("names", "found", "offset"),
     [
         (["a", "b", "c"], ["a", "b", "c"], 1), (["__background__", "a", "b", "c"], ["a", "b", "c"], 1),
-        (["a", "b"], ["class 1", "class 2", "class 3"], 1), (["a"] * 4, ["class 1", "class 2", "class 3"], 1),
+        (["a", "b"], ["Class 1", "Class 2", "Class 3"], 1), (["a"] * 4, ["Class 1", "Class 2", "Class 3"], 1),
     ],
 )  # fmt: skip
 def test_a_list_of_names_is_taken_where_it_fits(
@@ -277,17 +276,6 @@ def test_a_pickled_network_is_refused_with_the_command_that_exports_it(
     with pytest.raises(UntrustedCodeError, match=f"{module}.{name}") as caught:
         open_package(str(pickled(tmp_path / "best.pt", module, name)))
     assert command in caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("value", "names"),
-    [
-        (["a", "b"], ("a", "b")), ({"0": "a", "2": "c"}, ("a", "class 1", "c")), ({1: "b", 0: "a"}, ("a", "b")),
-        ({"a": "b"}, ()), ({}, ()), (None, ()), ("abc", ()), ([" a\n\tb ", ""], ("a b", "class 1")),
-    ],
-)  # fmt: skip
-def test_names_are_read_from_lists_and_mappings(value: Any, names: tuple[str, ...]) -> None:
-    assert as_names(value) == names
 
 
 # -- Packed ------------------------------------------------------------------------------------------------------------

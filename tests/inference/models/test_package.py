@@ -571,10 +571,15 @@ def test_a_folder_without_a_definition_is_refused_with_what_it_holds(tmp_path: P
         open_package(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["model.pth", "model.pt", "model.safetensors", "photo.tif"])
-def test_bare_weights_are_refused_with_the_way_out(tmp_path: Path, name: str) -> None:
-    content = write_zip(tmp_path / "z", [("archive/data.pkl", b"")]).read_bytes() if ".pt" in name else b"\x08\x07"
+def test_a_file_that_is_no_model_is_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(ModelPackageError, match=r"docs/definition\.md"):
+        open_package(str(_write(tmp_path / "photo.tif", b"\x08\x07")))
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.pt", "model.safetensors"])
+def test_bare_weights_that_are_damaged_are_told(tmp_path: Path, name: str) -> None:
+    content = write_zip(tmp_path / "z", [("archive/data.pkl", b"")]).read_bytes() if ".pt" in name else b"\x08\x07"
+    with pytest.raises(ModelPackageError, match="are damaged"):
         open_package(str(_write(tmp_path / name, content)))
 
 
