@@ -61,8 +61,8 @@ def names_beside(path: Path) -> tuple[tuple[str, ...], str]:
         names = [_plain(line) for line in lines if _plain(line)]
         if 0 < len(names) <= MAX_CLASSES:
             return tuple(names), name
-    names = _of_roboflow(path.with_name(_ROBOFLOW))
-    return (names, _ROBOFLOW) if names else ((), "")
+    listed = _of_roboflow(path.with_name(_ROBOFLOW))
+    return (listed, _ROBOFLOW) if listed else ((), "")
 
 
 def _of_roboflow(place: Path) -> tuple[str, ...]:
