@@ -11,6 +11,7 @@ from .overlap import Indices
 from .rivals import Rivals
 
 _NONE = -1
+_FEW = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +70,31 @@ def settle(rivals: Rivals, may_grow: Mask, wants_heads: bool) -> Fates:
 
 
 def _settle_block(rivals: Rivals, block: Indices, fates: Fates) -> None:
-    """Go through the rivals of a block, the strongest first: when one's turn comes, all stronger ones are decided."""
+    """Decide within a block: in rounds as long as each leaves at most half of the pairs, then one after the other."""
     strong, weak, _ = rivals.within(block)
+    n_before = 2 * len(strong)
+    while _FEW < len(strong) <= n_before / 2:
+        n_before = len(strong)
+        strong, weak = _round(strong, weak, fates)
+    _one_by_one(strong, weak, fates)
+
+
+def _round(strong: Indices, weak: Indices, fates: Fates) -> tuple[Indices, Indices]:
+    """Look at the strongest rival of each, where that has no rivals itself; give the pairs that are left."""
+    has_stronger = np.zeros(len(fates.head), np.bool_)
+    has_stronger[weak] = True
+    is_ready = ~has_stronger[strong]
+    is_ready[1:] &= weak[1:] != weak[:-1]
+    stronger, weaker = strong[is_ready], weak[is_ready]
+    is_open = fates.waits[stronger]
+    fates.waits[weaker[is_open]] = True
+    fates.head[weaker[~is_open]] = stronger[~is_open]
+    is_left = ~is_ready & (fates.head[weak] == _NONE) & (fates.head[strong] == _NONE)
+    return strong[is_left], weak[is_left]
+
+
+def _one_by_one(strong: Indices, weak: Indices, fates: Fates) -> None:
+    """Go through the pairs by the weaker one: when one's turn comes, all stronger ones are decided."""
     members = np.unique(np.concatenate([strong, weak]))
     head = dict(zip(members.tolist(), fates.head[members].tolist()))
     waits = dict(zip(members.tolist(), fates.waits[members].tolist()))

@@ -28,22 +28,49 @@ _UNIT = 1 << 38
 _NOTHING = 24 * _UNIT
 """What leaves too little of any score."""
 _WEAKEST = 150 * _UNIT
+_FEW = 64
 
 
 @dataclass(frozen=True, eq=False)
 class SoftFates:
-    """What is known of detections, strongest first.
+    """What becomes of detections, strongest first.
 
     Shape:
-        lost (N,) int64, what each has lost up to now, see `weakened`; waits (N,), whether something that may still be
-        stronger may take more of it; is_picked (N,), whether its score is final; is_gone (N,), whether too little is
-        left of it.
+        scores (N,) int64, logarithms, smaller is stronger; lost (N,) int64, what each has lost, see `weakened`; waits
+        (N,), whether something that may still be stronger may take more of it; is_stuck (N,), whether nothing can be
+        said of it, therefore; is_picked (N,), whether its score is final; is_gone (N,), whether too little is left.
+
+    Attributes:
+        limit: The weakest score that stays.
     """
 
+    scores: Logarithms
     lost: Logarithms
     waits: Mask
+    is_stuck: Mask
     is_picked: Mask
     is_gone: Mask
+    limit: int
+
+    def now(self, which: Indices) -> Logarithms:
+        """Give the present scores of some."""
+        return self.scores[which] + self.lost[which]
+
+    def are_undecided(self, which: Indices) -> Mask:
+        """Tell which are still in the race."""
+        undecided: Mask = ~(self.is_stuck | self.is_picked | self.is_gone)[which]
+        return undecided
+
+    def decide(self, which: Indices) -> None:
+        """Decide those whose turn has come: what has to wait is stuck, the others are picked."""
+        self.is_stuck[which] = self.waits[which]
+        self.is_picked[which] = ~self.waits[which]
+
+    def weaken(self, which: Indices, takes: Logarithms) -> None:
+        """Let each lose what the others take of it."""
+        np.add.at(self.lost, which, takes)
+        self.lost[which] = np.minimum(self.lost[which], _WEAKEST)
+        self.is_gone[which] = (self.now(which) > self.limit) | (self.lost[which] >= _NOTHING)
 
 
 def weakened(scores: NDArray[np.float32], lost: Logarithms) -> NDArray[np.float32]:
@@ -67,84 +94,98 @@ def settle_softly(rivals: Rivals, lost: Logarithms, may_grow: Mask) -> SoftFates
         may_grow: (N,), whether rivals of it may still come.
     """
     n = len(rivals)
-    fates = SoftFates(lost.copy(), may_grow.copy(), np.zeros(n, np.bool_), np.zeros(n, np.bool_))
     scores = _logarithms(rivals.found.detections.scores.astype(np.float64), _WEAKEST)
     limit = int(_logarithms(np.array([rivals.rule.threshold]), _WEAKEST)[0])
+    fates = SoftFates(scores, lost.copy(), may_grow.copy(), *np.zeros((3, n), np.bool_), limit)
     waiting = np.arange(n)
     while len(waiting):
-        now = scores[waiting] + fates.lost[waiting]
-        waiting = waiting[np.lexsort((waiting, now))]
+        waiting = waiting[np.lexsort((waiting, fates.now(waiting)))]
         block = rivals.strongest(waiting)
         rest = waiting[len(block) :]
         # Scores only fall: nothing of the rest comes before its strongest.
-        floor = (int(scores[rest[0]] + fates.lost[rest[0]]), int(rest[0])) if len(rest) else (2 * _WEAKEST, 0)
-        is_stuck = _pick(rivals, block, scores, fates, limit, floor)
-        _weaken(rivals, block[fates.is_picked[block]], rest, fates)
-        fates.is_gone[rest] = _is_gone(scores[rest], fates.lost[rest], limit)
-        fates.waits[rivals.reached(block[is_stuck], rest[~fates.waits[rest]])] = True
-        rest = np.concatenate([block[~(is_stuck | fates.is_picked[block])], rest])
-        waiting = rest[~fates.is_gone[rest]]
+        floor = (int(fates.now(rest[:1])[0]), int(rest[0])) if len(rest) else (2 * _WEAKEST, 0)
+        _settle_block(rivals, block, fates, floor)
+        for _, other, overlap in rivals.between(block[fates.is_picked[block]], rest):
+            fates.weaken(other, _logarithms(1 - overlap, _NOTHING))
+        stuck = block[fates.is_stuck[block]]
+        fates.waits[rivals.reached(stuck, rest[~(fates.waits | fates.is_gone)[rest]])] = True
+        waiting = waiting[fates.are_undecided(waiting)]
     return fates
 
 
-def _is_gone(scores: Logarithms, lost: Logarithms, limit: int) -> Mask:
-    is_gone: Mask = (lost > 0) & ((scores + lost > limit) | (lost >= _NOTHING))
-    return is_gone
-
-
-def _weaken(rivals: Rivals, picked: Indices, others: Indices, fates: SoftFates) -> None:
-    for _, other, overlap in rivals.between(picked, others):
-        np.add.at(fates.lost, other, _logarithms(1 - overlap, _NOTHING))
-        np.minimum(fates.lost, _WEAKEST, out=fates.lost)
-
-
-def _pick(
-    rivals: Rivals, block: Indices, scores: Logarithms, fates: SoftFates, limit: int, floor: tuple[int, int]
-) -> Mask:
-    """Pick what is stronger than the floor, one after the other; tell which of the block are stuck.
+def _settle_block(rivals: Rivals, block: Indices, fates: SoftFates, floor: tuple[int, int]) -> None:
+    """Decide what is stronger than the floor: in rounds as long as each leaves at most half of the pairs, then by turns.
 
     Who waits is stuck when its turn comes, and then its weaker rivals wait, too.
     """
     first, second, overlap = rivals.within(block)
-    members, ends = np.unique(np.concatenate([first, second]), return_inverse=True)
-    one, other = np.concatenate([ends[: len(first)], ends[len(first) :]]), np.concatenate(
-        [ends[len(first) :], ends[: len(first)]]
-    )
-    takes = np.tile(_logarithms(1 - overlap, _NOTHING), 2)
-    order = np.argsort(one, kind="stable")
-    starts = np.searchsorted(one[order], np.arange(len(members) + 1)).tolist()
-    other_list, takes_list = other[order].tolist(), takes[order].tolist()
-    is_stuck = np.zeros(len(rivals), np.bool_)
-    is_alone = np.ones(len(rivals), np.bool_)
-    is_alone[members] = False
-    alone = block[is_alone[block]]
-    fates.is_picked[alone[~fates.waits[alone]]] = True
-    is_stuck[alone[fates.waits[alone]]] = True
+    takes = _logarithms(1 - overlap, _NOTHING)
+    n_before = 2 * len(first)
+    while _FEW < len(first) <= n_before / 2:
+        n_before = len(first)
+        first, second, takes = _round(first, second, takes, fates, floor)
+    _one_by_one(first, second, takes, fates, floor)
+    rest = block[fates.are_undecided(block)]
+    fates.decide(rest[_is_before(fates, rest, floor)])
 
-    score, lost, waits = scores[members].tolist(), fates.lost[members].tolist(), fates.waits[members].tolist()
-    numbers, is_done = members.tolist(), [False] * len(members)
-    heap = [(s + l, k) for k, (s, l) in enumerate(zip(score, lost))]
+
+def _is_before(fates: SoftFates, which: Indices, floor: tuple[int, int]) -> Mask:
+    now = fates.now(which)
+    is_before: Mask = (now < floor[0]) | ((now == floor[0]) & (which < floor[1]))
+    return is_before
+
+
+def _round(
+    first: Indices, second: Indices, takes: Logarithms, fates: SoftFates, floor: tuple[int, int]
+) -> tuple[Indices, Indices, Logarithms]:
+    """Decide those that are stronger than all their rivals; give the pairs that are left."""
+    now, now_second = fates.now(first), fates.now(second)
+    is_first = (now < now_second) | ((now == now_second) & (first < second))
+    stronger, weaker = np.where(is_first, first, second), np.where(is_first, second, first)
+    has_stronger = np.zeros(len(fates.lost), np.bool_)
+    has_stronger[weaker] = True
+    is_ready = ~has_stronger[stronger] & _is_before(fates, stronger, floor)
+    fates.decide(stronger[is_ready])
+    waits = is_ready & fates.waits[stronger]
+    hits = is_ready & ~waits
+    fates.weaken(weaker[hits], takes[hits])
+    fates.waits[weaker[waits]] = True
+    is_left = fates.are_undecided(first) & fates.are_undecided(second)
+    return first[is_left], second[is_left], takes[is_left]
+
+
+def _one_by_one(
+    first: Indices, second: Indices, takes: Logarithms, fates: SoftFates, floor: tuple[int, int]
+) -> None:
+    rivals: dict[int, list[tuple[int, int]]] = {}
+    for one, other, take in zip(first.tolist(), second.tolist(), takes.tolist()):
+        rivals.setdefault(one, []).append((other, take))
+        rivals.setdefault(other, []).append((one, take))
+    members = np.array([*rivals], np.intp)
+    score = dict(zip(rivals, fates.scores[members].tolist()))
+    lost = dict(zip(rivals, fates.lost[members].tolist()))
+    waits = dict(zip(rivals, fates.waits[members].tolist()))
+    heap = [(score[one] + lost[one], one) for one in rivals]
     heapq.heapify(heap)
-    while heap and (heap[0][0], numbers[heap[0][1]]) < floor:
-        key, k = heapq.heappop(heap)
-        if is_done[k] or key != score[k] + lost[k]:
+    turns: list[int] = []
+    undecided = set(rivals)
+    while heap and heap[0] < floor:
+        key, one = heapq.heappop(heap)
+        if one not in undecided or key != score[one] + lost[one]:
             continue
-        is_done[k] = True
-        if waits[k]:
-            is_stuck[numbers[k]] = True
-        else:
-            fates.is_picked[numbers[k]] = True
-        for place in range(starts[k], starts[k + 1]):
-            m = other_list[place]
-            if is_done[m]:
+        undecided.remove(one)
+        turns.append(one)
+        for other, take in rivals[one]:
+            if other not in undecided:
                 continue
-            if waits[k]:
-                waits[m] = True
+            if waits[one]:
+                waits[other] = True
                 continue
-            lost[m] = min(lost[m] + takes_list[place], _WEAKEST)
-            if score[m] + lost[m] > limit or lost[m] >= _NOTHING:
-                is_done[m] = fates.is_gone[numbers[m]] = True
+            lost[other] += take
+            if score[other] + lost[other] > fates.limit or lost[other] >= _NOTHING:
+                undecided.remove(other)
+                fates.is_gone[other] = True
             else:
-                heapq.heappush(heap, (score[m] + lost[m], m))
-    fates.lost[members], fates.waits[members] = lost, waits
-    return is_stuck[block]
+                heapq.heappush(heap, (score[other] + lost[other], other))
+    fates.lost[members], fates.waits[members] = list(lost.values()), list(waits.values())
+    fates.decide(np.array(turns, np.intp))
