@@ -21,7 +21,7 @@ Keys = NDArray[np.int64]
 Pairs = tuple[Indices, Indices]
 
 _X_BITS, _STRIPE_BITS, _CLASS_BITS = 23, 23, 17
-_AT_ONCE = 1 << 18
+_AT_ONCE = 1 << 16
 """Pairs that are looked at together."""
 
 
@@ -58,11 +58,14 @@ class Index:
     def between(self, members: Indices, others: Indices) -> Iterator[Pairs]:
         """Give all pairs (member, other) whose boxes may have points in common, each once, in portions."""
         a, b = self._entries(members), self._entries(others)
-        start, stop = (np.searchsorted(self.key[b], keys[a], side) for keys, side in ((self.key, "left"),
-                                                                                      (self.last, "right")))  # fmt: skip
+        others_keys, members_keys = self.key[b], self.key[a]
+        start, stop = (
+            np.searchsorted(others_keys, members_keys, "left"),
+            np.searchsorted(others_keys, self.last[a], "right"),
+        )
         yield from self._meeting(a, b, start, stop)
         # The same seen from the others; those that start at the same place are in the first part.
-        start, stop = (np.searchsorted(self.key[a], keys[b], "right") for keys in (self.key, self.last))
+        start, stop = (np.searchsorted(members_keys, keys, "right") for keys in (others_keys, self.last[b]))
         yield from ((member, other) for other, member in self._meeting(b, a, start, stop))
 
     def _entries(self, members: Indices) -> Indices:
@@ -77,7 +80,8 @@ class Index:
             a, b = entries[row], others[column]
             i, j = self.box[a], self.box[b]
             # Boxes that meet in several stripes meet in the uppermost stripe of one of them.
-            meets = (self.is_first[a] | self.is_first[b]) & (self.low[i] <= self.high[j]) & (self.low[j] <= self.high[i])
+            meets = self.is_first[a] | self.is_first[b]
+            meets &= (self.low[i] <= self.high[j]) & (self.low[j] <= self.high[i])
             if meets.any():
                 yield i[meets], j[meets]
 
@@ -97,14 +101,20 @@ def _ranges(start: Indices, stop: Indices) -> Iterator[Pairs]:
         first = after
 
 
-def make_index(boxes: FloatArray, classes: NDArray[np.int64]) -> Index:
-    """Enter boxes (N, 4), finite, of classes (N,): boxes of different classes do not meet, save very many classes."""
+def make_index(boxes: FloatArray, classes: NDArray[np.int64], meets: Mask) -> Index:
+    """Enter boxes in their stripes.
+
+    Args:
+        boxes: (N, 4), finite.
+        classes: (N,), 0 or more; boxes of different classes do not meet, as long as there are not very many classes.
+        meets: (N,), whether the box can meet any other.
+    """
     x0, y0, x1, y1 = boxes.T
     left, width = x0.min(initial=np.inf), x1.max(initial=-np.inf) - x0.min(initial=np.inf)
     top, height = y0.min(initial=np.inf), y1.max(initial=-np.inf) - y0.min(initial=np.inf)
-    stripe_height = max(float((y1 - y0).mean()), height / (1 << (_STRIPE_BITS - 1))) if len(boxes) else 1.0
+    stripe_height = max(float((y1 - y0)[meets].mean()), height / (1 << (_STRIPE_BITS - 1))) if meets.any() else 1.0
     first, last = (_steps(y - top, stripe_height, _STRIPE_BITS) for y in (y0, y1))
-    n_stripes = last - first + 1
+    n_stripes = np.where(meets, last - first + 1, 0)
     box = np.repeat(np.arange(len(boxes)), n_stripes)
     n_before = np.repeat(np.cumsum(n_stripes) - n_stripes - first, n_stripes)
     stripe = np.arange(len(box)) - n_before

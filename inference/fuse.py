@@ -19,7 +19,7 @@ from dataclasses import replace
 import numpy as np
 import shapely
 
-from .detections import Detections, of_dimension
+from .detections import Detections, FloatArray, ObjectArray, of_dimension
 from .overlap import Indices
 
 
@@ -33,34 +33,36 @@ def fuse(detections: Detections, head: Indices, method: str) -> Detections:
     """
     heads, cluster = np.unique(head, return_inverse=True)
     result = detections.take(heads)
-    if detections.shapes is None:
+    shapes = detections.shapes
+    if shapes is None:
         boxes = _around(detections, cluster, len(heads)) if method == "nmm" else _mean(detections, cluster, heads)
         return replace(result, boxes=boxes)
-    return _united(detections, cluster, result) if method == "nmm" else result
+    return _united(shapes, cluster, result, heads) if method == "nmm" else result
 
 
-def _around(detections: Detections, cluster: Indices, n: int) -> np.ndarray:
+def _around(detections: Detections, cluster: Indices, n: int) -> FloatArray:
     low, high = np.full((n, 2), np.inf), np.full((n, 2), -np.inf)
     np.minimum.at(low, cluster, detections.boxes[:, :2])
     np.maximum.at(high, cluster, detections.boxes[:, 2:])
     return np.concatenate([low, high], axis=1)
 
 
-def _mean(detections: Detections, cluster: Indices, heads: Indices) -> np.ndarray:
+def _mean(detections: Detections, cluster: Indices, heads: Indices) -> FloatArray:
     weights = detections.scores.astype(np.float64)
     total = np.bincount(cluster, weights, len(heads))
     # Measured from the strongest, so that a box alone, or among equals, does not move by a rounding.
     origin = detections.boxes[heads]
     moves = (detections.boxes - origin[cluster]) * weights[:, None]
     mean = np.stack([np.bincount(cluster, move, len(heads)) for move in moves.T], axis=1)
-    return origin + np.divide(mean, total[:, None], out=np.zeros_like(mean), where=total[:, None] > 0)
+    moved: FloatArray = origin + np.divide(mean, total[:, None], out=np.zeros_like(mean), where=total[:, None] > 0)
+    return moved
 
 
-def _united(detections: Detections, cluster: Indices, result: Detections) -> Detections:
-    shapes, sizes = result.shapes.copy(), np.bincount(cluster)
+def _united(members: ObjectArray, cluster: Indices, result: Detections, heads: Indices) -> Detections:
+    shapes, sizes = members[heads], np.bincount(cluster)
     order = np.argsort(cluster, kind="stable")
     ends = np.cumsum(sizes)
     for k in np.flatnonzero(sizes > 1):
-        shapes[k] = of_dimension(shapely.union_all(detections.shapes[order[ends[k] - sizes[k] : ends[k]]]), 2)
+        shapes[k] = of_dimension(shapely.union_all(members[order[ends[k] - sizes[k] : ends[k]]]), 2)
     boxes = np.where((sizes > 1)[:, None], shapely.bounds(shapes), result.boxes)
     return replace(result, shapes=shapes, boxes=boxes)

@@ -29,7 +29,8 @@ class Fates:
     @property
     def is_kept(self) -> Mask:
         """Tell which stay, for certain."""
-        return (self.head == _NONE) & ~self.waits
+        kept: Mask = (self.head == _NONE) & ~self.waits
+        return kept
 
     @property
     def is_suppressed(self) -> Mask:
@@ -54,13 +55,12 @@ def settle(rivals: Rivals, may_grow: Mask, wants_heads: bool) -> Fates:
         wants_heads: Whether it matters which detection suppresses one.
     """
     fates = Fates(np.full(len(rivals), _NONE), may_grow.copy())
-    waiting = np.arange(len(rivals))
-    while len(waiting):
+    waiting = rivals.in_question(may_grow)
+    # Where all have to wait, none can suppress another.
+    while not fates.waits[waiting].all():
         block = rivals.strongest(waiting)
         _settle_block(rivals, block, fates)
         waiting = waiting[len(block) :]
-        if not len(waiting):
-            break
         _suppress(rivals, block[fates.is_kept[block]], waiting, fates)
         asked = waiting if wants_heads else waiting[~fates.is_suppressed[waiting]]
         open_ones = block[(fates.waits & ~fates.is_suppressed)[block]]

@@ -27,12 +27,12 @@ from .detections import Detections
 from .fuse import fuse
 from .greedy import settle
 from .overlap import overlap_ratio
-from .rivals import POINT_TOLERANCE, Found, Rule, are_points, join, rivals_of, strongest_first
+from .rivals import POINT_TOLERANCE, Found, Rule, are_points, join, rivals_of, rule_of, strongest_first
 from .soft import Logarithms, settle_softly, weakened
 
-__all__ = ["Band", "Found", "Rule", "join", "overlap_ratio", "strongest_first", "suppress", "suppress_once"]
+__all__ = ["Band", "Found", "Rule", "join", "overlap_ratio", "rule_of", "strongest_first", "suppress", "suppress_once"]
 
-_PORTION = 1 << 15
+_PORTION = 1 << 16
 
 
 @dataclass(frozen=True)

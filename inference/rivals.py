@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import shapely
@@ -17,7 +18,7 @@ from .overlap import Extents, Indices, extents_of
 
 POINT_TOLERANCE = 3.0
 """Pixels by which two tiles may disagree about the place of the same point."""
-_PAIRS = 1 << 20
+_PAIRS = 1 << 18
 _PAIRS_EACH = 8
 """How many pairs are looked at before what the strongest suppress is put aside: so many, or so many for each box."""
 _FEW = 256
@@ -68,7 +69,7 @@ class Rule:
         class_agnostic: Detections of different classes are rivals, too.
         method: "nms": the weaker ones go; "nmm": they grow into the strongest; "wbf": they move its box; "soft-nms":
             they lose score.
-        threshold: Lowest score that soft-nms keeps.
+        threshold: What a score must be above, after what soft-nms takes.
     """
 
     max_overlap: float
@@ -77,6 +78,22 @@ class Rule:
     class_agnostic: bool = False
     method: str = "nms"
     threshold: float = 0.0
+
+    @property
+    def is_usual(self) -> bool:
+        """Tell whether it is what networks do that suppress inside themselves."""
+        return (self.metric, self.class_agnostic, self.method) == ("iou", False, "nms")
+
+
+def rule_of(arguments: Mapping[str, Any]) -> Rule:
+    """Give the rule that the model arguments ask for."""
+    return Rule(
+        float(arguments["nms_overlap"]),
+        metric=str(arguments["merge_metric"]),
+        class_agnostic=bool(arguments["class_agnostic"]),
+        method=str(arguments["merge_method"]),
+        threshold=float(arguments["threshold"]),
+    )
 
 
 def strongest_first(found: Found) -> Indices:
@@ -131,14 +148,30 @@ class Rivals:
         """Give the number of detections."""
         return len(self.found)
 
+    def in_question(self, may_grow: Mask) -> Indices:
+        """Give those whose fate may be told, and what it may hang on, strongest first.
+
+        Args:
+            may_grow: (N,), whether rivals of it may still come, so that nothing keeps it for certain.
+        """
+        everything = np.arange(len(self))
+        if may_grow.all() or len(self.strongest(everything)) == len(self):
+            return everything[: 0 if may_grow.all() else None]
+        is_asked = ~may_grow
+        is_asked[self.reached(everything[~may_grow], everything[may_grow])] = True
+        return everything[is_asked]
+
     def strongest(self, waiting: Indices) -> Indices:
         """Give the first of those, strongest first: as many as can be compared with each other at once.
 
         Where very many lie on one spot, the first few suppress most of the rest before those are compared.
         """
         n = len(waiting)
-        while n > _FEW and self.index.count(waiting[:n]) > max(_PAIRS, _PAIRS_EACH * n):
-            n //= 4
+        while n > _FEW:
+            share = max(_PAIRS, _PAIRS_EACH * n) / max(1, self.index.count(waiting[:n]))
+            if share >= 1:
+                break
+            n = max(_FEW, int(n * min(0.25, share**0.5)))
         return waiting[:n]
 
     def within(self, members: Indices) -> tuple[Indices, Indices, FloatArray]:
@@ -182,8 +215,8 @@ class Rivals:
         shapes = self.found.detections.shapes
         if self.rule.across_tiles_only and shapes is not None:
             # What one tile marked with a point another may have marked a little beside it.
-            are_points = np.flatnonzero((shapely.get_dimensions(shapes[i]) == 0) & (shapely.get_dimensions(shapes[j]) == 0))
-            is_rival[are_points] = shapely.distance(shapes[i[are_points]], shapes[j[are_points]]) <= POINT_TOLERANCE
+            places = np.flatnonzero((shapely.get_dimensions(shapes[i]) == 0) & (shapely.get_dimensions(shapes[j]) == 0))
+            is_rival[places] = shapely.distance(shapes[i[places]], shapes[j[places]]) <= POINT_TOLERANCE
         return i[is_rival], j[is_rival], overlap[is_rival]
 
 
@@ -191,9 +224,11 @@ def rivals_of(found: Found, rule: Rule) -> Rivals:
     """Make detections, strongest first, ready to be compared with each other."""
     boxes, classes = found.detections.boxes, _classes(found.detections, rule)
     # What rounding takes must not hide a pair.
-    reach = np.where(are_points(boxes), POINT_TOLERANCE / 2, 0.0) + 1e-9 * np.abs(boxes).max(initial=0)
-    index = make_index(boxes + reach[:, None] * np.array([-1, -1, 1, 1]), classes)
-    return Rivals(found, rule, extents_of(found.detections), classes, index)
+    is_near = are_points(boxes) & rule.across_tiles_only
+    reach = np.where(is_near, POINT_TOLERANCE / 2, 0.0) + 1e-9 * np.abs(boxes).max(initial=0)
+    extents = extents_of(found.detections)
+    index = make_index(boxes + reach[:, None] * np.array([-1, -1, 1, 1]), classes, is_near | (extents.areas > 0))
+    return Rivals(found, rule, extents, classes, index)
 
 
 def are_points(boxes: FloatArray) -> Mask:

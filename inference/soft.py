@@ -41,7 +41,7 @@ class SoftFates:
         said of it, therefore; is_picked (N,), whether its score is final; is_gone (N,), whether too little is left.
 
     Attributes:
-        limit: The weakest score that stays.
+        limit: The score of which nothing stays: what a network gives is above it.
     """
 
     scores: Logarithms
@@ -70,7 +70,7 @@ class SoftFates:
         """Let each lose what the others take of it."""
         np.add.at(self.lost, which, takes)
         self.lost[which] = np.minimum(self.lost[which], _WEAKEST)
-        self.is_gone[which] = (self.now(which) > self.limit) | (self.lost[which] >= _NOTHING)
+        self.is_gone[which] = (self.now(which) >= self.limit) | (self.lost[which] >= _NOTHING)
 
 
 def weakened(scores: NDArray[np.float32], lost: Logarithms) -> NDArray[np.float32]:
@@ -96,9 +96,11 @@ def settle_softly(rivals: Rivals, lost: Logarithms, may_grow: Mask) -> SoftFates
     n = len(rivals)
     scores = _logarithms(rivals.found.detections.scores.astype(np.float64), _WEAKEST)
     limit = int(_logarithms(np.array([rivals.rule.threshold]), _WEAKEST)[0])
-    fates = SoftFates(scores, lost.copy(), may_grow.copy(), *np.zeros((3, n), np.bool_), limit)
-    waiting = np.arange(n)
-    while len(waiting):
+    no = np.zeros(n, np.bool_)
+    fates = SoftFates(scores, lost.copy(), may_grow.copy(), no, no.copy(), no.copy(), limit)
+    waiting = rivals.in_question(may_grow)
+    # Where all have to wait, none can weaken another.
+    while not fates.waits[waiting].all():
         waiting = waiting[np.lexsort((waiting, fates.now(waiting)))]
         block = rivals.strongest(waiting)
         rest = waiting[len(block) :]
@@ -114,7 +116,7 @@ def settle_softly(rivals: Rivals, lost: Logarithms, may_grow: Mask) -> SoftFates
 
 
 def _settle_block(rivals: Rivals, block: Indices, fates: SoftFates, floor: tuple[int, int]) -> None:
-    """Decide what is stronger than the floor: in rounds as long as each leaves at most half of the pairs, then by turns.
+    """Decide what is stronger than the floor: in rounds while each leaves at most half of the pairs, then by turns.
 
     Who waits is stuck when its turn comes, and then its weaker rivals wait, too.
     """
@@ -154,9 +156,7 @@ def _round(
     return first[is_left], second[is_left], takes[is_left]
 
 
-def _one_by_one(
-    first: Indices, second: Indices, takes: Logarithms, fates: SoftFates, floor: tuple[int, int]
-) -> None:
+def _one_by_one(first: Indices, second: Indices, takes: Logarithms, fates: SoftFates, floor: tuple[int, int]) -> None:
     rivals: dict[int, list[tuple[int, int]]] = {}
     for one, other, take in zip(first.tolist(), second.tolist(), takes.tolist()):
         rivals.setdefault(one, []).append((other, take))
@@ -182,7 +182,7 @@ def _one_by_one(
                 waits[other] = True
                 continue
             lost[other] += take
-            if score[other] + lost[other] > fates.limit or lost[other] >= _NOTHING:
+            if score[other] + lost[other] >= fates.limit or lost[other] >= _NOTHING:
                 undecided.remove(other)
                 fates.is_gone[other] = True
             else:

@@ -67,6 +67,9 @@ def test_the_table_shows_the_models_own_values_and_gives_none_of_them(table: Arg
     assert {name: table.editor(name).value() for name in table.names()} == {
         "threshold": 0.3,
         "nms_overlap": 0.45,
+        "merge_method": "nms",
+        "merge_metric": "iou",
+        "class_agnostic": False,
         "padding": 16,
         "tile_size": 256,
         "batch_size": None,
