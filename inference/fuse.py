@@ -54,7 +54,7 @@ def _mean(detections: Detections, cluster: Indices, heads: Indices) -> FloatArra
     origin = detections.boxes[heads]
     moves = (detections.boxes - origin[cluster]) * weights[:, None]
     mean = np.stack([np.bincount(cluster, move, len(heads)) for move in moves.T], axis=1)
-    moved: FloatArray = origin + np.divide(mean, total[:, None], out=np.zeros_like(mean), where=total[:, None] > 0)
+    moved: FloatArray = origin + np.divide(mean, total[:, None], out=np.zeros(mean.shape), where=total[:, None] > 0)
     return moved
 
 

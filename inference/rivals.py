@@ -18,9 +18,8 @@ from .overlap import Extents, Indices, extents_of
 
 POINT_TOLERANCE = 3.0
 """Pixels by which two tiles may disagree about the place of the same point."""
-_PAIRS = 1 << 18
-_PAIRS_EACH = 8
-"""How many pairs are looked at before what the strongest suppress is put aside: so many, or so many for each box."""
+_PAIRS = 1 << 19
+"""How many pairs are looked at before what the strongest suppress is put aside."""
 _FEW = 256
 
 
@@ -168,7 +167,7 @@ class Rivals:
         """
         n = len(waiting)
         while n > _FEW:
-            share = max(_PAIRS, _PAIRS_EACH * n) / max(1, self.index.count(waiting[:n]))
+            share = _PAIRS / max(1, self.index.count(waiting[:n]))
             if share >= 1:
                 break
             n = max(_FEW, int(n * min(0.25, share**0.5)))
