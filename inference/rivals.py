@@ -103,17 +103,18 @@ def strongest_first(found: Found) -> Indices:
     d = found.detections
     weakness = -d.scores
     order = np.lexsort((weakness, found.rank)) if found.rank.any() else np.argsort(weakness, kind="stable")
-    tied = _tied(order, [weakness, found.rank])
-    if len(tied):
-        columns = [weakness, found.rank, *d.boxes[:, [1, 0, 3, 2]].T, d.labels, found.tiles]
+    tied = _tied(order, [found.rank, weakness])
+    if not len(tied):
+        return order
+    columns = [found.rank, weakness, *d.boxes[:, [1, 0, 3, 2]].T, d.labels, found.tiles]
+    part = order[tied]
+    order[tied] = part[np.lexsort([column[part] for column in reversed(columns)])]
+    tied = _tied(order, columns)
+    if d.shapes is not None and len(tied):
         part = order[tied]
-        x0, y0, x1, y1 = d.boxes[part].T
-        keys = (found.tiles[part], d.labels[part], x1, y1, x0, y0, weakness[part], found.rank[part])
-        order[tied] = part[np.lexsort(keys)]
-        if d.shapes is not None and len(tied := _tied(order, columns)):
-            wkb, part = shapely.to_wkb(d.shapes), order[tied]
-            by_shape = sorted(range(len(part)), key=lambda k: (*(c[part[k]] for c in reversed(columns)), wkb[part[k]]))
-            order[tied] = part[by_shape]
+        keys = zip(*(column[part].tolist() for column in columns), shapely.to_wkb(d.shapes[part]).tolist())
+        numbered = sorted((key, number) for number, key in enumerate(keys))
+        order[tied] = part[[number for _, number in numbered]]
     return order
 
 

@@ -238,22 +238,28 @@ def plainly(boxes: np.ndarray, scores: np.ndarray) -> Found:
     )
 
 
-def turned_rectangles() -> Found:
-    """Two that are each other's mirror image have the same bounds."""
-    shapes = [changed(shapely.box(0, 0, 8, 2), angle, "rotated") for angle in (30, -30)]
+def mirror_images() -> Found:
+    """Give pairs that are each other's mirror image: equal in score, tile and bounds."""
+    shapes, scores, tiles = [], [], []
+    for x, score, tile in ((0, 0.5, 3), (20, 0.5, 1), (40, 0.9, 2), (60, 0.4, 0)):
+        shapes += [changed(shapely.box(x, 0, x + 8, 2), angle, "rotated") for angle in (30, -30)]
+        scores += [score, score]
+        tiles += [tile, tile]
     n = len(shapes)
-    d = make_detections(shapely.bounds(shapes), np.full(n, 0.5), np.zeros(n), shapes=shapes)
-    return Found(d, np.zeros(n, np.int64), np.zeros(n, np.int8), np.ones(n, bool))
+    boxes = np.repeat(shapely.bounds(shapes[::2]), 2, axis=0)
+    d = make_detections(boxes, np.array(scores), np.zeros(n), shapes=shapes)
+    return Found(d, np.array(tiles), np.zeros(n, np.int8), np.ones(n, bool))
 
 
-def test_of_mirror_images_the_same_one_stays_in_whatever_order_they_come() -> None:
-    found, rule = turned_rectangles(), Rule(0.1)
-    first, second = (actual(iter([Band(found.take(np.array(o)), np.inf)]), rule) for o in ([0, 1], [1, 0]))
-    shapes = [
-        join([b.found for b in suppress([Band(found.take(np.array(o)), np.inf)], rule)]).detections.shapes[0].wkb
-        for o in ([0, 1], [1, 0])
-    ]
-    assert 1 == len(first) and first == second and shapes[0] == shapes[1]
+@given(st.permutations(range(8)))
+def test_of_mirror_images_the_same_one_stays_in_whatever_order_they_come(order: list[int]) -> None:
+    found, rule = mirror_images(), Rule(0.1)
+    ways = [join([b.found for b in suppress([Band(f, np.inf)], rule)]) for f in (found, found.take(np.array(order)))]
+    first, second = ([shape.wkb for shape in way.detections.shapes] for way in ways)
+    assert 4 == len(first)
+    assert first == second
+    scores = ways[1].detections.scores.tolist()
+    assert sorted(scores, reverse=True) == scores
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -313,7 +319,7 @@ def test_the_usual_arguments_are_the_usual_rule() -> None:
         assert not rule_of({**usual, **change}).is_usual
 
 
-# -- Whole runs ---------------------------------------------------------------------------------------------------------
+# -- Whole runs --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +337,8 @@ def content(result: Result) -> np.ndarray:
 
 
 @pytest.mark.parametrize("arguments", [
-    {"merge_method": "nmm"}, {"merge_method": "wbf"}, {"merge_method": "soft-nms", "threshold": 0.52, "nms_overlap": 0.1},
+    {"merge_method": "nmm"}, {"merge_method": "wbf"},
+    {"merge_method": "soft-nms", "threshold": 0.52, "nms_overlap": 0.1},
     {"merge_metric": "ios", "class_agnostic": True},
 ])  # fmt: skip
 def test_tiles_equal_one_pass_with_any_method(folder: Path, tmp_path: Path, arguments: dict[str, object]) -> None:

@@ -50,7 +50,8 @@ def test_shapes_of_all_kinds_are_measured_by_their_areas(metric: str) -> None:
     shapes = [
         rectangle, shapely.Polygon([(5, -3), (13, 5), (5, 13), (-3, 5)]), rectangle.difference(shapely.box(2, 2, 8, 8)),
         shapely.Polygon([(0, 0), (10, 0), (7, 6), (0, 10)]), shapely.box(3, 3, 4, 4), shapely.Point(5, 5),
-        shapely.LineString([(0, 0), (9, 9)]), shapely.box(20, 0, 30, 10), shapely.union(rectangle, shapely.box(20, 0, 21, 1)),
+        shapely.LineString([(0, 0), (9, 9)]), shapely.box(20, 0, 30, 10),
+        shapely.union(rectangle, shapely.box(20, 0, 21, 1)),
     ]  # fmt: skip
     n = len(shapes)
     extents = extents_of(make_detections(shapely.bounds(shapes), np.ones(n), np.zeros(n), shapes=shapes))
@@ -87,11 +88,11 @@ def test_the_index_finds_each_pair_of_boxes_that_meet_once(seed: int, span: floa
         return bool(classes[i] == classes[j] and (common > 0).all())
 
     every = np.arange(n)
+    some, others = every[is_half], every[~is_half]
     for found, wanted in (
         (index.within(every), {(i, j) for i in every for j in every[:i] if meet(i, j)}),
-        (index.within(every[is_half]), {(i, j) for i in every[is_half] for j in every[:i] if is_half[j] and meet(i, j)}),
-        (index.between(every[is_half], every[~is_half]),
-         {(max(i, j), min(i, j)) for i in every[is_half] for j in every[~is_half] if meet(i, j)}),
+        (index.within(some), {(i, j) for i in some for j in some if i > j and meet(i, j)}),
+        (index.between(some, others), {(max(i, j), min(i, j)) for i in some for j in others if meet(i, j)}),
     ):  # fmt: skip
         pairs = [(max(i, j), min(i, j)) for part in found for i, j in zip(*(side.tolist() for side in part))]
         assert len(pairs) == len(set(pairs))

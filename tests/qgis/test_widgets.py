@@ -154,7 +154,7 @@ def test_no_editor_is_left_over_when_the_rows_change(table: ArgumentsTable) -> N
     QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
     grid = table.findChild(QTableWidget)
     editors = {id(grid.cellWidget(row, 1)) for row in range(grid.rowCount())}
-    assert len(editors) == grid.rowCount() == 7
+    assert len(editors) == grid.rowCount() == 10
 
 
 def test_the_chooser_says_what_a_model_is(model: str) -> None:
