@@ -18,6 +18,7 @@ from .errors import JobError
 from .events import Report
 from .job import DetectionJob
 from .journal import JobState, Journal, TileState
+from .reshaping import reshaped_geometry
 from .results import hand_out
 from .run import Run, fingerprint, prepare
 from .search import search, tell_quarantined
@@ -61,7 +62,7 @@ def _summary(run: Run, journal: Journal, counts: dict[str, int], seconds: float)
     grid = run.plan.grid
     return {
         "objects": sum(counts.values()),
-        "geometry": run.detector.traits.geometry,
+        "geometry": reshaped_geometry(run.detector.traits.geometry, run.arguments),
         "fields": [dict(field) for field in run.detector.traits.fields],
         "class_counts": counts,
         "tiles": len(grid),

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from .detections import FloatArray, ObjectArray
 
+_RING = 5  # points, the first one again at the end
+_ANGLE_DIGITS = 6
+"""Decimals of a degree: without rounding, what points north is as often 179.999999999999 as 0."""
 _WKB_BOX = np.dtype(
     [("order", "u1"), ("type", "<u4"), ("n_rings", "<u4"), ("n_points", "<u4"), ("points", "<f8", (5, 2))]
 )
@@ -53,6 +56,28 @@ def rings_to_wkb(rings: FloatArray) -> list[bytes]:
     records["points"] = rings
     data, size = records.tobytes(), _WKB_BOX.itemsize
     return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+def angles_of(shapes: ObjectArray, transform: Affine) -> FloatArray:
+    """Give the directions of turned rectangles on the map: of the long side, clockwise from north, in degrees.
+
+    0 is north to south, 90 is east to west; a side has two ends, so 180 would be 0 again. Of a square's two directions
+    it is the smaller one.
+
+    Shape:
+        shapes (N,) polygons of four corners in raster pixels, or others, whose smallest rectangle then counts; gives
+        (N,), 0 <= angle < 180.
+    """
+    is_rectangle = shapely.get_num_coordinates(shapes) == _RING
+    rectangles = np.where(is_rectangle, shapes, shapely.oriented_envelope(shapes))
+    corners = np.array([shapely.get_coordinates(shape)[:3] for shape in rectangles]).reshape(-1, 3, 2)
+    corners = to_map(corners, transform)
+    sides = np.diff(corners, axis=1)  # (N, 2, 2): two that meet
+    lengths = np.hypot(sides[..., 0], sides[..., 1])
+    angles = np.round(np.degrees(np.arctan2(sides[..., 0], sides[..., 1])), _ANGLE_DIGITS) % 180
+    is_square = np.isclose(lengths[:, 0], lengths[:, 1], rtol=1e-6, atol=0)
+    of_long: FloatArray = np.where(lengths[:, 0] > lengths[:, 1], angles[:, 0], angles[:, 1])
+    return np.where(is_square, angles.min(axis=1), of_long)
 
 
 def shapes_to_wkb(shapes: ObjectArray, transform: Affine) -> list[bytes]:

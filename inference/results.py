@@ -13,19 +13,23 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from .detections import Detections, of_dimension
+from .detections import Detections, of_dimension, shapes_of
 from .errors import DiskFullError, OutputError
 from .events import Canceled, Objects, Report
-from .georeference import boxes_to_map, rings_to_wkb, shapes_to_wkb
+from .georeference import angles_of, boxes_to_map, rings_to_wkb, shapes_to_wkb
 from .jobs import objects_path
+from .joining import join_fragments
 from .journal import Journal
 from .merge import Band, Found, Rule, join, rule_of, strongest_first, suppress
 from .models.definition import ModelClass
 from .object_file import MapObjects, foreign_class, write_objects
 from .rasters.source import RasterInfo
+from .reshaping import reshaped
 from .run import SEAM_TOLERANCE, Run
 
 _MOST_SEAM_OVERLAP = 0.5
+ANGLE = "Angle"
+"""The attribute that holds the direction of a turned rectangle, see `angles_of`."""
 _OBJECTS_PER_FILE = 5000
 
 
@@ -53,6 +57,8 @@ def _class_name(objects: MapObjects, index: int, classes: Sequence[ModelClass]) 
 def merged(run: Run, journal: Journal) -> Iterator[Found]:
     """Give finished objects, each once, in an order that depends on nothing but the objects."""
     bands, rule = bands_of(run, journal), rule_of(run.arguments)
+    if run.detector.traits.is_joined:
+        bands = _joined(run, bands)
     if run.detector.traits.is_dense:
         bands = suppress(bands, rule)
     else:
@@ -81,6 +87,12 @@ def bands_of(run: Run, journal: Journal) -> Iterator[Band]:
         yield Band(found, float(frontiers[row + 1]))
 
 
+def _joined(run: Run, bands: Iterator[Band]) -> Iterator[Band]:
+    drops_cut = bool(run.arguments["exclude_pad_detections"])
+    for band in join_fragments(bands, run.plan.grid, SEAM_TOLERANCE, drops_cut=drops_cut):
+        yield Band(band.found.take(run.region.contains(band.found.detections.anchors)), band.frontier)
+
+
 def _wanted_labels(run: Run) -> np.ndarray[Any, np.dtype[np.intp]]:
     wanted = run.job.objects_of_interest
     classes = run.package.definition.classes
@@ -99,15 +111,29 @@ def _is_wanted(run: Run, detections: Detections, wanted: np.ndarray[Any, Any]) -
 
 def _as_found(run: Run, number: int, detections: Detections, wanted: np.ndarray[Any, Any]) -> Found:
     grid, tile = run.plan.grid, run.plan.grid[number]
-    # Before anything is suppressed: which tiles happened to be run around the polygons must not matter.
-    chosen = detections.take(_is_wanted(run, detections, wanted) & run.region.contains(detections.anchors))
+    keep, traits = _is_wanted(run, detections, wanted), run.detector.traits
+    if not traits.is_joined:
+        # Before anything is suppressed: which tiles happened to be run around the polygons must not matter.
+        keep &= run.region.contains(detections.anchors)
+    chosen = detections.take(keep)
+    if traits.is_oriented:
+        chosen = _with_angles(chosen, run.source.info)
     n = len(chosen)
-    if run.detector.traits.is_dense:
+    if traits.is_dense or traits.is_joined:
         rank, is_open = np.zeros(n, np.int8), np.ones(n, np.bool_)
     else:
         rank = (~grid.owns(tile, chosen.anchors)).astype(np.int8)
         is_open = grid.seam_distance(tile, chosen.anchors) <= 2 * SEAM_TOLERANCE
     return Found(chosen, np.full(n, number, np.int64), rank, is_open)
+
+
+def _with_angles(found: Detections, info: RasterInfo) -> Detections:
+    """Note the directions of turned rectangles, as long as they are some: the raster's edge may cut a corner off."""
+    angles = angles_of(shapes_of(found), info.transform).tolist()
+    attributes = np.empty(len(found), np.object_)
+    for index, angle in enumerate(angles):
+        attributes[index] = {**({} if found.attributes is None else found.attributes[index]), ANGLE: angle}
+    return replace(found, attributes=attributes)
 
 
 def _inside(bands: Iterator[Band], info: RasterInfo) -> Iterator[Band]:
@@ -139,7 +165,7 @@ def _all_open(bands: Iterator[Band]) -> Iterator[Band]:
     for band in bands:
         found = band.found
         ones = np.ones(len(found), np.bool_)
-        yield Band(Found(found.detections, found.tiles, np.zeros_like(found.rank), ones), band.frontier)
+        yield Band(replace(found, rank=np.zeros_like(found.rank), is_open=ones), band.frontier)
 
 
 def _in_portions(stream: Iterator[Found]) -> Iterator[Found]:
@@ -159,7 +185,7 @@ def _cut(found: Found) -> Iterator[Found]:
 
 
 def _to_map(run: Run, found: Found) -> MapObjects:
-    d = found.detections
+    d = reshaped(found.detections, run.detector.traits.geometry, run.arguments)
     transform = run.source.info.transform
     wkb = rings_to_wkb(boxes_to_map(d.boxes, transform)) if d.shapes is None else shapes_to_wkb(d.shapes, transform)
     attributes = None if d.attributes is None else list(d.attributes)
@@ -173,6 +199,8 @@ def _is_cut(run: Run, found: Found) -> NDArray[np.bool_]:
     is_cut: NDArray[np.bool_] = np.any((boxes[:, :2] <= 0) | (boxes[:, 2:] >= limits), axis=1)
     if run.detector.traits.is_dense:
         return is_cut  # its boxes do not end with the tile
+    if found.is_cut is not None:
+        return is_cut | found.is_cut
     for number in np.unique(found.tiles):
         of_tile = found.tiles == number
         is_cut[of_tile] |= grid.reaches_end_of_view(grid[int(number)], boxes[of_tile])

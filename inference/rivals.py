@@ -30,13 +30,15 @@ class Found:
     Shape:
         detections of length N in raster pixels; tiles (N,) int64, the tile that found each; rank (N,) int8, 0 for a
         detection of the tile that owns it and 1 for one that only the tolerance let in; is_open (N,) bool, whether the
-        detection takes part in suppression at all.
+        detection takes part in suppression at all; is_cut (N,) bool, whether the object may go on where no tile saw it,
+        or None where that follows from the tile's view.
     """
 
     detections: Detections
     tiles: NDArray[np.int64]
     rank: NDArray[np.int8]
     is_open: NDArray[np.bool_]
+    is_cut: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         """Give the number of detections."""
@@ -44,16 +46,19 @@ class Found:
 
     def take(self, index: NDArray[np.bool_] | Indices) -> Found:
         """Give the part that an index array or mask selects."""
-        return Found(self.detections.take(index), self.tiles[index], self.rank[index], self.is_open[index])
+        is_cut = None if self.is_cut is None else self.is_cut[index]
+        return Found(self.detections.take(index), self.tiles[index], self.rank[index], self.is_open[index], is_cut)
 
 
 def join(parts: list[Found]) -> Found:
     """Join in the order given."""
+    cuts = [part.is_cut for part in parts if part.is_cut is not None]
     return Found(
         concatenate([part.detections for part in parts]),
         np.concatenate([part.tiles for part in parts]) if parts else np.empty(0, np.int64),
         np.concatenate([part.rank for part in parts]) if parts else np.empty(0, np.int8),
         np.concatenate([part.is_open for part in parts]) if parts else np.empty(0, np.bool_),
+        np.concatenate(cuts) if cuts else None,
     )
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import shapely
 
+from .detections import Detections, shapes_of
 from .errors import InferenceError, ModelError, RasterReadError, TileError
 from .events import Message, Progress, Report
+from .joining import touches_inner
 from .journal import Journal, TileResult, TileState
 from .pipeline import BatchSize, Outcome, Pipeline
 from .run import SEAM_TOLERANCE, Run, make_preprocess
+from .tiling import Tile
 
 _TOLD_QUARANTINES = 5
 _PROGRESS_SECONDS = 0.2
@@ -97,6 +101,8 @@ def _owned(run: Run, outcome: Outcome) -> TileResult:
     error = outcome.error.code if outcome.error else ""
     if found is None:
         return TileResult(tile.number, outcome.state, None, error)
+    if run.detector.traits.is_joined:
+        return TileResult(tile.number, outcome.state, _fragments(run, tile, found))
     is_dense = run.detector.traits.is_dense
     keep = run.plan.grid.owns(tile, found.anchors)
     if not is_dense:
@@ -106,6 +112,20 @@ def _owned(run: Run, outcome: Outcome) -> TileResult:
     if run.arguments["exclude_pad_detections"] and not is_dense:
         keep &= ~run.plan.grid.reaches_end_of_view(tile, found.boxes)
     return TileResult(tile.number, outcome.state, found.take(keep))
+
+
+def _fragments(run: Run, tile: Tile, found: Detections) -> Detections:
+    """Keep the outlines that have pixels in the inner window; what shows in the padding alone is the neighbour's.
+
+    Whether one is cut is asked of box and outline: a mask may end a little before the box that it was drawn in. A
+    package's own program may give points and lines, too, whatever it says of itself.
+    """
+    shapes, grid = shapes_of(found), run.plan.grid
+    is_area = shapely.get_dimensions(shapes) == 2
+    kept = found.take(np.where(is_area, touches_inner(tile, grid, shapes), grid.owns(tile, found.anchors)))
+    bounds = shapely.bounds(shapes_of(kept)).reshape(-1, 4)
+    low, high = np.minimum(kept.boxes[:, :2], bounds[:, :2]), np.maximum(kept.boxes[:, 2:], bounds[:, 2:])
+    return replace(kept, boxes=np.concatenate([low, high], axis=1))
 
 
 def tell_quarantined(run: Run, journal: Journal, report: Report) -> None:

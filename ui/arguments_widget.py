@@ -28,6 +28,7 @@ from qgis.PyQt.QtWidgets import (
 from ..inference.errors import InferenceError, JobError
 from ..inference.models.arguments import (
     COMMON_ARGUMENTS,
+    RESULT_ARGUMENTS,
     ArgumentSpec,
     argument_specs,
     convert,
@@ -210,7 +211,7 @@ def _specs_of(definition: ModelDefinition) -> tuple[ArgumentSpec, ...]:
 
 def _specs_without_model() -> tuple[ArgumentSpec, ...]:
     """Give the common arguments, whose defaults are not known as long as the model is not."""
-    return tuple(replace(spec, default=None) for spec in COMMON_ARGUMENTS)
+    return tuple(replace(spec, default=None) for spec in (*COMMON_ARGUMENTS, *RESULT_ARGUMENTS))
 
 
 def _explained(spec: ArgumentSpec) -> str:

@@ -45,7 +45,7 @@ class Traits:
         padding: The only padding that it works with; None: any.
         wants_raw: Batches come in the raster's own type, with one band more: 1 where a pixel is valid, 0 where not.
         geometry: What its objects are: "box", "polygon", "point" or "line".
-        is_oriented: Its objects are rotated rectangles, polygons of four corners.
+        is_oriented: Its objects are rotated rectangles, polygons of four corners; results tell their "Angle".
         notes: What was found out while the network was loaded, and assumed, for the user.
         fields: Attributes that objects carry besides class and score, each with `name`, `type` (text, integer,
             number) and perhaps `alias`.
@@ -70,6 +70,14 @@ class Traits:
     def is_exact(self) -> bool:
         """Tell whether tiles can equal one pass over the whole image."""
         return self.is_dense and self.receptive_field_radius is not None
+
+    @property
+    def is_joined(self) -> bool:
+        """Tell whether its objects are outlines that the edges of tiles cut, and that are joined across them.
+
+        Candidates of a dense head belong to their anchors, and a turned rectangle is known as a whole or not at all.
+        """
+        return self.geometry == "polygon" and not self.is_oriented and not self.is_dense
 
 
 def close_detector(detector: Detector) -> None:

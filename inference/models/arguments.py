@@ -93,14 +93,35 @@ COMMON_ARGUMENTS: tuple[ArgumentSpec, ...] = (
                  1, 4096),
     ArgumentSpec(
         "exclude_pad_detections", "boolean", True,
-        "Drop objects that are cut by the edge of their tile. Without effect on models whose objects do not depend "
-        "on the tiles.", label="Filter outer padding detections",
+        "Drop objects that are cut by the edge of their tile. Outlines that a neighbouring tile goes on with are "
+        "joined, not dropped. Without effect on models whose objects do not depend on the tiles.",
+        label="Filter outer padding detections",
     ),
     ArgumentSpec(
         "test_time_augmentation", "boolean", False,
         "Look at each tile in several orientations and fuse what is found: slower, often better.",
     ),
 )  # fmt: skip
+
+RESULT_ARGUMENTS: tuple[ArgumentSpec, ...] = (
+    ArgumentSpec(
+        "shape", "choice", "model",
+        "What is given for each object: what the model gives, the upright rectangle around it (box), or a point inside "
+        "it, its centre where that is inside (point).", choices=("model", "box", "point"), label="Shape of objects",
+    ),
+    ArgumentSpec(
+        "simplify", "number", 0.0,
+        "Pixels of the raster by which a simplified outline may miss the model's, which follows the pixels. 0: not "
+        "simplified.", 0, 1000, label="Simplify outlines",
+    ),
+    ArgumentSpec(
+        "square_corners", "boolean", False,
+        "Give outlines right angles, as buildings have them. Objects whose shape does not allow that keep theirs.",
+        label="Square corners",
+    ),
+)  # fmt: skip
+"""What becomes of finished objects; the user's affair, not the package's."""
+_OUTLINES_ONLY = ("simplify", "square_corners")
 
 ARGUMENT_NAMES = tuple(spec.name for spec in COMMON_ARGUMENTS)
 
@@ -235,7 +256,19 @@ def argument_specs(definition: ModelDefinition) -> tuple[ArgumentSpec, ...]:
     shared = [spec for spec in COMMON_ARGUMENTS if spec.name in definition.common_arguments]
     own = {spec.name for spec in definition.own_arguments}
     common = [_with_default(spec, definition) for spec in shared if spec.name not in own]
-    return (*common, *(_with_stated(spec, definition, spec.default) for spec in definition.own_arguments))
+    return (
+        *common,
+        *(_with_stated(spec, definition, spec.default) for spec in definition.own_arguments),
+        *_result_arguments(definition),
+    )
+
+
+def _result_arguments(definition: ModelDefinition) -> tuple[ArgumentSpec, ...]:
+    """Give the arguments for the results; where a package's program has one of the same name, that one counts."""
+    own = {spec.name for spec in definition.own_arguments}
+    has_outlines = definition.geometry in ("polygon", "any")
+    fitting = (spec for spec in RESULT_ARGUMENTS if has_outlines or spec.name not in _OUTLINES_ONLY)
+    return tuple(spec for spec in fitting if spec.name not in own)
 
 
 def _with_default(spec: ArgumentSpec, definition: ModelDefinition) -> ArgumentSpec:
@@ -314,6 +347,7 @@ def resolve_arguments(definition: ModelDefinition, given: Mapping[str, Any]) -> 
     specs = {spec.name: spec for spec in argument_specs(definition)}
     # The run asks for each of the common ones, whether or not the model knows it.
     unused = {spec.name: _with_default(spec, definition).default for spec in COMMON_ARGUMENTS}
+    unused.update({spec.name: spec.default for spec in RESULT_ARGUMENTS})
     values = {**unused, **{name: spec.default for name, spec in specs.items()}}
     values.update({name: convert(specs[name], value) for name, value in given.items()
                    if name in specs and value is not None and value != ""})  # fmt: skip
@@ -347,7 +381,8 @@ def _resolve_programs(definition: ModelDefinition, given: Mapping[str, Any]) -> 
     for name, value in given.items():
         if value is not None and value != "":
             program[name] = convert(specs[name], value) if name in specs else value
-    own = {spec.name: spec.default for spec in COMMON_ARGUMENTS}
+    own = {spec.name: spec.default for spec in (*COMMON_ARGUMENTS, *RESULT_ARGUMENTS)}
+    own.update({spec.name: program.pop(spec.name) for spec in _result_arguments(definition)})
     # What a program drops at the edges of its blocks is its own affair.
     own.update({"tile_size": definition.tile.size, "exclude_pad_detections": False, PROGRAM: program})
     return ResolvedArguments(own, ())

@@ -341,3 +341,25 @@ def test_a_model_of_points_gives_a_layer_of_points_with_its_own_fields(
     assert layer.wkbType() == Qgis.WkbType.Point
     rows = [(feature["Class"], feature["Height"], feature["Note"] or None) for feature in layer.getFeatures()]
     assert rows == [("Palm", 12.5, "old"), ("House", 3.0, None)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "expected"), [
+    ("point", Qgis.GeometryType.Point), ("box", Qgis.GeometryType.Polygon), ("model", Qgis.GeometryType.Polygon),
+])  # fmt: skip
+def test_the_shape_that_was_asked_for_settles_the_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path, shape: str, expected: Qgis.GeometryType
+) -> None:
+    interpreter = repository / "build" / "env" / "inference" / "bin" / "python"
+    if not interpreter.exists():
+        pytest.skip("the inference environment is not there")
+    monkeypatch.setenv("KESTREL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("KESTREL_PYTHON", str(interpreter))
+    parameters = {
+        "INPUT": str(repository / "resources" / "demo" / "OSBS_029.tif"),
+        "MODEL": str(repository / "resources" / "models" / "tree_crowns.dlpk"),
+        "ARGUMENTS": {"shape": shape}, "PROCESSOR_TYPE": "CPU", "OUTPUT": str(tmp_path / "out.gpkg"),
+    }  # fmt: skip
+    layer = QgsVectorLayer(run(parameters)["OUTPUT"], "out", "ogr")
+    assert (True, expected) == (layer.featureCount() > 20, layer.geometryType())
+    assert {expected} == {feature.geometry().type() for feature in layer.getFeatures()}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kestrel.inference.errors import JobError
-from kestrel.inference.models.arguments import argument_specs, parse_arguments, resolve_arguments
+from kestrel.inference.models.arguments import PROGRAM, ArgumentSpec, argument_specs, parse_arguments, resolve_arguments
 from kestrel.inference.models.definition import ModelClass, ModelDefinition, TileSpec
 
 
@@ -173,3 +174,27 @@ def test_a_padding_just_below_half_of_the_tile_is_taken() -> None:
 
 def test_the_name_of_older_templates_is_understood() -> None:
     assert 0.7 == resolve_arguments(define(), {"score_threshold": 0.7}).values["threshold"]
+
+
+@pytest.mark.parametrize(("geometry", "expected"), [
+    ("box", {"shape"}), ("polygon", {"shape", "simplify", "square_corners"}),
+    ("any", {"shape", "simplify", "square_corners"}),
+])  # fmt: skip
+def test_outlines_are_simplified_only_where_a_model_may_give_some(geometry: str, expected: set[str]) -> None:
+    definition = replace(define(), geometry=geometry)
+    assert expected == {"shape", "simplify", "square_corners"} & {spec.name for spec in argument_specs(definition)}
+    values = resolve_arguments(definition, {}).values  # the run asks for each of them
+    assert ("model", 0.0, False) == (values["shape"], values["simplify"], values["square_corners"])
+    given = resolve_arguments(definition, {"simplify": 2, "shape": "Point"})
+    assert ("point", 2.0 if "simplify" in expected else 0.0) == (given.values["shape"], given.values["simplify"])
+    assert ("simplify" in expected) == (not given.warnings)
+
+
+def test_what_becomes_of_results_is_not_handed_to_a_program_unless_it_is_the_program_s_own() -> None:
+    own = (ArgumentSpec("shape", "text", "round", "The program's."),)
+    plain = replace(define(), kind="python", geometry="any", common_arguments=())
+    given = {"shape": "box", "simplify": "1.5", "other": "7"}
+    values = resolve_arguments(plain, given).values
+    assert ({"other": "7"}, "box", 1.5) == (values[PROGRAM], values["shape"], values["simplify"])
+    values = resolve_arguments(replace(plain, own_arguments=own), given).values
+    assert ({"other": "7", "shape": "box"}, "model") == (values[PROGRAM], values["shape"])

@@ -1,0 +1,162 @@
+"""Links: which outlines of different tiles show the same object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from .detections import Detections, FloatArray, ObjectArray, shapes_of
+from .merge import Found, Indices
+from .object_file import CLASS_TEXT
+from .tiling import VIEW_EDGE, TileGrid
+
+_SAME = 0.5
+"""Two pieces are one when they have more than this in common: then a piece has at most one partner in a tile."""
+
+
+def links(found: Found, n_old: int, component: NDArray[np.int64], grid: TileGrid) -> tuple[Indices, Indices]:
+    """Give the pairs of outlines of one object that are new.
+
+    Args:
+        found: Outlines of several tiles.
+        n_old: The first so many have been compared with each other before.
+        component: (N,) equal where outlines are known to be of one object.
+        grid: The tiles.
+    """
+    rectangles = shapely.box(*found.detections.boxes.T)
+    i, j = shapely.STRtree(rectangles).query(rectangles[n_old:])
+    i = i + n_old
+    may_be = (j < i) & (found.tiles[i] != found.tiles[j]) & (component[i] != component[j])
+    i, j = i[may_be], j[may_be]
+    classes = _classes(found.detections)
+    is_same = classes[i] == classes[j]
+    i, j = _meeting(i[is_same], j[is_same], views_of(found, grid))
+    agree = _agree(found, i, j, grid)
+    return i[agree], j[agree]
+
+
+def _meeting(i: Indices, j: Indices, views: FloatArray) -> tuple[Indices, Indices]:
+    """Keep the pairs whose tiles' views have pixels or an edge in common: outlines may lean out of the views."""
+    sides = np.minimum(views[i, 2:], views[j, 2:]) - np.maximum(views[i, :2], views[j, :2])
+    meet = (sides.min(axis=1) >= 0) & (sides.max(axis=1) > 0)
+    return i[meet], j[meet]
+
+
+def _classes(detections: Detections) -> NDArray[Any]:
+    if detections.attributes is None:
+        return detections.labels
+    texts = [str(item.get(CLASS_TEXT)) for item in detections.attributes]
+    return np.array([f"{label} {text}" for label, text in zip(detections.labels, texts)], np.str_)
+
+
+def _agree(found: Found, i: Indices, j: Indices, grid: TileGrid) -> NDArray[np.bool_]:
+    """Tell which pairs of fragments show the same object in the strip that both of their tiles see."""
+    shapes, views = shapes_of(found.detections), views_of(found, grid)
+    strips, agree = _strips(views[i], views[j]), np.zeros(len(i), np.bool_)
+    ours, pair = _pieces(shapes[i], strips.first)
+    theirs, other_pair = _pieces(shapes[j], strips.second)
+    _move(theirs, strips.offset[other_pair])
+    a, b = _combinations(pair, other_pair)
+    pair, p, q = pair[a], ours[a], theirs[b]
+    areas = shapely.area(p), shapely.area(q)
+    common, smaller = shapely.area(shapely.intersection(p, q)), np.minimum(*areas)
+    is_same = common > _SAME * (areas[0] + areas[1] - common)
+    is_first, i, j = (areas[0] <= areas[1])[:, None], i[pair], j[pair]
+    bounds = np.where(is_first, shapely.bounds(p), shapely.bounds(q))
+    own, other = np.where(is_first, views[i], views[j]), np.where(is_first, views[j], views[i])
+    goes_on = _goes_on(bounds, own, other) & strips.has_area[pair] & (common > _SAME * smaller) & ~is_same
+    goes_on[goes_on] = _is_thick(np.where(is_first[:, 0], p, q)[goes_on])
+    agree[pair[is_same | goes_on]] = True
+    return agree
+
+
+def views_of(found: Found, grid: TileGrid) -> FloatArray:
+    """Give what the tile of each outline sees, (N, 4) in raster pixels."""
+    numbers, of = np.unique(found.tiles, return_inverse=True)
+    outers = [grid[int(number)].outer for number in numbers]
+    return np.array([[w.x, w.y, w.right, w.bottom] for w in outers], np.float64).reshape(-1, 4)[of]
+
+
+@dataclass(frozen=True, eq=False)
+class _Strips:
+    """Where two tiles can be compared, pair by pair: in what both see.
+
+    Where their views only meet in a line, the last row of pixels before it is compared with the first one behind.
+
+    Shape:
+        first, second (N, 4), the places in the two views; offset (N, 2), from the second place to the first.
+    """
+
+    first: FloatArray
+    second: FloatArray
+    offset: FloatArray
+
+    @cached_property
+    def has_area(self) -> NDArray[np.bool_]:
+        """Tell which pairs see something in common."""
+        has_area: NDArray[np.bool_] = (self.offset == 0).all(axis=1)
+        return has_area
+
+
+def _strips(views: FloatArray, others: FloatArray) -> _Strips:
+    common = np.concatenate([np.maximum(views[:, :2], others[:, :2]), np.minimum(views[:, 2:], others[:, 2:])], axis=1)
+    first, second, offset = common.copy(), common.copy(), np.zeros((len(common), 2))
+    sides = common[:, 2:] - common[:, :2]
+    for axis in (0, 1):
+        abuts = (sides[:, axis] == 0) & (sides[:, 1 - axis] > 0)
+        before, behind = (
+            abuts & (views[:, axis + 2] == others[:, axis]),
+            abuts & (views[:, axis] == others[:, axis + 2]),
+        )
+        first[before, axis] -= 1
+        second[before, axis + 2] += 1
+        first[behind, axis + 2] += 1
+        second[behind, axis] -= 1
+        offset[:, axis] = np.where(before, -1.0, np.where(behind, 1.0, 0.0))
+    return _Strips(first, second, offset)
+
+
+def _pieces(shapes: ObjectArray, places: FloatArray) -> tuple[ObjectArray, Indices]:
+    """Give the connected pieces of each shape inside its place, and the index of the shape that each is of."""
+    clipped = shapely.intersection(shapes, shapely.box(*places.T))
+    parts, of = shapely.get_parts(clipped, return_index=True)
+    inner, outer_of = shapely.get_parts(parts, return_index=True)  # of collections, where a shape also touches
+    of = of[outer_of]
+    has_area = shapely.area(inner) > 0
+    return inner[has_area], of[has_area]
+
+
+def _move(shapes: ObjectArray, offset: FloatArray) -> None:
+    points, of = shapely.get_coordinates(shapes, return_index=True)
+    shapely.set_coordinates(shapes, points + offset[of])
+
+
+def _combinations(first: Indices, second: Indices) -> tuple[Indices, Indices]:
+    """Give all pairs of indices of equal values in two ascending arrays."""
+    start, stop = np.searchsorted(second, first, "left"), np.searchsorted(second, first, "right")
+    counts = stop - start
+    a = np.repeat(np.arange(len(first)), counts)
+    b = np.arange(len(a)) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(start, counts)
+    return a, b
+
+
+def _goes_on(bounds: FloatArray, view: FloatArray, other: FloatArray) -> NDArray[np.bool_]:
+    """Tell which pieces end with their own tile's view where the other tile sees on.
+
+    Such a piece must go on in something; what is whole, and small, is no part of something larger.
+    """
+    low = (bounds[:, :2] <= view[:, :2] + VIEW_EDGE) & (other[:, :2] < view[:, :2])
+    high = (bounds[:, 2:] >= view[:, 2:] - VIEW_EDGE) & (other[:, 2:] > view[:, 2:])
+    goes_on: NDArray[np.bool_] = np.any(low | high, axis=1)
+    return goes_on
+
+
+def _is_thick(pieces: ObjectArray) -> NDArray[np.bool_]:
+    """Tell which pieces are more than the unrest at an outline that just reaches into the other tile's view."""
+    is_thick: NDArray[np.bool_] = ~shapely.is_empty(shapely.buffer(pieces, -VIEW_EDGE))
+    return is_thick
