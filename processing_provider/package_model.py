@@ -50,7 +50,7 @@ def parameter_table() -> tuple[Parameter, ...]:
         Parameter(
             WEIGHTS, tr("Weights"), QgsProcessingParameterFile,
             tr("The file of the trained network: .onnx, .pth, .safetensors or .pb."),
-            options={**file, "fileFilter": "Weights (*.onnx *.pth *.pt *.safetensors *.pb);;All files (*)"},
+            options={**file, "fileFilter": "Weights (*.onnx *.pth *.pt *.pt2 *.torchscript *.safetensors *.bin *.pb);;All files (*)"},
         ),
         Parameter(
             DEFINITION, tr("Definition"), QgsProcessingParameterString,
