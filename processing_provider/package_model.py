@@ -42,6 +42,8 @@ FILE_COUNT = "FILE_COUNT"
 
 _LONGEST_LICENSE = 2**20
 
+_WEIGHTS = "*.onnx *.pth *.pt *.pt2 *.torchscript *.safetensors *.bin *.pb"
+
 
 def parameter_table() -> tuple[Parameter, ...]:
     """Give the parameters in the order of the dialog, in the user's language."""
@@ -50,7 +52,7 @@ def parameter_table() -> tuple[Parameter, ...]:
         Parameter(
             WEIGHTS, tr("Weights"), QgsProcessingParameterFile,
             tr("The file of the trained network: .onnx, .pth, .safetensors or .pb."),
-            options={**file, "fileFilter": "Weights (*.onnx *.pth *.pt *.pt2 *.torchscript *.safetensors *.bin *.pb);;All files (*)"},
+            options={**file, "fileFilter": f"Weights ({_WEIGHTS});;All files (*)"},
         ),
         Parameter(
             DEFINITION, tr("Definition"), QgsProcessingParameterString,
