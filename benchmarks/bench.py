@@ -28,6 +28,7 @@ import numpy as np  # noqa: E402
 import onnxruntime  # noqa: E402
 import rasterio  # noqa: E402
 import shapely  # noqa: E402
+from merging import MAX_OVERLAP, merging_rows  # noqa: E402
 
 from kestrel.inference.detect import detect  # noqa: E402
 from kestrel.inference.detectors import load_detector  # noqa: E402
@@ -210,9 +211,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=6, help="copies of the demo image along each side")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--only-merging", action="store_true", help="measure merging and nothing else")
     options = parser.parse_args()
     figures: dict[str, Any] = {}
     _print_machine()
+    print(f"## Merging: Kestrel beside torchvision and SAHI, limit {MAX_OVERLAP:g}\n")
+    figures["merging"] = merging_rows()
+    _table(list(figures["merging"][0]), [list(row.values()) for row in figures["merging"]])
+    if not options.only_merging:
+        _measure_runs(options, figures)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+
+
+def _measure_runs(options: argparse.Namespace, figures: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rasters = {scale: tiled_copies(folder, options.side * scale) for scale in (1, 2, 4)}
@@ -232,8 +244,6 @@ def main() -> None:
             figures[key] = seam_table(raster, tile_size)
             print(f"{raster.name}, tiles of {tile_size} pixels:\n")
             _table(list(figures[key][0]), [list(row.values()) for row in figures[key]])
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":

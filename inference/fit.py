@@ -15,7 +15,7 @@ from .rasters.source import RasterInfo
 
 def fit_warnings(definition: ModelDefinition, info: RasterInfo) -> list[str]:
     """Give what the user should know before waiting for the result."""
-    place = _ground_cell(info)
+    place = ground_cell(info)
     unit = _unit(definition.cell_size)
     if definition.cell_size is None or unit is None or place is None:
         return []
@@ -37,7 +37,7 @@ def _unit(cell_size: CellSizeRange | None) -> Unit | None:
     return None
 
 
-def _ground_cell(info: RasterInfo) -> tuple[float, float] | None:
+def ground_cell(info: RasterInfo) -> tuple[float, float] | None:
     """Give a pixel's side on the ground in metres, and its latitude, at the raster's centre."""
     x, y = info.width / 2, info.height / 2
     points = to_map(np.array([[x, y], [x + 1, y], [x, y + 1]]), info.transform)

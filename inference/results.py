@@ -19,7 +19,7 @@ from .events import Canceled, Objects, Report
 from .georeference import boxes_to_map, rings_to_wkb, shapes_to_wkb
 from .jobs import objects_path
 from .journal import Journal
-from .merge import Band, Found, Rule, join, strongest_first, suppress
+from .merge import Band, Found, Rule, join, rule_of, strongest_first, suppress
 from .models.definition import ModelClass
 from .object_file import MapObjects, foreign_class, write_objects
 from .rasters.source import RasterInfo
@@ -52,12 +52,16 @@ def _class_name(objects: MapObjects, index: int, classes: Sequence[ModelClass]) 
 
 def merged(run: Run, journal: Journal) -> Iterator[Found]:
     """Give finished objects, each once, in an order that depends on nothing but the objects."""
-    overlap = float(run.arguments["nms_overlap"])
-    is_dense = run.detector.traits.is_dense
-    rule = Rule(overlap) if is_dense else Rule(min(overlap, _MOST_SEAM_OVERLAP), across_tiles_only=True)
-    bands = _inside(suppress(bands_of(run, journal), rule), run.source.info)
+    bands, rule = bands_of(run, journal), rule_of(run.arguments)
+    if run.detector.traits.is_dense:
+        bands = suppress(bands, rule)
+    else:
+        bands = suppress(bands, Rule(min(rule.max_overlap, _MOST_SEAM_OVERLAP), across_tiles_only=True))
+        # The network has done the usual inside itself.
+        bands = bands if rule.is_usual else suppress(_all_open(bands), rule)
+    bands = _inside(bands, run.source.info)
     if run.job.run_nms:
-        bands = suppress(_all_open(bands), Rule(run.job.max_overlap_ratio))
+        bands = suppress(_all_open(bands), replace(rule, max_overlap=run.job.max_overlap_ratio, method="nms"))
     for band in bands:
         yield band.found.take(strongest_first(band.found))
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from .plan import Plan, make_plan, usable_cores
 from .preprocess import Preprocess
 from .rasters.gdal_raster import GdalRaster
 from .rasters.source import RasterInfo
+from .reading import open_raster
 from .region import Region, make_region
 from .tiling import Window
 from .versions import installed_versions
@@ -79,7 +80,7 @@ def prepare(job: DetectionJob, unpacked: Path, report: Report) -> Run:
     resolved = resolve_arguments(package.definition, job.arguments)
     definition = overruled(package.definition, resolved.values)
     package = replace(package, definition=definition)
-    source = GdalRaster(job.raster, definition.input, job.cell_size)
+    source, told = open_raster(job, definition, resolved.values)
     region = make_region(job, source.info)
     device = choose_device(job.processor, job.gpu_id, definition.kind)
     n_threads = parse_parallel_factor(job.parallel_processing_factor, usable_cores())
@@ -97,6 +98,8 @@ def prepare(job: DetectionJob, unpacked: Path, report: Report) -> Run:
         report(Message("warning", "package", text))
     for text in resolved.warnings:
         report(Message("warning", "argument", text))
+    for message in told:
+        report(message)
     for text in fit_warnings(definition, source.info):
         report(Message("warning", "fit", text))
     for text in detector.traits.notes:
@@ -175,6 +178,7 @@ def fingerprint(run: Run) -> str:
     facts = [
         _code_hash(), installed_versions(), run.sha256, job.raster, _identity(run.source),
         info.width, info.height, list(info.transform), info.crs_wkt,
+        run.source.stretch and asdict(run.source.stretch),
         job.extent, job.cell_size, job.mask_wkb, grid.tile_size, grid.tile_height, grid.padding, grid.stride,
         run.plan.network_size,
         {name: run.arguments[name] for name in sorted(run.arguments) if name != "batch_size"},

@@ -28,7 +28,7 @@ from ..inference.models.description import describe_package, told_of_refused
 from ..inference.models.package import ModelPackage, open_package
 from .algorithm import KestrelAlgorithm
 from .code_consent import Consent, consent_to
-from .description_html import as_plain, page
+from .description_html import as_plain, definition_text, page
 from .feedback import foreseen
 from .fit_check import fit_report
 from .help import table_help
@@ -41,6 +41,7 @@ MODEL = "MODEL"
 INPUT = "INPUT"
 OUTPUT_HTML = "OUTPUT_HTML"
 OUTPUT_JSON = "OUTPUT_JSON"
+OUTPUT_DEFINITION = "OUTPUT_DEFINITION"
 
 NAME = "NAME"
 FAMILY = "FAMILY"
@@ -76,6 +77,12 @@ def parameter_table() -> tuple[Parameter, ...]:
         Parameter(
             OUTPUT_JSON, tr("Description as JSON"), QgsProcessingParameterFileDestination,
             tr("The same for programs."),
+            is_optional=True, options={"fileFilter": "JSON (*.json)", **no_file},
+        ),
+        Parameter(
+            OUTPUT_DEFINITION, tr("Definition"), QgsProcessingParameterFileDestination,
+            tr("The model as Kestrel's own definition. Saved beside the weights it is a model that can be edited and "
+               "chosen: other bands, another stretch of the values, other defaults of the arguments."),
             is_optional=True, options={"fileFilter": "JSON (*.json)", **no_file},
         ),
     )  # fmt: skip
@@ -172,6 +179,7 @@ class DescribeModelAlgorithm(KestrelAlgorithm):
             fit = report.all_texts()
             description["fit"] = {"is_possible": report.is_possible, "warnings": fit, "ground_cell_size": report.ground}
             description["fit"]["cell_size"] = report.cell_size.fitting if report.cell_size else None
+            description["fit"]["remarks"] = list(report.remarks)
         _push(feedback, description, consent, fit)
         text = json.dumps(description, indent=2, ensure_ascii=False)
         results = {
@@ -182,12 +190,25 @@ class DescribeModelAlgorithm(KestrelAlgorithm):
             CODE_SHA256: code["sha256"],
             DESCRIPTION: json.dumps(description, ensure_ascii=False),
         }
-        for key, content in ((OUTPUT_HTML, page(description, consent, fit)), (OUTPUT_JSON, text)):
+        files = {OUTPUT_HTML: page(description, consent, fit), OUTPUT_JSON: text}
+        if reader.is_given(OUTPUT_DEFINITION):
+            files[OUTPUT_DEFINITION] = _definition_text(description)
+        for key, content in files.items():
             path = self.parameterAsFileOutput(reader.parameters, key, reader.context)
             if path and reader.is_given(key):
                 _write(Path(path), content)
                 results[key] = path
         return results
+
+
+def _definition_text(description: dict[str, Any]) -> str:
+    if description["definition"] is None:
+        raise ModelUnsupportedError(
+            f"The model '{description['name']}' is described in a way that a definition of Kestrel's own has no words "
+            "for.",
+            hint="Edit the model's .emd instead.",
+        )
+    return definition_text(description["definition"])
 
 
 def _opened(reference: str) -> ModelPackage:
@@ -209,6 +230,8 @@ def _push(
         feedback.pushInfo(to_plain(f"{item['name']} = {default}: {item['help']} ({item['expected']})"))
     for note in (*description["notes"], *(fit or ())):
         feedback.pushWarning(to_plain(note))
+    for remark in description.get("fit", {}).get("remarks", ()):
+        feedback.pushInfo(to_plain(remark))
     if fit == []:
         feedback.pushInfo(tr("Nothing speaks against using the model on this raster."))
 

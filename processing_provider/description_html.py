@@ -44,7 +44,7 @@ def page(description: Mapping[str, Any], consent: Consent | None, fit: Iterable[
     parts = [
         f"<h1>{title}</h1>",
         _paragraphs(description["description"], _LONG),
-        _fit(fit),
+        _fit(fit, description.get("fit", {}).get("remarks", ())),
         _notes(description),
         _table([*_essential_rows(description, consent), *_further_rows(description)]),
         f"<h2>{tr('Arguments')}</h2>",
@@ -52,6 +52,7 @@ def page(description: Mapping[str, Any], consent: Consent | None, fit: Iterable[
         _license(description["license"]),
         f"<h2>{tr('Files')}</h2>",
         _files(description["files"]),
+        _definition(description.get("definition")),
     ]
     return (
         '<!DOCTYPE html><html><head><meta charset="utf-8">'
@@ -146,7 +147,9 @@ def cell_size_text(cell_size: Mapping[str, Any] | None) -> str:
         return ""
     low, high = f"{cell_size['min']:.4g}", f"{cell_size['max']:.4g}"
     size = low if low == high else f"{low} \u2013 {high}"
-    return f"{size} {to_ui(unit_name(CellSizeRange(cell_size['min'], cell_size['max'], cell_size['wkid'])))}"
+    wanted = cell_size.get("read_at")
+    read = ", " + tr("read at {size} m").format(size=f"{wanted:.4g}") if wanted else ""
+    return f"{size} {to_ui(unit_name(CellSizeRange(cell_size['min'], cell_size['max'], cell_size['wkid'])))}{read}"
 
 
 def unit_name(cell_size: CellSizeRange) -> str:
@@ -221,10 +224,11 @@ def _notes(description: Mapping[str, Any]) -> str:
     return "".join(f'<p class="warning" style="color:#8a4b00">{to_ui(note, 600)}</p>' for note in description["notes"])
 
 
-def _fit(texts: Iterable[str] | None) -> str:
+def _fit(texts: Iterable[str] | None, remarks: Iterable[str]) -> str:
     if texts is None:
         return ""
     found = "".join(f'<p class="warning">{to_ui(text, 800)}</p>' for text in texts)
+    found += "".join(f"<p>{to_ui(remark, 800)}</p>" for remark in remarks)
     return f"<h2>{tr('Does the raster suit?')}</h2>" + (found or f"<p>{tr('Nothing speaks against it.')}</p>")
 
 
@@ -268,6 +272,19 @@ def _files(files: list[Mapping[str, Any]]) -> str:
         for file in files
     )
     return f"<table>{rows}</table>"
+
+
+def _definition(content: Mapping[str, Any] | None) -> str:
+    """Show Kestrel's own definition of the model, line by line: what may hold anything passes `to_ui`."""
+    if content is None:
+        return ""
+    lines = "\n".join(to_ui(line, _LONG) for line in definition_text(content).splitlines())
+    return f"<h2>{tr('Definition')}</h2><pre>{lines}</pre>"
+
+
+def definition_text(content: Mapping[str, Any]) -> str:
+    """Give a definition as the text of a file."""
+    return json.dumps(content, indent=2, ensure_ascii=False)
 
 
 def as_plain(description: Mapping[str, Any], consent: Consent | None) -> list[str]:

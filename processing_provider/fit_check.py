@@ -22,12 +22,16 @@ from qgis.core import (
 from ..inference.errors import ModelIncompatibleError, RasterOpenError
 from ..inference.models.definition import CellSizeRange, ModelDefinition
 from ..inference.models.fit_rules import (
+    AS_BYTES,
     CellSizeProblem,
     Unit,
     band_warnings,
     cell_size_problem,
+    chosen_stretch,
     ground_side,
     range_in_metres,
+    resolution,
+    stretch_text,
     value_warnings,
 )
 from .raster_source import SourceRaster, check_bands, source_raster
@@ -48,12 +52,14 @@ class FitReport:
         texts: What else does not suit, and what makes the run impossible.
         is_possible: A run could start.
         ground: Side of a pixel on the ground in metres, None where its place is not known.
+        remarks: What the run will do about the raster, and nobody need do.
     """
 
     cell_size: CellSizeProblem | None
     texts: tuple[str, ...]
     is_possible: bool = True
     ground: float | None = None
+    remarks: tuple[str, ...] = ()
 
     def all_texts(self) -> list[str]:
         """Give everything that a person should read."""
@@ -88,24 +94,56 @@ def fit_report(definition: ModelDefinition, raster: SourceRaster, cell_size: flo
     Args:
         definition: The model.
         raster: The raster.
-        cell_size: The parameter CELL_SIZE, in the raster's units; None: the raster's own.
+        cell_size: The parameter CELL_SIZE, in the raster's units; None: the raster's own, or what the model wants.
     """
     place = _ground(raster)
-    problem = _cell_size_problem(definition, raster, place, cell_size)
+    reading = None
+    if place is not None and not cell_size:
+        reading = resolution(definition.cell_size, place[0], raster.cell_size)
+    problem = None if reading else _cell_size_problem(definition, raster, place, cell_size)
     ground = place[0] if place else None
+    remarks = (reading.text,) if reading else ()
     try:
         check_bands(raster, definition)
     except ModelIncompatibleError as error:
-        return FitReport(problem, (str(error),), is_possible=False, ground=ground)
-    return FitReport(problem, fit_warnings(definition, raster), ground=ground)
+        return FitReport(problem, (str(error),), is_possible=False, ground=ground, remarks=remarks)
+    found = None if raster.has_palette else value_range(raster, definition)
+    texts = _warnings(definition, raster, found, "model")
+    return FitReport(problem, texts, ground=ground, remarks=(*remarks, *_stretch_remarks(definition, raster, found)))
 
 
-def fit_warnings(definition: ModelDefinition, raster: SourceRaster) -> tuple[str, ...]:
-    """Tell what does not suit besides the cell size, which the worker looks at."""
+def fit_warnings(definition: ModelDefinition, raster: SourceRaster, stretch: str = "model") -> tuple[str, ...]:
+    """Tell what does not suit besides the cell size, which the worker looks at.
+
+    Args:
+        definition: The model.
+        raster: The raster.
+        stretch: The model argument of that name.
+    """
+    found = None if raster.has_palette else value_range(raster, definition)
+    return _warnings(definition, raster, found, stretch)
+
+
+def _warnings(
+    definition: ModelDefinition, raster: SourceRaster, found: tuple[float, float] | None, stretch: str
+) -> tuple[str, ...]:
     if raster.has_palette:
         return ()
-    found = value_range(raster, definition)
-    return (*band_warnings(definition, raster.band_names), *value_warnings(definition, raster.dtype, found))
+    values = value_warnings(definition, raster.dtype, found, stretch)
+    return (*band_warnings(definition, raster.band_names), *values)
+
+
+def _stretch_remarks(
+    definition: ModelDefinition, raster: SourceRaster, found: tuple[float, float] | None
+) -> tuple[str, ...]:
+    chosen = None if raster.has_palette else chosen_stretch(definition, "model", raster.dtype, found)
+    if chosen in (None, AS_BYTES):
+        return ()
+    text = (
+        f"The raster's values will be stretched to the model's {chosen.to[0]:g} to {chosen.to[1]:g} "
+        f"({stretch_text(chosen)}). The model argument stretch overrules it."
+    )
+    return (text,)
 
 
 def _cell_size_problem(

@@ -111,7 +111,7 @@ def build_plan(
     package = open_package(reference)
     check_bands(raster, package.definition)
     arguments = parse_arguments(reader.text(keys.ARGUMENTS))
-    resolve_arguments(package.definition, arguments)
+    resolved = resolve_arguments(package.definition, arguments).values
     extent, warnings = search_extent(reader, raster)
     fields = FieldNames(reader.text(keys.CONFIDENCE_SCORE_FIELD), reader.text(keys.CLASS_VALUE_FIELD))
     output = output_file(parameters.get(keys.OUTPUT))
@@ -137,7 +137,7 @@ def build_plan(
         output=output,
         mask=_mask_source(reader),
         transforms=context.transformContext(),
-        warnings=(*warnings, *fit_warnings(package.definition, raster)),
+        warnings=(*warnings, *fit_warnings(package.definition, raster, resolved.get("stretch", "model"))),
     )
 
 

@@ -20,7 +20,7 @@ from qgis.core import (
 )
 
 from ..inference.errors import ModelPackageError
-from ..inference.models.packaging import PackageParts, write_package
+from ..inference.models.packaging import PackageParts, weights_beside, write_package
 from .algorithm import KestrelAlgorithm
 from .feedback import foreseen
 from .help import table_help
@@ -51,12 +51,15 @@ def parameter_table() -> tuple[Parameter, ...]:
     return (
         Parameter(
             WEIGHTS, tr("Weights"), QgsProcessingParameterFile,
-            tr("The file of the trained network: .onnx, .pth, .safetensors or .pb."),
+            tr("The file of the trained network: .onnx, .pth, .safetensors or .pb. Empty: the one that the definition "
+               "names, beside it."),
+            is_optional=True,
             options={**file, "fileFilter": f"Weights ({_WEIGHTS});;All files (*)"},
         ),
         Parameter(
             DEFINITION, tr("Definition"), QgsProcessingParameterString,
-            tr("What the network is: an .emd, or a definition of Kestrel's own in JSON, as a file or as its text."),
+            tr("What the network is: an .emd, a definition of Kestrel's own in JSON, as a file or as its text, or a "
+               "model that says it itself: an .onnx file, a STAC item, a folder of Hugging Face."),
             widget={"widget_type": MODEL_WIDGET},
         ),
         Parameter(
@@ -153,7 +156,7 @@ def _packed(reader: ParameterReader, feedback: QgsProcessingFeedback) -> dict[st
     output = Path(algorithm.parameterAsFileOutput(reader.parameters, OUTPUT, context))
     files = [file for file in algorithm.parameterAsFileList(reader.parameters, EXTRA_FILES, context) if file]
     parts = PackageParts(
-        weights=_path(reader, WEIGHTS) or Path(),
+        weights=_path(reader, WEIGHTS) or weights_beside(reader.text(DEFINITION)),
         definition=reader.text(DEFINITION),
         name=reader.text(NAME),
         card=_path(reader, CARD),

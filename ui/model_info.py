@@ -214,5 +214,5 @@ class FitNotice(Notice):
         """Show what a comparison found."""
         problem = report.cell_size if report is not None else None
         self._fitting = float(f"{problem.fitting:.3g}") if problem else 0.0
-        texts = report.all_texts() if report is not None else []
+        texts = [*report.all_texts(), *report.remarks] if report is not None else []
         self.show_text(" ".join(texts), tr("Use the model's cell size") if problem and self.has_cell_size else "")

@@ -84,7 +84,7 @@ class GraphInput:
         if self._takes_integers and batch.dtype != self._dtype:
             raise ModelIncompatibleError(
                 f"The model takes {8 * self._dtype.itemsize}-bit pixels, and the raster's are {batch.dtype}.",
-                hint="Convert the raster to that type with the scaling that the model was trained on.",
+                hint="Set the model argument stretch to percentiles, or convert the raster to that type.",
             )
         fed = batch if self._takes_integers else self._normalisation.apply(batch).astype(self._dtype, copy=False)
         fed = fed[:, ::-1] if self._is_reversed else fed

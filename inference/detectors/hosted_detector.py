@@ -138,7 +138,8 @@ def _has_names(definition: ModelDefinition) -> bool:
 def _definition_file(package: ModelPackage, program: Path) -> Path:
     """Give the definition as a file that every reader of JSON reads, beside the copies of the files that it names."""
     folder = program / package.root
-    content = read_emd(package.definition_bytes, "of the package").content
+    stated = package.definition.options.get("emd")
+    content = dict(stated) if stated else read_emd(package.definition_bytes, "of the package").content
     weights = package.definition.weights
     place = placed(package, program, weights) if weights and _is_there(package, weights) else None
     if place is not None:

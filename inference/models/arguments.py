@@ -62,7 +62,26 @@ COMMON_ARGUMENTS: tuple[ArgumentSpec, ...] = (
     ArgumentSpec("threshold", "number", 0.5, "Lowest score, 0 to 1, that an object needs.", 0, 1),
     ArgumentSpec(
         "nms_overlap", "number", 0.45,
-        "Highest intersection over union of two objects of a class; of a pair above it the weaker one goes.", 0, 1,
+        "Highest overlap of two objects of a class, from 0 to 1. A pair above it is taken for one object, which "
+        "merge_method makes of them.", 0, 1,
+    ),
+    ArgumentSpec(
+        "merge_method", "choice", "nms",
+        "What becomes of objects that overlap by more than nms_overlap. nms: the one with the best score stays, the "
+        "others go. soft-nms: the others lose score and go only when they fall below the threshold, for crowded "
+        "scenes where real objects overlap. nmm: the best one grows until it covers the others, for objects that are "
+        "found in pieces. wbf: the best one's box moves to the mean of all, weighted with their scores; outlines and "
+        "rotated boxes stay as they are.", choices=("nms", "soft-nms", "nmm", "wbf"),
+    ),
+    ArgumentSpec(
+        "merge_metric", "choice", "iou",
+        "How overlap is measured. iou: the common area as a share of what both cover together. ios: the common area "
+        "as a share of the smaller one, so that a small object inside a large one counts as the same.",
+        choices=("iou", "ios"),
+    ),
+    ArgumentSpec(
+        "class_agnostic", "boolean", False,
+        "Objects of different classes are compared, too: at one place only the class with the best score is left.",
     ),
     ArgumentSpec(
         "padding", "integer", None,
@@ -131,6 +150,14 @@ FAMILY_ARGUMENTS: Mapping[str, ArgumentSpec] = {
         ArgumentSpec(
             "radiometric_offset_correction", "boolean", False,
             "Subtract 1000 from the pixel values, for Sentinel-2 images processed since January 2022.",
+        ),
+        ArgumentSpec(
+            "stretch", "choice", "model",
+            "How the raster's values are brought to those that the model was made for, by one straight line a band "
+            "over the whole raster: as the model states it, and by percentiles where it states nothing, wants 0 to 255 "
+            "and the raster holds other values (model); not at all (none); from the 2nd to the 98th percentile "
+            "(percentiles); or two standard deviations around the mean (statistics).",
+            choices=("model", "none", "percentiles", "statistics"),
         ),
     )
 }  # fmt: skip
@@ -267,6 +294,7 @@ def _text(value: Any) -> str | None:
     return str(value) if isinstance(value, str) or is_number else None
 
 
+ARGUMENT_KINDS = ("integer", "number", "boolean", "text", "choice")
 _CONVERTERS = {"number": _number, "integer": _integer, "boolean": _boolean, "text": _text, "choice": _text}
 
 

@@ -6,18 +6,23 @@ the same values by esri.py.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Union
 
 from ..errors import ModelPackageError, ModelUnsupportedError
-from .arguments import ARGUMENT_NAMES, FAMILY_ARGUMENTS, ONNX_ARGUMENTS, ArgumentSpec
+from .arguments import ARGUMENT_KINDS, ARGUMENT_NAMES, FAMILY_ARGUMENTS, ONNX_ARGUMENTS, ArgumentSpec
 from .onnx_heads import HEADS
+from .stretch import STRETCH_MEMBERS, Stretch, stretch_from_json
 
 SCHEMA = 1
 SCHEMA_KEY = "kestrel_definition"
 
-DETECTOR_KINDS = ("onnx", "torchvision", "torchscript", "torch_export", "transformers")
+ESRI_KINDS = ("arcgis", "tensorflow", "python")
+"""Detectors that come from Esri's packages, see esri_detectors.py."""
+DETECTOR_KINDS = ("onnx", "torchvision", "torchscript", "torch_export", "transformers", *ESRI_KINDS)
 PROGRAM_KINDS = ("torchscript", "torch_export")
 """Detectors whose one file is a program."""
 OPEN_VOCABULARY = ("owlvit", "owlv2", "grounding-dino", "mm-grounding-dino")
@@ -29,28 +34,47 @@ SCORES = ("probabilities", "sigmoid", "softmax")
 BACKGROUNDS = ("none", "first", "last")
 RESIZES = ("letterbox", "stretch", "none")
 
+GEOMETRIES = ("box", "polygon", "point", "line", "any")
+SERVICES = ("sentinel", "landsat")
+_OF_ARCGIS = ("kind", "weights", "family", "backbone")
 READING_OPTIONS = ("box_format", "box_units", "scores", "background", "masks", "numbered_classes")
 """What a definition may say of the outputs of a graph or program besides their head."""
 
 MEMBERS = {
     "": (
-        SCHEMA_KEY, "name", "version", "description", "license",
-        "detector", "input", "tile", "cell_size", "classes", "arguments",
+        SCHEMA_KEY, "name", "version", "description", "license", "weights_sha256",
+        "detector", "input", "tile", "cell_size", "classes", "arguments", "geometry", "map_space", "common_arguments",
+        "own_arguments",
     ),
     "onnx": ("kind", "weights", "head", "label_offset", *READING_OPTIONS),
     "torchvision": ("kind", "weights", "architecture", "label_offset"),
     "torchscript": ("kind", "weights", "head", "label_offset", *READING_OPTIONS),
     "torch_export": ("kind", "weights", "head", "label_offset", *READING_OPTIONS),
     "transformers": ("kind", "weights", "architecture", "files"),
-    "input": ("bands", "scale", "mean", "std", "data_range", "pad_value", "resize", "assumed"),
+    "FasterRCNN": (*_OF_ARCGIS, "kwargs", "resize", "max_size", "is_plain"),
+    "MaskRCNN": (*_OF_ARCGIS, "kwargs", "resize", "max_size", "is_plain"),
+    "SingleShotDetector": (*_OF_ARCGIS, "grids", "zooms", "ratios", "version"),
+    "RetinaNet": (*_OF_ARCGIS, "scales", "ratios"),
+    "YOLOv3": (*_OF_ARCGIS, "anchors"),
+    "RTDetrV2": (*_OF_ARCGIS, "n_queries", "cross_attn_method"),
+    "DeepForest": _OF_ARCGIS,
+    "tensorflow": ("kind", "weights"),
+    "python": ("kind", "weights", "program", "emd"),
+    "input": ("bands", "scale", "mean", "std", "data_range", "pad_value", "resize", "assumed", "stretch", "service"),
+    **STRETCH_MEMBERS,
     "tile": ("size", "variable", "padding", "stride", "receptive_field_radius"),
-    "cell_size": ("min", "max", "wkid"),
+    "cell_size": ("min", "max", "wkid", "read_at"),
     "class": ("value", "name", "color", "Value", "Name", "Color"),
     "arguments": ARGUMENT_NAMES,
+    "own_argument": ("name", "kind", "default", "help", "minimum", "maximum", "choices", "label"),
 }  # fmt: skip
-"""Names that each object of a definition may hold; a detector's depend on its kind."""
+"""Names that each object of a definition may hold; a detector's depend on its kind, and of arcgis on its family."""
+
+OWN_ARGUMENTS = (FAMILY_ARGUMENTS["stretch"],)
+"""What models of this form know besides the common arguments."""
 
 MAX_STRIDE = 1024
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _VALUES = range(-(2**31), 2**31)  # of a field of 32 bits
 
 Color = tuple[int, int, int]
@@ -95,6 +119,8 @@ class InputSpec:
     service: str = ""
     """ "sentinel" or "landsat" where the model was trained on the whole numbers of such an image service, into which
     reflectances 0 to 1 are turned first."""
+    stretch: Stretch | None = None
+    """How the values of a raster that is not of 8 bits are brought to the model's; None: they are not."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +144,8 @@ class CellSizeRange:
     minimum: float
     maximum: float
     wkid: int | None = None
+    read_at: float | None = None
+    """Metres on the ground at which the model wants to see every raster; None: the raster's own pixels."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +170,8 @@ class ModelDefinition:
     version: str = ""
     description: str = ""
     license: str = ""
+    weights_sha256: str = ""
+    """What the file of the weights must have as its hash; empty: anything."""
     geometry: str = "box"
     """What its objects are: "box", "polygon", or "any" where only the loaded model knows."""
     common_arguments: tuple[str, ...] = ARGUMENT_NAMES
@@ -293,37 +323,99 @@ def definition_from_json(data: Mapping[str, Any]) -> ModelDefinition:
     reader.only(*MEMBERS[""])
     detector = reader.child("detector")
     kind = _kind(detector)
+    spec = _input(reader.child("input"))
+    found: dict[str, Any] = {
+        "name": reader.text("name"),
+        "version": reader.text("version", ""),
+        "description": reader.text("description", ""),
+        "license": reader.text("license", ""),
+        "weights_sha256": _sha256(reader),
+        "kind": kind,
+        "input": spec,
+        "tile": _tile(reader.child("tile")),
+        "cell_size": _cell_size(reader.child("cell_size")) if "cell_size" in reader.data else None,
+        "classes": _strict_classes(data.get("classes")),
+        "arguments": default_arguments(reader),
+        "is_map_space": reader.boolean("map_space", default=True),
+        **_detector(kind, detector, spec),
+    }
+    return ModelDefinition(**{**found, **_stated(reader)})
+
+
+def _detector(kind: str, detector: Reader, spec: InputSpec) -> dict[str, Any]:
+    if kind in ESRI_KINDS:
+        from .esri_detectors import esri_detector  # here, because that module reads with this one's help
+
+        return esri_detector(kind, detector, spec.service)
     detector.only(*MEMBERS[kind])
     if kind in ("torchvision", "transformers"):
         detector.text("architecture")
-    options = detector_options(detector)
-    return ModelDefinition(
-        name=reader.text("name"),
-        version=reader.text("version", ""),
-        description=reader.text("description", ""),
-        license=reader.text("license", ""),
-        kind=kind,
-        weights=detector.text("weights"),
-        options=options,
-        input=_input(reader.child("input")),
-        geometry=geometry_of(kind, options),
-        own_arguments=arguments_of(kind, options),
-        tile=_tile(reader.child("tile")),
-        cell_size=_cell_size(reader.child("cell_size")) if "cell_size" in reader.data else None,
-        classes=_strict_classes(data.get("classes")),
-        arguments=default_arguments(reader),
-        **_of_kind(kind, detector.text("weights"), options),
-    )
+    weights, options = detector.text("weights"), detector_options(detector)
+    return {"weights": weights, "options": options, **following_from(kind, weights, options)}
 
 
-def _of_kind(kind: str, weights: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what follows from the kind of a model besides its geometry and arguments."""
+def _stated(reader: Reader) -> dict[str, Any]:
+    """Give what a definition states although its kind says it already."""
+    found: dict[str, Any] = {}
+    if "geometry" in reader.data:
+        found["geometry"] = reader.choice("geometry", GEOMETRIES)
+    if "common_arguments" in reader.data:
+        found["common_arguments"] = reader.texts("common_arguments")
+        if not set(found["common_arguments"]) <= set(ARGUMENT_NAMES):
+            raise reader.refuse("common_arguments", f"some of {', '.join(ARGUMENT_NAMES)}")
+    if "own_arguments" in reader.data:
+        value = reader.data["own_arguments"]
+        if not isinstance(value, list):
+            raise reader.refuse("own_arguments", "a list of names and of descriptions of arguments")
+        found["own_arguments"] = tuple(_own_argument(item, f"own_arguments[{i}]") for i, item in enumerate(value))
+    return found
+
+
+def _own_argument(item: Any, where: str) -> ArgumentSpec:
+    """Read one of a model's own arguments: the name of one that Kestrel knows, or a description."""
+    if isinstance(item, str):
+        if item not in FAMILY_ARGUMENTS:
+            raise Reader({where: item}).refuse(where, f"one of {', '.join(FAMILY_ARGUMENTS)}, or an object")
+        return FAMILY_ARGUMENTS[item]
+    if not isinstance(item, Mapping):
+        raise Reader({where: item}).refuse(where, "a name, or an object")
+    reader = Reader(item, where)
+    reader.only(*MEMBERS["own_argument"])
+    minimum, maximum = (reader.number(key) if key in reader.data else None for key in ("minimum", "maximum"))
+    kind = reader.text("kind")
+    if kind not in ARGUMENT_KINDS:
+        raise reader.refuse("kind", f"one of {', '.join(ARGUMENT_KINDS)}")
+    return ArgumentSpec(
+        reader.text("name"), kind, reader.data.get("default"), reader.text("help", ""), minimum, maximum,
+        choices=reader.texts("choices"), label=reader.text("label", ""),
+    )  # fmt: skip
+
+
+def following_from(kind: str, weights: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what follows from the kind of a model: what its objects are, its arguments, and whether it is a program.
+
+    Args:
+        kind: One of DETECTOR_KINDS, and none of Esri's.
+        weights: The file of the weights.
+        options: What the detector needs to know besides.
+    """
+    architecture = str(options.get("architecture", ""))
+    common: tuple[str, ...] = ARGUMENT_NAMES
+    names: tuple[str, ...] = ONNX_ARGUMENTS if kind == "onnx" else ()
+    geometry = geometry_of(kind, options)
     if kind in PROGRAM_KINDS:
-        return {"program": weights}
-    if kind == "transformers" and options.get("architecture") in OPEN_VOCABULARY:
+        names = (*ONNX_ARGUMENTS, "return_bboxes")
+    elif kind == "torchvision" and architecture.startswith("maskrcnn"):
+        names = ("return_bboxes",)
+    elif kind == "transformers" and architecture in OPEN_VOCABULARY:
+        names = ("text_prompt",)
         # Orientations are fused class by class, and here the class is a text.
-        return {"common_arguments": tuple(name for name in ARGUMENT_NAMES if name != "test_time_augmentation")}
-    return {}
+        common = tuple(name for name in ARGUMENT_NAMES if name != "test_time_augmentation")
+    own = (*(FAMILY_ARGUMENTS[name] for name in names), *OWN_ARGUMENTS)
+    return {
+        "program": weights if kind in PROGRAM_KINDS else "", "geometry": geometry, "own_arguments": own,
+        "common_arguments": common,
+    }  # fmt: skip
 
 
 def check_schema(reader: Reader, key: str, default: int | None) -> None:
@@ -368,13 +460,6 @@ def detector_options(reader: Reader) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value not in ("", None, ())}
 
 
-def _files(reader: Reader) -> tuple[str, ...]:
-    """Give the files besides the weights that a model is made of: without config.json there is no network."""
-    if reader.data.get("kind") != "transformers":
-        return ()
-    return tuple(dict.fromkeys(("config.json", *reader.texts("files"))))
-
-
 def geometry_of(kind: str, options: Mapping[str, Any]) -> str:
     """Give what a model's objects are, as far as its description tells, see `ModelDefinition.geometry`."""
     if kind == "torchvision" and str(options.get("architecture", "")).startswith("maskrcnn"):
@@ -387,17 +472,11 @@ def geometry_of(kind: str, options: Mapping[str, Any]) -> str:
     return "polygon" if head == "oriented" else head
 
 
-def arguments_of(kind: str, options: Mapping[str, Any]) -> tuple[ArgumentSpec, ...]:
-    """Give the arguments that models of a kind have besides the common ones."""
-    architecture = str(options.get("architecture", ""))
-    names: tuple[str, ...] = ONNX_ARGUMENTS if kind == "onnx" else ()
-    if kind in PROGRAM_KINDS:
-        names = (*ONNX_ARGUMENTS, "return_bboxes")
-    if kind == "torchvision" and architecture.startswith("maskrcnn"):
-        names = ("return_bboxes",)
-    if kind == "transformers" and architecture in OPEN_VOCABULARY:
-        names = ("text_prompt",)
-    return tuple(FAMILY_ARGUMENTS[name] for name in names)
+def _files(reader: Reader) -> tuple[str, ...]:
+    """Give the files besides the weights that a model is made of: without config.json there is no network."""
+    if reader.data.get("kind") != "transformers":
+        return ()
+    return tuple(dict.fromkeys(("config.json", *reader.texts("files"))))
 
 
 def default_arguments(reader: Reader) -> dict[str, Any]:
@@ -405,6 +484,13 @@ def default_arguments(reader: Reader) -> dict[str, Any]:
     arguments = reader.child("arguments")
     arguments.only(*MEMBERS["arguments"])
     return dict(arguments.data)
+
+
+def _sha256(reader: Reader) -> str:
+    stated = reader.text("weights_sha256", "").lower()
+    if stated and not _SHA256.fullmatch(stated):
+        raise reader.refuse("weights_sha256", "the 64 digits of a SHA-256")
+    return stated
 
 
 def _kind(detector: Reader) -> str:
@@ -425,6 +511,8 @@ def _input(reader: Reader) -> InputSpec:
         mean=reader.factors("mean", 0.0, len(bands)),
         std=reader.factors("std", 1.0, len(bands)),
         data_range=reader.data_range("data_range"),
+        service=reader.choice("service", SERVICES),
+        stretch=stretch_from_json(reader.child("stretch"), len(bands)) if "stretch" in reader.data else None,
         **fitting(reader),
     )
 
@@ -451,10 +539,22 @@ def _tile(reader: Reader) -> TileSpec:
 
 def _cell_size(reader: Reader) -> CellSizeRange:
     reader.only(*MEMBERS["cell_size"])
+    read_at = _read_at(reader)
+    if read_at is not None and not {"min", "max", "wkid"} & set(reader.data):
+        return CellSizeRange(read_at, read_at, None, read_at)
     low, high = reader.number("min"), reader.number("max")
     if not 0 < low <= high:
         raise reader.refuse("min", "a positive number that is not above 'max'")
-    return CellSizeRange(low, high, reader.integer("wkid", None))
+    return CellSizeRange(low, high, reader.integer("wkid", None), read_at)
+
+
+def _read_at(reader: Reader) -> float | None:
+    if "read_at" not in reader.data:
+        return None
+    value = reader.number("read_at")
+    if not 0 < value < math.inf:
+        raise reader.refuse("read_at", "metres on the ground, above 0")
+    return value
 
 
 def classes_from_json(value: Any) -> tuple[ModelClass, ...]:

@@ -14,8 +14,9 @@ from typing import Any
 from ..errors import InferenceError
 from .arguments import ArgumentSpec, argument_specs
 from .definition import InputSpec, ModelDefinition
+from .definition_json import definition_to_json
 from .emd_text import read_emd
-from .fit_rules import expected_band_names, expected_values
+from .fit_rules import expected_band_names, expected_values, stretch_text
 from .package import FolderMembers, ModelPackage, ZipMembers, locate_definition
 from .program import program_files, program_sha256
 
@@ -67,7 +68,18 @@ def describe_package(package: ModelPackage) -> dict[str, Any]:
         "thumbnails": [name for name in info if _IMAGE_FILE.search(name)],
         "sha256": package.sha256(code["sha256"]),
         "files": files,
+        "definition": _definition(package),
     }
+
+
+def _definition(package: ModelPackage) -> dict[str, Any] | None:
+    """Give Kestrel's own definition of the model; None where it has no words for it."""
+    is_emd = package.definition.kind == "python" and "emd" not in package.definition.options
+    try:
+        emd = read_emd(package.definition_bytes, "of the package").content if is_emd else None
+        return definition_to_json(package.definition, emd)
+    except InferenceError:
+        return None
 
 
 def describe_definition(definition: ModelDefinition) -> dict[str, Any]:
@@ -108,6 +120,7 @@ def describe_definition(definition: ModelDefinition) -> dict[str, Any]:
             "min": definition.cell_size.minimum,
             "max": definition.cell_size.maximum,
             "wkid": definition.cell_size.wkid,
+            **({"read_at": definition.cell_size.read_at} if definition.cell_size.read_at else {}),
         },
         "arguments": [_argument(spec) for spec in _specs(definition)],
         "metrics": dict(facts.pop("metrics", {}) or {}),
@@ -158,11 +171,15 @@ def _argument(spec: ArgumentSpec) -> dict[str, Any]:
 
 def normalisation_text(spec: InputSpec) -> str:
     """Say in words how pixels become the network's input."""
-    if all(scale == 1 for scale in spec.scale) and not any(spec.mean) and all(std == 1 for std in spec.std):
+    stretch = spec.stretch
+    is_plain = all(scale == 1 for scale in spec.scale) and not any(spec.mean) and all(std == 1 for std in spec.std)
+    if is_plain and stretch is None:
         return "as they are"
     is_255 = all(abs(scale * 255 - 1) < 1e-6 for scale in spec.scale)
     first = "divided by 255" if is_255 else f"times {_numbers(spec.scale)}"
     parts = [] if all(scale == 1 for scale in spec.scale) else [first]
+    if stretch is not None:
+        parts.insert(0, f"stretched to {stretch.to[0]:g} to {stretch.to[1]:g} ({stretch_text(stretch)})")
     if any(spec.mean):
         parts.append(f"less the mean {_numbers(spec.mean)}")
     if any(std != 1 for std in spec.std):

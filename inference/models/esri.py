@@ -25,12 +25,12 @@ from .definition import (
     ModelDefinition,
     Reader,
     TileSpec,
-    arguments_of,
     check_schema,
     default_arguments,
+    definition_from_json,
     detector_options,
     fitting,
-    geometry_of,
+    following_from,
 )
 from .esri_facts import facts_of, read_classes
 from .esri_families import (
@@ -113,10 +113,21 @@ def definition_from_emd(
         ModelIncompatibleError: parts of the definition that do not fit together.
     """
     emd = EmdReader(data, members, read, stem)
+    if "definition" in emd.child("Kestrel").data:
+        return _whole(emd)
     refuse_template(emd)
     is_arcgis = _is_arcgis(emd)
     refuse_other_tasks(emd, is_named=is_arcgis or not emd.word("Framework"))
     return _assembled(emd, _selected(emd, own_program(emd) or _program_of_text(emd), is_arcgis=is_arcgis))
+
+
+def _whole(emd: EmdReader) -> ModelDefinition:
+    """Give the definition of Kestrel's own that an .emd holds as a whole."""
+    extra = emd.child("Kestrel")
+    check_schema(extra, "schema", 1)
+    extra.only("schema", "definition")
+    found = definition_from_json(extra.child("definition").data)
+    return replace(found, facts=facts_of(emd, found.input.bands))
 
 
 @dataclass(frozen=True)
@@ -214,10 +225,8 @@ def _plain(emd: EmdReader, kind: str) -> _Model:
         options.setdefault("architecture", configuration)
     suffixes = GRAPH if kind == "onnx" else NETWORK
     weights = weights_member(emd, suffixes)
-    return _Model(
-        kind, weights, _plain_input(emd, extra.child("input")), options, tile_side(emd, _CHIP),
-        geometry=geometry_of(kind, options), own_arguments=arguments_of(kind, options),
-    )  # fmt: skip
+    spec = _plain_input(emd, extra.child("input"))
+    return _Model(kind, weights, spec, options, tile_side(emd, _CHIP), **following_from(kind, weights, options))
 
 
 def _plain_input(emd: EmdReader, extra: Reader) -> InputSpec:
@@ -292,9 +301,9 @@ def _copy_of(emd: EmdReader, name: str, chip: int, error: ModelError) -> _Model:
     if traced:
         emd.note(f"{error.message} Its copy in TorchScript form, '{traced}', is used instead.")
         model = _of_family(emd, family, chip, "torchscript", traced)
-        options = {**model.options, "label_offset": label_offset(family.name)}
         return replace(
-            model, options=options, program=traced, input=copy_input(model.input, emd, family.name),
+            model, options={"label_offset": label_offset(family.name)}, program=traced,
+            input=copy_input(model.input, emd, family.name),
             own_arguments=own_arguments(emd, ("return_bboxes",) if family.geometry == "polygon" else ()),
         )  # fmt: skip
     raise error

@@ -186,14 +186,18 @@ def _torchvision_arguments(emd: EmdReader) -> dict[str, float]:
     for name, value in given.items():
         if name in _BY_ARGUMENTS or not name.startswith(("rpn_", "box_")) or value is None:
             continue
-        number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else -1
-        if name in _COUNTS and number == int(number) and 1 <= number <= _MOST:
-            taken[name] = int(number)
-        elif name in _SHARES and 0 <= number <= 1:
-            taken[name] = float(number)
+        if is_network_argument(name, value):
+            taken[name] = int(value) if name in _COUNTS else float(value)
         else:
             emd.note(f"The package's argument '{name}' of its network was left out: {str(value)[:60]} is not usable.")
     return taken
+
+
+def is_network_argument(name: str, value: Any) -> bool:
+    """Tell whether torchvision's builders of RCNN networks take an argument of that name and value."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return (name in _COUNTS and value == int(value) and 1 <= value <= _MOST) or (name in _SHARES and 0 <= value <= 1)
 
 
 def _version(emd: EmdReader) -> tuple[int, ...]:
@@ -258,9 +262,18 @@ _READERS = {
 
 
 def _numbers(reader: Reader, key: str, default: list[float] | None, lowest: float, highest: float) -> list[float]:
-    """Give a list of numbers above 0, from `lowest` to `highest`."""
+    """Give a list of numbers above 0, from `lowest` to `highest`; the default where there is none."""
     if default is not None and not reader.data.get(key):
         return default
+    return numbers_above_zero(reader, key, highest, lowest)
+
+
+def numbers_above_zero(reader: Reader, key: str, highest: float, lowest: float = 0) -> list[float]:
+    """Give a list of numbers above 0, from `lowest` to `highest`.
+
+    Raises:
+        ModelPackageError: not such a list.
+    """
     values = list(reader.numbers(key, ()))
     if not all(value > 0 and lowest <= value <= highest and math.isfinite(1 / value) for value in values):
         raise reader.refuse(key, f"numbers above 0, up to {highest:g}")
@@ -268,8 +281,17 @@ def _numbers(reader: Reader, key: str, default: list[float] | None, lowest: floa
 
 
 def _pairs(reader: Reader, key: str, default: list[list[float]], highest: float) -> list[list[float]]:
-    """Give a list of pairs of numbers above 0."""
-    value = reader.data.get(key) or default
+    """Give a list of pairs of numbers above 0; the default where there is none."""
+    return pairs_above_zero(reader, key, highest) if reader.data.get(key) else default
+
+
+def pairs_above_zero(reader: Reader, key: str, highest: float) -> list[list[float]]:
+    """Give a list of pairs of numbers above 0, up to `highest`.
+
+    Raises:
+        ModelPackageError: not such a list.
+    """
+    value = reader.data.get(key)
     pairs = value if isinstance(value, list) else []
     is_good = all(
         isinstance(pair, list)

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Protocol
 
-from ..errors import DiskFullError, ModelPackageError, OutputError
+from ..errors import DiskFullError, ModelHashError, ModelPackageError, OutputError
 from . import carriers, program
 from .definition import SCHEMA_KEY, ModelDefinition, definition_from_json
 from .emd_text import MAX_JSON_BYTES, EmdText, read_emd, read_json
@@ -262,12 +262,18 @@ class ModelPackage:
 
         Args:
             known_program: The hash of the program, where it is known already.
+
+        Raises:
+            ModelPackageError: the files cannot be read.
+            ModelHashError: the weights are not those that the definition was written for.
         """
         if self.definition.program:
+            self._check_weights()
             own = known_program or program.program_sha256(self)
             return hashlib.sha256(self.definition_bytes + bytes.fromhex(own)).hexdigest()
         weights = self.weights_member()
         content, locations = self._weights_hash(weights)
+        self._check_hash(weights, content)
         hashes = {weights: content}
         is_archive = isinstance(self.members, ZipMembers)
         named = [self.beside_weights(name) for name in self.definition.options.get("files", ())]
@@ -341,6 +347,20 @@ class ModelPackage:
                 locations |= _external_locations(end + block)
                 end = (end + block)[-_LOCATION_BYTES:]
         return digest.digest(), locations
+
+    def _check_weights(self) -> None:
+        if self.definition.weights_sha256 and self.definition.weights:
+            weights = self.weights_member()
+            self._check_hash(weights, self._member_hash(weights))
+
+    def _check_hash(self, weights: str, content: bytes) -> None:
+        stated = self.definition.weights_sha256
+        if stated not in ("", content.hex()):
+            raise ModelHashError(
+                f"The file '{weights}' is not the one that the model's definition was written for: its SHA-256 is "
+                f"{content.hex()}, and {stated} is stated.",
+                hint="Copy or download it again, or get the definition of this version.",
+            )
 
     def _absolute(self, name: str) -> str:
         if not self.members.has(name):

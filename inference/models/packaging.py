@@ -8,6 +8,7 @@ opened again before anybody is told that it is there.
 from __future__ import annotations
 
 import errno
+import hashlib
 import html
 import json
 import os
@@ -18,8 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import DiskFullError, ModelPackageError, OutputError
-from .definition import READING_OPTIONS, SCHEMA, SCHEMA_KEY, ModelDefinition, definition_from_json
+from ..errors import DiskFullError, ModelHashError, ModelPackageError, OutputError
+from .definition import SCHEMA, SCHEMA_KEY, ModelDefinition, definition_from_json
+from .definition_json import definition_to_json
 from .emd_text import MAX_JSON_BYTES, read_emd, read_json
 from .esri_files import is_generic
 from .package import ModelPackage, is_safe_name, locate_definition, open_package
@@ -30,7 +32,6 @@ _MAX_IMAGE_BYTES = 16 * 2**20
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """Of every member: packages of equal content are equal files."""
 _FRAMEWORKS = {"onnx": "ONNX", "torchvision": "torchvision"}
-_CONFIGURATIONS = {"yolov8": "YOLOv8", "yolov5": "YOLOv5", "boxes": "boxes"}
 _CHECKPOINTS = (".pth", ".pt")
 _PROGRAMS = (".py", ".pyc", ".so", ".pyd", ".dll")
 BUILT_IN = "[Functions]System\\DeepLearning\\ArcGISLearn\\"
@@ -87,6 +88,8 @@ def write_package(parts: PackageParts, output: Path) -> WrittenPackage:
     ours = definition_from_json(content) if SCHEMA_KEY in content else None
     if ours is None or not ours.program:
         _check_weights(parts.weights)
+    if ours is not None:
+        _check_stated(ours, parts.weights)
     if ours is not None and ours.kind not in _FRAMEWORKS:
         return _write_as_it_is(content, ours, notes, parts, output)
     emd = _as_emd(content, parts)
@@ -98,6 +101,47 @@ def write_package(parts: PackageParts, output: Path) -> WrittenPackage:
     return _written(texts, files, (*notes, *told), parts, output)
 
 
+def weights_beside(definition: str) -> Path:
+    """Give the file of the weights that a definition names, or that is a model by itself.
+
+    Args:
+        definition: As in PackageParts.
+
+    Raises:
+        InferenceError: the definition cannot be used, or the weights do not lie beside it.
+    """
+    package = open_package(definition)
+    folder: Path | None = getattr(package.members, "folder", None)
+    if folder is None and not Path(package.definition.weights).is_absolute():
+        raise ModelPackageError(
+            "The weights lie in a package already, or nobody knows where they lie.", hint="Choose their file."
+        )
+    return (folder or Path()) / package.weights_member()
+
+
+def _check_stated(definition: ModelDefinition, weights: Path) -> None:
+    """Refuse other weights than those that the definition was written for.
+
+    Raises:
+        ModelHashError: they are others.
+        ModelPackageError: they cannot be read.
+    """
+    if not definition.weights_sha256:
+        return
+    digest = hashlib.sha256()
+    try:
+        for block in _blocks(weights):
+            digest.update(block)
+    except OSError as error:
+        raise ModelPackageError(f"The weights '{weights}' cannot be read: {error.strerror or error}.") from error
+    if digest.hexdigest() != definition.weights_sha256:
+        raise ModelHashError(
+            f"The weights '{weights.name}' are not those that the definition was written for: their SHA-256 is "
+            f"{digest.hexdigest()}, and {definition.weights_sha256} is stated.",
+            hint="Choose the right file, or take weights_sha256 out of the definition.",
+        )
+
+
 def _write_as_it_is(
     content: Mapping[str, Any],
     definition: ModelDefinition,
@@ -106,6 +150,11 @@ def _write_as_it_is(
     output: Path,
 ) -> WrittenPackage:
     """Write a package of a kind that no .emd has a word for, with Kestrel's own definition in it."""
+    if definition.kind == "python":
+        raise ModelPackageError(
+            "A raster function in Python is packed with its .emd, which ArcGIS reads too.", hint="Choose the .emd."
+        )
+    content = {name: value for name, value in content.items() if name != "weights_sha256"}
     detector = {**content["detector"], "weights": parts.weights.name}
     if "files" in detector:
         detector["files"] = [name.replace("\\", "/").rpartition("/")[2] for name in detector["files"]]
@@ -182,33 +231,35 @@ def _path_of(reference: str) -> Path:
 def _as_emd(content: Mapping[str, Any], parts: PackageParts) -> dict[str, Any]:
     """Give the .emd: Kestrel's own definition translated, an .emd with its keys and the weights' new name."""
     if SCHEMA_KEY in content:
-        emd = emd_of(definition_from_json(content), parts.weights.name)
+        definition = definition_from_json(content)
+        emd = emd_of(replace(definition, license=definition.license or _one_line(parts.license)), parts.weights.name)
     else:
         emd = {**content, "ModelFile": parts.weights.name}
-    if parts.license and "License" not in emd and "\n" not in parts.license.strip():
-        emd["License"] = parts.license.strip()
+    if _one_line(parts.license) and "License" not in emd:
+        emd["License"] = _one_line(parts.license)
     return emd
 
 
+def _one_line(text: str) -> str:
+    return "" if "\n" in text.strip() else text.strip()
+
+
 def emd_of(definition: ModelDefinition, weights: str) -> dict[str, Any]:
-    """Give the .emd of a model that is data (ONNX or torchvision), from which the same definition is read again.
+    """Give the .emd of a model that is ONNX or torchvision's.
+
+    What ArcGIS understands stands in its own members; the definition as a whole is one more, from which exactly the
+    same model is read again.
 
     Args:
         definition: The model.
         weights: Name of its weights in the package.
-
-    Raises:
-        ModelPackageError: a model of another kind, which has an .emd already.
     """
-    if definition.kind not in _FRAMEWORKS:
-        raise ModelPackageError(
-            f"A model of the kind '{definition.kind}' has no definition of Kestrel's own.", hint="Pack its .emd."
-        )
-    options, tile, spec = definition.options, definition.tile, definition.input
+    tile, spec = definition.tile, definition.input
+    definition = replace(definition, weights=weights, weights_sha256="")
     emd = {
         "Framework": _FRAMEWORKS[definition.kind],
         "ModelType": "ObjectDetection",
-        "ModelConfiguration": options.get("architecture") or _CONFIGURATIONS.get(str(options.get("head"))),
+        "ModelConfiguration": definition.options.get("architecture") or definition.options.get("head"),
         "ModelName": definition.name,
         "Name": definition.name,
         "ModelVersion": definition.version or None,
@@ -224,23 +275,8 @@ def emd_of(definition: ModelDefinition, weights: str) -> dict[str, Any]:
         "Classes": [
             {"Value": item.value, "Name": item.name, "Color": list(item.color)} for item in definition.classes
         ],
-        "Kestrel": {
-            "schema": SCHEMA,
-            "head": options.get("head"),
-            "architecture": options.get("architecture"),
-            "label_offset": options.get("label_offset"),
-            **{name: options.get(name) for name in READING_OPTIONS},
-            "input": {
-                "scale": list(spec.scale), "mean": list(spec.mean), "std": list(spec.std),
-                "pad_value": spec.pad_value, "resize": spec.resize, "assumed": spec.is_assumed,
-            },
-            "padding": tile.padding,
-            "stride": tile.stride,
-            "receptive_field_radius": tile.receptive_field_radius,
-            "arguments": dict(definition.arguments),
-        },
+        "Kestrel": {"schema": SCHEMA, "definition": definition_to_json(definition)},
     }  # fmt: skip
-    emd["Kestrel"] = {key: value for key, value in emd["Kestrel"].items() if value is not None}
     return {key: value for key, value in emd.items() if value is not None}
 
 

@@ -20,7 +20,9 @@ from ..errors import ModelIncompatibleError, RasterOpenError, RasterReadError
 from ..models.definition import InputSpec
 from ..models.fit_rules import find_band
 from ..tiling import Window
+from .sampling import sample_values
 from .source import RasterInfo
+from .stretching import BandStretch
 
 _SQUARE_TOLERANCE = 0.01
 """Share by which a pixel's sides may differ and still count as equal."""
@@ -47,18 +49,20 @@ class GdalRaster:
         name: GDAL connection string.
         spec: The model's input: which bands, in which order, and which values are ordinary.
         cell_size: Side of the square pixels to read, in map units; None: the raster's own pixels.
+        stretch: What becomes of the values; None: they stay.
 
     Raises:
         RasterOpenError: it cannot be opened, or has no usable georeference.
         ModelIncompatibleError: it lacks bands that the model needs, or its type cannot be used.
     """
 
-    def __init__(self, name: str, spec: InputSpec, cell_size: float | None) -> None:
+    def __init__(self, name: str, spec: InputSpec, cell_size: float | None, stretch: BandStretch | None = None) -> None:
         """Open the raster once to look at it; each reading thread opens it again."""
         if "<" in name and ">" in name:  # GDAL finds XML anywhere in a name
             raise RasterOpenError("A raster given as XML text is not opened.", hint="Save it as a .vrt file first.")
         self._name = name
         self._cell_size = cell_size
+        self.stretch = stretch
         self._settings: dict[str, Any] = dict(_SETTINGS)
         self._threads = threading.local()
         self._handles: list[Any] = []
@@ -67,7 +71,8 @@ class GdalRaster:
         self._settings["GDAL_CACHEMAX"] = _cache_bytes(dataset)
         self._palette = _palette(dataset, spec)
         self._bands = (1,) if self._palette is not None else resolve_bands(dataset, spec.bands)
-        self._fill = _fills_invalid(dataset, spec)
+        # Stretched, no value is special any more: what was nodata is as black as beyond the raster's edge.
+        self._fill = stretch is not None or _fills_invalid(dataset, spec)
         self._service, self._pad_value = spec.service, spec.pad_value
         self._ignores_mask = all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums)
         self._info = RasterInfo(
@@ -83,6 +88,8 @@ class GdalRaster:
     def _dtype(self, dataset: Any) -> str:
         if self._palette is not None:
             return "uint8"
+        if self.stretch is not None:
+            return self.stretch.dtype
         return str(np.result_type(*[dataset.dtypes[band - 1] for band in self._bands]))
 
     @property
@@ -100,6 +107,26 @@ class GdalRaster:
     def info(self) -> RasterInfo:
         """Describe the raster."""
         return self._info
+
+    @property
+    def bands(self) -> tuple[int, ...]:
+        """Give the 1-based numbers of the bands that are read; one where a colour table stands for three."""
+        return self._bands
+
+    @property
+    def has_palette(self) -> bool:
+        """Tell whether the pixels are colours of a colour table."""
+        return self._palette is not None
+
+    def sample(self) -> list[NDArray[Any]]:
+        """Give valid values of each band as the file holds them, spread over the whole raster, see sampling.py.
+
+        Raises:
+            RasterReadError: the pixels cannot be read.
+        """
+        whole = Window(0, 0, self.info.width, self.info.height)
+        with _as_read_error(self._name, whole), rasterio.Env(**self._settings), _open(self._name) as dataset:
+            return sample_values(dataset, self._bands, ignores_mask=self._ignores_mask)
 
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read a window, which may hang over the raster's edge, see `RasterSource.read`."""
@@ -134,6 +161,8 @@ class GdalRaster:
             pixels[~finite] = 0
         if self._service and np.issubdtype(pixels.dtype, np.floating):
             pixels = service_numbers(pixels, self._service)
+        if self.stretch is not None:
+            pixels = self.stretch.apply(pixels)
         if self._fill:
             pixels[~present] = self._pad_value
         valid: NDArray[np.bool_] = np.any(present, axis=0)

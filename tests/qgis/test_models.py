@@ -15,7 +15,7 @@ from qgis.core import QgsApplication, QgsProcessingException, QgsRasterLayer
 from kestrel.inference.models.package import open_package
 from kestrel.processing_provider.code_consent import Consent, allow, revoke, sha256_of
 from kestrel.processing_provider.description_html import page
-from kestrel.processing_provider.fit_check import fit_of, look_at, value_range
+from kestrel.processing_provider.fit_check import FitReport, fit_of, fit_warnings, look_at, value_range
 from kestrel.tests.qgis.examples import (
     Listener,
     context,
@@ -118,6 +118,35 @@ def test_what_waits_for_consent_is_told_on_the_page(tmp_path: Path) -> None:
     assert "waits for your consent" in text
 
 
+def test_a_model_is_saved_as_a_definition_that_is_a_model_beside_its_weights(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    mine = tmp_path / "mine" / "mine.json"
+    model = write_model(tmp_path, MinCellSize=None)
+    results = run("describemodel", {"MODEL": model, "OUTPUT_DEFINITION": str(mine)})
+    assert results["OUTPUT_DEFINITION"] == str(mine)
+    content = json.loads(mine.read_text("utf-8"))
+    assert content == json.loads(results["DESCRIPTION"])["definition"]
+    (tmp_path / "mine" / content["detector"]["weights"]).write_bytes(b"weights")
+    found, before = open_package(str(mine)).definition, open_package(model).definition
+    assert (found.classes, found.input, found.tile) == (before.classes, before.input, before.tile)
+    described = run("describemodel", {"MODEL": str(mine)})
+    assert json.loads(described["DESCRIPTION"])["definition"] == content
+
+
+def test_the_page_tells_stretch_resolution_and_the_definition_itself(tmp_path: Path) -> None:
+    members = {"cell_size": {"read_at": 0.3}, "input": {"stretch": {"from": "statistics"}}, "name": EVIL}
+    (tmp_path / "palms.onnx").write_bytes(b"weights")
+    (tmp_path / "palms.json").write_text(json.dumps({**OWN, **members}))
+    feedback, page_file = Listener(), tmp_path / "x.html"
+    run("describemodel", {"MODEL": str(tmp_path / "palms.json"), "OUTPUT_HTML": str(page_file)}, feedback)
+    said = [line for level, line in feedback.said if level == "info"]
+    assert "Cell size: 0.3 m, read at 0.3 m" in said
+    assert any("stretched to 0 to 255 (mean less and plus 2 standard deviations)" in line for line in said)
+    text = page_file.read_text("utf-8")
+    assert "<pre>{" in text and "&quot;deviations&quot;: 2.0" in text
+    assert ("<img" in text, "<script" in text) == (False, False)
+
+
 # -- Does the raster suit? ---------------------------------------------------------------------------------------------
 
 
@@ -143,6 +172,56 @@ def test_values_of_16_bits_are_told_with_the_remedy(tmp_path: Path) -> None:
 
 def test_16_bits_with_the_values_of_8_are_nothing_to_tell(tmp_path: Path) -> None:
     assert fit(tmp_path, kind=gdal.GDT_UInt16, values=(0, 255)) == []
+
+
+OWN = {
+    "kestrel_definition": 1, "name": "Palms", "classes": [{"value": 1, "name": "Palm"}],
+    "detector": {"kind": "onnx", "weights": "palms.onnx", "head": "yolov8"}, "input": {"scale": 1 / 255},
+}  # fmt: skip
+
+
+def own_report(tmp_path: Path, raster: dict[str, Any], **members: Any) -> FitReport:
+    package = open_package(json.dumps({**OWN, **members}))
+    options = {"transform": (5e5, 0.12, 0, 56e5, 0, -0.12), **raster}
+    return fit_of(package.definition, looked_at(tmp_path, **options))
+
+
+def test_values_that_the_run_will_stretch_are_no_warning(tmp_path: Path) -> None:
+    sixteen = {"kind": gdal.GDT_UInt16, "values": (200, 3000)}
+    report = own_report(tmp_path, sixteen)
+    assert report.all_texts() == []
+    assert "will be stretched to the model's 0 to 255 (2nd to 98th percentile)" in report.remarks[0]
+    assert own_report(tmp_path, {"values": (0, 255)}).remarks == ()
+
+
+def test_values_that_the_user_wants_as_they_are_are_warned_of(tmp_path: Path) -> None:
+    definition = open_package(json.dumps(OWN)).definition
+    raster = looked_at(tmp_path, kind=gdal.GDT_UInt16, values=(200, 3000))
+    (text,) = fit_warnings(definition, raster, "none")
+    assert "Set the model argument stretch to percentiles" in text
+    assert fit_warnings(definition, raster) == ()
+
+
+def test_a_raster_that_is_read_at_the_models_resolution_is_no_warning(tmp_path: Path) -> None:
+    cell_size = {"min": 0.28, "max": 0.32, "read_at": 0.3}
+    report = own_report(tmp_path, {"values": (0, 255)}, cell_size=cell_size)
+    assert report.all_texts() == []
+    assert "the raster is read with a cell size of 0.3" in report.remarks[0]
+
+
+def test_a_cell_size_that_overrules_the_models_resolution_is_compared_with_the_training(tmp_path: Path) -> None:
+    package = open_package(json.dumps({**OWN, "cell_size": {"min": 0.28, "max": 0.32, "read_at": 0.3}}))
+    raster = looked_at(tmp_path, values=(0, 255), transform=(5e5, 0.12, 0, 56e5, 0, -0.12))
+    report = fit_of(package.definition, raster, 0.12)
+    assert report.cell_size is not None
+    assert report.remarks == ()
+
+
+def test_bands_without_names_are_taken_for_colours_and_that_is_told(tmp_path: Path) -> None:
+    spec = {"bands": ["red", "green", "blue"], "scale": 1 / 255}
+    report = own_report(tmp_path, {"values": (0, 255), "names": ("b1", "b2", "b3")}, input=spec)
+    assert report.is_possible
+    assert "have no names" in report.texts[0]
 
 
 def test_fractions_are_told(tmp_path: Path) -> None:
@@ -245,6 +324,14 @@ def test_a_package_is_written_from_weights_and_definition(tmp_path: Path) -> Non
     assert package.read_text("LICENSE.txt") == "Do what you like.\nReally.\n"
     described = run("describemodel", {"MODEL": results["OUTPUT"]})
     assert json.loads(described["DESCRIPTION"])["license"] == "Do what you like.\nReally."
+
+
+def test_a_definition_beside_its_weights_is_packed_without_naming_them(tmp_path: Path) -> None:
+    (tmp_path / "palms.onnx").write_bytes(b"weights")
+    (tmp_path / "palms.json").write_text(json.dumps(OWN))
+    results = run("packagemodel", {"DEFINITION": str(tmp_path / "palms.json"), "OUTPUT": str(tmp_path / "x.dlpk")})
+    found = open_package(results["OUTPUT"]).definition
+    assert (found.name, found.input.scale) == ("Palms", (1 / 255,))
 
 
 def test_further_files_go_in(tmp_path: Path) -> None:

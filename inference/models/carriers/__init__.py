@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from . import huggingface, onnx_graph, state_dict, torch_program
+from . import huggingface, onnx_graph, stac_mlm, state_dict, torch_program
 
 Translation = tuple[Mapping[str, Any], tuple[str, ...]]
 Translator = Callable[[Path], Optional[Translation]]
 
 _TRANSLATORS: tuple[Translator, ...] = (
+    stac_mlm.translate,
     onnx_graph.translate,
     huggingface.translate,
     torch_program.translate,

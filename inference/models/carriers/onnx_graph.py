@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelPackageError, ModelUnsupportedError
-from ..class_names import classes_for, classes_json, listed_names, names_of
 from ..onnx_file import OnnxFacts, TensorInfo, read_onnx
 from ..onnx_heads import Question, readings
+from .class_names import as_classes, as_names, classes_for, names_beside
 
 KESTREL_KEY = "kestrel_definition"
 """Key of the metadata under which a whole definition may stand, as JSON."""
@@ -116,20 +116,20 @@ def _ultralytics(
     described: _Described, metadata: Mapping[str, str], facts: OnnxFacts, size: tuple[int, int] | None
 ) -> None:
     """Read the metadata of Ultralytics' exports; those of the YOLOv5 repository name no task."""
-    names, task = names_of(metadata["names"]), metadata.get("task", "detect")
+    names, task = as_names(metadata["names"]), metadata.get("task", "detect")
     if task not in _TASKS or not names:
         raise ModelUnsupportedError(
             f"The model is for the task '{task}', not for detecting objects.",
             hint=f"Kestrel runs Ultralytics' models for the tasks {', '.join(_TASKS)}.",
         )
     described.detector.update(_ultralytics_head(metadata, facts, len(names), size))
-    described.members["classes"] = classes_json(names)
+    described.members["classes"] = as_classes(names)
     described.members["input"].update({"scale": 1 / 255, "pad_value": 114})
     if _is_decoder(metadata):
         described.members["input"]["resize"] = "stretch"
     for member in ("version", "description", "license"):
         described.members[member] = metadata.get(member, "")
-    sides = names_of(metadata.get("imgsz", ""))
+    sides = as_names(metadata.get("imgsz", ""))
     if size is None and sides and all(side.isdigit() for side in sides):
         described.members["tile"]["size"] = max(32, min(max(int(side) for side in sides), _MAX_SIDE))
     if task == "pose":
@@ -174,7 +174,7 @@ def _deepness(described: _Described, metadata: Mapping[str, str], n_bands: int) 
         raise ModelUnsupportedError(
             f"The model is a '{kind}' for Deepness, not a detector of objects.", hint="Kestrel runs its detectors."
         )
-    names = names_of(_value(metadata, "class_names"))
+    names = as_names(_value(metadata, "class_names"))
     if not names:
         raise ModelPackageError("The model's metadata have no list of classes under 'class_names'.")
     det_type = str(_value(metadata, "det_type") or "YOLO_v5_or_v7_default")
@@ -185,7 +185,7 @@ def _deepness(described: _Described, metadata: Mapping[str, str], n_bands: int) 
             hint="Name the head in a definition beside it, see docs/model_formats.md.",
         )
     described.detector["head"] = head
-    described.members["classes"] = classes_json(names)
+    described.members["classes"] = as_classes(names)
     spec: dict[str, Any] = {"scale": 1 / 255}
     for member, key in (("mean", "standardization_mean"), ("std", "standardization_std")):
         numbers = _value(metadata, key)
@@ -223,7 +223,7 @@ def _number(metadata: Mapping[str, str], key: str) -> float | None:
 
 
 def _unnamed(described: _Described, path: Path, facts: OnnxFacts, size: tuple[int, int] | None) -> None:
-    n_listed = len(listed_names(path)[0]) or None
+    n_listed = len(names_beside(path)[0]) or None
     found = readings(Question(facts.outputs, n_listed, size)) or readings(Question(facts.outputs, None, size))
     n_classes = found[0].n_classes if found else None
     has_background = bool(found) and found[0].head in ("detr", "ssd")

@@ -158,7 +158,7 @@ def test_unknown_names_become_warnings_that_list_the_known_ones() -> None:
     result = resolve_arguments(define(), {"treshold": 1, "a": 2, "threshold": 0.5})
     assert 2 == len(result.warnings)
     assert "'a' is not known" in result.warnings[0]
-    assert "threshold, nms_overlap, padding" in result.warnings[1]
+    assert "threshold, nms_overlap, merge_method" in result.warnings[1]
 
 
 @pytest.mark.parametrize(("padding", "tile_size"), [(256, 512), (40, 64), (32, 64)])

@@ -149,7 +149,7 @@ def test_a_folder_without_weights_or_tokenizer_is_told(tmp_path: Path) -> None:
 def test_a_network_of_open_vocabulary_asks_for_a_text(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "m", {"model_type": "owlv2"}, tokenizer__json={})
     definition = open_package(str(folder)).definition
-    assert [spec.name for spec in definition.own_arguments] == ["text_prompt"]
+    assert [spec.name for spec in definition.own_arguments] == ["text_prompt", "stretch"]
     assert "test_time_augmentation" not in definition.common_arguments
     assert definition.arguments == {"threshold": 0.1}
     with pytest.raises(InferenceError, match="no text was given"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kestrel.inference.errors import InferenceError, ModelPackageError, ModelUnsupportedError
+from kestrel.inference.models.arguments import ARGUMENT_NAMES, FAMILY_ARGUMENTS
 from kestrel.inference.models.definition import (
+    GEOMETRIES,
+    HEADS,
     MEMBERS,
     CellSizeRange,
     InputSpec,
@@ -17,6 +21,7 @@ from kestrel.inference.models.definition import (
     TileSpec,
     definition_from_json,
 )
+from kestrel.inference.models.esri_families import DEEP_FOREST, FAMILIES
 from kestrel.inference.preprocess import make_normalisation
 from kestrel.tests.fixtures.packages import definition
 
@@ -101,6 +106,16 @@ def test_classes_without_colours_get_colours_that_differ() -> None:
         ({"cell_size": {"min": 0.3, "max": 0.1}}, "'cell_size.min'"),
         ({"cell_size": {"min": 0, "max": 0.1}}, "'cell_size.min'"),
         ({"cell_size": {"min": 0.1, "max": 1, "wkid": "utm"}}, "'cell_size.wkid'"),
+        ({"cell_size": {"read_at": -1}}, "'cell_size.read_at' is -1; expected metres"),
+        ({"input": {"stretch": "percentiles"}}, "'input.stretch' is 'percentiles'; expected an object"),
+        ({"input": {"stretch": {"from": "mean"}}}, "'input.stretch.from' is 'mean'.*percentiles, statistics, range"),
+        ({"input": {"stretch": {"from": "percentiles", "low": 98, "high": 2}}}, "'input.stretch.low' is 98"),
+        (
+            {"input": {"stretch": {"from": "range", "minimum": [0, 0], "maximum": 9}}},
+            "'input.stretch.minimum'.*3 bands",
+        ),
+        ({"input": {"stretch": {"from": "range", "minimum": 9, "maximum": [9, 10, 11]}}}, "numbers below 'maximum'"),
+        ({"input": {"stretch": {"from": "statistics", "low": 2}}}, "Unknown member in 'input.stretch': low"),
         ({"classes": []}, "no classes"),
         ({"classes": None}, "no classes"),
         ({"classes": "Tree"}, "no classes"),
@@ -136,8 +151,8 @@ def test_a_newer_schema_is_refused_with_the_way_out(schema: int | None) -> None:
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ModelUnsupportedError, match=r"'tensorflow'.*onnx, torchvision"):
-        definition_from_json(definition(detector={"kind": "tensorflow", "weights": "w"}))
+    with pytest.raises(ModelUnsupportedError, match=r"'caffe'.*onnx, torchvision"):
+        definition_from_json(definition(detector={"kind": "caffe", "weights": "w"}))
 
 
 def test_null_means_the_same_as_absence() -> None:
@@ -156,6 +171,7 @@ def test_null_means_the_same_as_absence() -> None:
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "resources" / "schema" / "definition-1.json").read_text("utf-8"))
 
+STRETCHES = [part for part in SCHEMA["properties"]["input"]["properties"]["stretch"]["anyOf"] if "properties" in part]
 TYPES: dict[str, Any] = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
 
 
@@ -175,6 +191,7 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
         not types or any(has_type(value, name) for name in types),
         not options or any(value == option and type(value) is type(option) for option in options),
         all(any(fits(value, option) for option in schema[key]) for key in ("anyOf",) if key in schema),
+        not isinstance(value, str) or "pattern" not in schema or bool(re.search(schema["pattern"], value)),
     ]
     if has_type(value, "number"):
         checks += [
@@ -193,22 +210,43 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
     return all(checks)
 
 
+def objects_of(schema: Any) -> dict[str, Any]:
+    """Give the schema's objects by the names that the reader has for them."""
+    top = schema["properties"]
+    found = {"": schema, "class": top["classes"]["items"], "own_argument": top["own_arguments"]["items"]["anyOf"][1]}
+    found.update({name: top[name] for name in ("input", "tile", "cell_size", "arguments")})
+    found.update({part["properties"]["from"]["const"]: part for part in STRETCHES})
+    for part in top["detector"]["anyOf"]:
+        kind = part["properties"]["kind"]["const"]
+        found[part["properties"]["family"]["const"] if kind == "arcgis" else kind] = part
+    return found
+
+
 def test_the_schema_names_what_the_reader_knows() -> None:
-    top = SCHEMA["properties"]
-    kinds = {part["properties"]["kind"]["const"]: part for part in top["detector"]["anyOf"]}
-    objects = {
-        "": SCHEMA,
-        **kinds,
-        "class": top["classes"]["items"],
-        **{name: top[name] for name in ("input", "tile", "cell_size", "arguments")},
-    }
+    objects = objects_of(SCHEMA)
     assert {name: set(names) for name, names in MEMBERS.items()} == {
         name: set(part["properties"]) for name, part in objects.items()
     }
     assert not any(part["additionalProperties"] for part in objects.values())
 
 
+def test_the_schema_lists_the_words_that_the_reader_knows() -> None:
+    top = SCHEMA["properties"]
+    heads = {kind: part["properties"]["head"]["enum"] for kind, part in objects_of(SCHEMA).items()
+             if "head" in part["properties"]}  # fmt: skip
+    assert all({*HEADS, "", None} == set(words) for words in heads.values())
+    assert {"onnx", "torchscript", "torch_export"} <= set(heads)
+    assert {*GEOMETRIES, None} == set(top["geometry"]["enum"])
+    assert list(ARGUMENT_NAMES) == top["common_arguments"]["items"]["enum"]
+    assert list(FAMILY_ARGUMENTS) == top["own_arguments"]["items"]["anyOf"][0]["enum"]
+    backbones = {name: part["properties"]["backbone"]["enum"] for name, part in objects_of(SCHEMA).items()
+                 if "backbone" in part["properties"]}  # fmt: skip
+    assert {family.name: [*family.backbones, "", None] for family in (*FAMILIES.values(), DEEP_FOREST)} == backbones
+
+
 ONNX = {"kind": "onnx", "weights": "w"}
+ARCGIS = {"kind": "arcgis", "weights": "w"}
+SSD = {**ARCGIS, "family": "SingleShotDetector", "grids": [4, 2]}
 TRANSFORMERS = {"kind": "transformers", "weights": "w", "architecture": "rt_detr", "files": ["config.json"]}
 TORCHVISION = {"kind": "torchvision", "weights": "w", "architecture": "fcos_resnet50_fpn"}
 
@@ -245,13 +283,13 @@ TORCHVISION = {"kind": "torchvision", "weights": "w", "architecture": "fcos_resn
         ({"version": 2}, False),
         ({"detector": {"kind": "keras", "weights": "w"}}, False),
         ({"detector": {**ONNX, "architecture": "fcos_resnet50_fpn"}}, False),
+        ({"detector": {**ONNX, "head": "cubes"}}, False),
         ({"detector": {**ONNX, "head": "detr", "scores": "softmax", "background": "last"}}, True),
         ({"detector": {**ONNX, "box_units": "", "masks": None}}, True),
         ({"detector": {**ONNX, "head": "centernet"}}, False),
         ({"detector": {**ONNX, "box_format": "xxyy"}}, False),
         ({"detector": {**ONNX, "masks": 1}}, False),
         ({"input": {"pad_value": "grey"}}, False),
-        ({"input": {"resize": "crop"}}, False),
         ({"input": {"pad_value": 114, "resize": "stretch", "assumed": True}}, True),
         ({"detector": {**ONNX, "haed": "boxes"}}, False),
         ({"detector": {**ONNX, "label_offset": -1}}, False),
@@ -279,6 +317,58 @@ TORCHVISION = {"kind": "torchvision", "weights": "w", "architecture": "fcos_resn
         ({"classes": [{"name": "a", "color": [0, 0]}]}, False),
         ({"classes": [{"name": "a", "valeu": 1}]}, False),
         ({"arguments": {"treshold": 0.4}}, False),
+        ({"detector": {"kind": "torchscript", "weights": "w", "head": "yolov8"}}, True),
+        ({"detector": {"kind": "transformers", "weights": "w", "architecture": "detr", "files": ["a"]}}, True),
+        ({"detector": SSD}, True),
+        ({"detector": {**SSD, "backbone": "vgg16", "zooms": [1, 0.7], "ratios": [[1, 2]], "version": 2}}, True),
+        ({"detector": {**ARCGIS, "family": "RetinaNet", "ratios": [0.5, 2], "scales": 1}}, True),
+        ({"detector": {**ARCGIS, "family": "YOLOv3", "anchors": [[10, 20]] * 9}}, True),
+        ({"detector": {**ARCGIS, "family": "MaskRCNN", "kwargs": {"rpn_nms_thresh": 0.6}, "resize": 1.5}}, True),
+        ({"detector": {**ARCGIS, "family": "RTDetrV2", "n_queries": 100, "cross_attn_method": "discrete"}}, True),
+        ({"detector": {"kind": "tensorflow", "weights": "w.pb"}}, True),
+        ({"detector": {"kind": "python", "program": "Finder.py", "emd": {"ModelName": "x"}}}, True),
+        ({"detector": ARCGIS}, False),
+        ({"detector": {**SSD, "grids": []}}, False),
+        ({"detector": {**SSD, "grids": [2.5]}}, False),
+        ({"detector": {**SSD, "backbone": "resnet1000"}}, False),
+        ({"detector": {**SSD, "anchors": [[10, 20]] * 9}}, False),
+        ({"detector": {**SSD, "ratios": [1, 2]}}, False),
+        ({"detector": {**ARCGIS, "family": "YOLOv3", "anchors": [[10, 20]] * 8}}, False),
+        ({"detector": {**ARCGIS, "family": "MaskRCNN", "kwargs": {"rpn_nms_thresh": 6}}}, False),
+        ({"detector": {**ARCGIS, "family": "MaskRCNN", "kwargs": {"box_nms_thresh": 0.5}}}, False),
+        ({"detector": {"kind": "tensorflow"}}, False),
+        ({"detector": {"kind": "python", "weights": "w"}}, False),
+        ({"geometry": "polygon", "map_space": False, "common_arguments": ["threshold"]}, True),
+        ({"own_arguments": ["tta_scales", {"name": "a", "kind": "choice", "choices": ["x"], "default": "x"}]}, True),
+        ({"weights_sha256": "AB" * 32, "input": {"service": "landsat", "pad_value": 9, "assumed": True}}, True),
+        ({"geometry": "circle"}, False),
+        ({"map_space": "no"}, False),
+        ({"common_arguments": ["tta_scales"]}, False),
+        ({"own_arguments": ["unheard_of"]}, False),
+        ({"own_arguments": [{"name": "a"}]}, False),
+        ({"weights_sha256": "AB"}, False),
+        ({"input": {"service": "esa"}}, False),
+        ({"input": {"resize": "crop"}}, False),
+        ({"input": {"stretch": None}}, True),
+        ({"input": {"stretch": {"from": "percentiles"}}}, True),
+        ({"input": {"stretch": {"from": "percentiles", "low": 0.5, "high": 99.5, "to": [0, 1]}}}, True),
+        ({"input": {"stretch": {"from": "statistics", "deviations": 2.5, "to": None}}}, True),
+        ({"input": {"stretch": {"from": "range", "minimum": 0, "maximum": [3000, 3000, 4000]}}}, True),
+        ({"input": {"stretch": {}}}, False),
+        ({"input": {"stretch": {"from": "minmax"}}}, False),
+        ({"input": {"stretch": {"from": "percentiles", "low": -1}}}, False),
+        ({"input": {"stretch": {"from": "percentiles", "deviations": 2}}}, False),
+        ({"input": {"stretch": {"from": "statistics", "deviations": 0}}}, False),
+        ({"input": {"stretch": {"from": "range", "minimum": 0}}}, False),
+        ({"input": {"stretch": {"from": "range", "minimum": 0, "maximum": "all"}}}, False),
+        ({"input": {"stretch": {"from": "range", "minimum": 0, "maximum": 1, "to": [0]}}}, False),
+        ({"cell_size": {"read_at": 0.3}}, True),
+        ({"cell_size": {"min": 0.1, "max": 0.2, "wkid": 3857, "read_at": 0.15}}, True),
+        ({"cell_size": {"min": None, "read_at": 0.3}}, True),
+        ({"cell_size": {"min": 0.1, "read_at": 0.3}}, False),
+        ({"cell_size": {"wkid": 3857, "read_at": 0.3}}, False),
+        ({"cell_size": {"read_at": 0}}, False),
+        ({"cell_size": {"read_at": None}}, False),
     ],
 )
 def test_reader_and_schema_accept_and_refuse_the_same(members: dict[str, Any], is_accepted: bool) -> None:

@@ -232,7 +232,7 @@ def test_a_copy_is_told_with_the_reason() -> None:
     traced = found({"ModelParameters": {"backbone": "vit_b"}}, ["model.pth", "model-cpu.pt"])
     assert "backbone 'vit_b'" in traced.notes[0]
     assert "TorchScript form, 'model-cpu.pt', is used instead" in traced.notes[0]
-    assert ("FasterRCNN", 1) == (traced.options["family"], traced.options["label_offset"])
+    assert ("FasterRCNN", 1) == (traced.facts["family"], traced.options["label_offset"])
 
 
 def test_a_function_of_its_own_tells_its_arguments_without_being_run() -> None:

@@ -80,6 +80,14 @@ def definitions(draw: st.DrawFn) -> dict[str, Any]:
     if draw(st.booleans()):
         data["cell_size"] = {"min": low, "max": low * 2, "wkid": draw(st.none() | st.sampled_from([3857, 4326, 32633]))}
     if draw(st.booleans()):
+        source = st.sampled_from(["percentiles", "statistics", "range"])
+        ends = {"minimum": list(range(len(bands))), "maximum": draw(st.integers(100, 10**6))}
+        name = draw(source)
+        data["input"]["stretch"] = {"from": name, "to": [0, draw(st.sampled_from([1, 255]))],
+                                    **(ends if name == "range" else {})}  # fmt: skip
+    if "cell_size" in data and draw(st.booleans()):
+        data["cell_size"]["read_at"] = draw(st.floats(0.01, 30))
+    if draw(st.booleans()):
         data["input"]["data_range"] = [0, draw(st.integers(1, 65535))]
     return data
 

@@ -1,0 +1,109 @@
+"""How a raster is read for a model: at which resolution, and with which stretch of its values.
+
+Both are settled once a run from the raster as a whole, so that a part of it gives the same objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .events import Message
+from .fit import ground_cell
+from .job import DetectionJob
+from .models.definition import ModelDefinition
+from .models.fit_rules import AS_BYTES, chosen_stretch, depends_on_values, resolution, stretch_text
+from .rasters.gdal_raster import GdalRaster
+from .rasters.stretching import BandStretch, measured
+
+_TOLD_BANDS = 6
+
+
+def open_raster(
+    job: DetectionJob, definition: ModelDefinition, arguments: Mapping[str, Any]
+) -> tuple[GdalRaster, list[Message]]:
+    """Open a job's raster as its model wants to see it.
+
+    Args:
+        job: The job.
+        definition: The model.
+        arguments: Resolved arguments.
+
+    Returns:
+        The raster, and what the user should hear about it.
+
+    Raises:
+        RasterOpenError: it cannot be opened, or has no usable georeference.
+        RasterReadError: its values cannot be looked at.
+        ModelIncompatibleError: it lacks bands that the model needs, or its type cannot be used.
+    """
+    source = GdalRaster(job.raster, definition.input, job.cell_size)
+    cell_size, told = job.cell_size, list[Message]()
+    if cell_size is None:
+        cell_size, told = _wanted_cell_size(source, definition)
+    stretch, message = _stretch(source, definition, str(arguments.get("stretch", "model")))
+    told += [message] if message else []
+    if cell_size == job.cell_size and stretch is None:
+        return source, told
+    source.close()
+    return GdalRaster(job.raster, definition.input, cell_size, stretch), told
+
+
+def _wanted_cell_size(source: GdalRaster, definition: ModelDefinition) -> tuple[float | None, list[Message]]:
+    """Give the cell size for a model that sees all rasters at one resolution; None: the raster's own pixels."""
+    if definition.cell_size is None or definition.cell_size.read_at is None:
+        return None, []
+    place = ground_cell(source.info)
+    if place is None:
+        text = (
+            f"The model wants pixels of {definition.cell_size.read_at:g} m on the ground, and where the raster lies is "
+            "not known: it is read with its own pixels. CELL_SIZE overrules it."
+        )
+        return None, [Message("warning", "resolution", text)]
+    wanted = resolution(definition.cell_size, place[0], source.info.cell_size[0])
+    if wanted is None:
+        return None, []
+    return wanted.cell_size, [Message("warning" if wanted.is_enlarged else "info", "resolution", wanted.text)]
+
+
+def _stretch(
+    source: GdalRaster, definition: ModelDefinition, argument: str
+) -> tuple[BandStretch | None, Message | None]:
+    dtype = source.info.dtype
+    chosen = chosen_stretch(definition, argument, dtype, None)
+    is_assumed = chosen is None and depends_on_values(definition, argument, dtype)
+    if source.has_palette or (chosen is None and not is_assumed):
+        return None, None
+    samples = [np.empty(0)] * len(source.bands)
+    if chosen is None or chosen.source != "range":
+        samples = source.sample()
+        chosen = chosen or chosen_stretch(definition, argument, dtype, _extremes(samples))
+    if chosen is None:
+        return None, None
+    stretch = measured(chosen, samples)
+    if chosen == AS_BYTES:
+        return stretch, None
+    text = (
+        f"The raster's values were stretched to {stretch.to[0]:g} to {stretch.to[1]:g} ({stretch_text(chosen)}): "
+        f"{_ends(stretch, source.bands)}. Overrule it with the model argument stretch."
+    )
+    if is_assumed:
+        text = f"The model was made for values of 8 bits, and the raster holds others. {text}"
+    return stretch, Message("warning" if is_assumed else "info", "stretch", text)
+
+
+def _extremes(samples: Sequence[NDArray[Any]]) -> tuple[float, float] | None:
+    found = [values for values in samples if len(values)]
+    if not found:
+        return None
+    return min(float(values.min()) for values in found), max(float(values.max()) for values in found)
+
+
+def _ends(stretch: BandStretch, bands: Sequence[int]) -> str:
+    ends = list(zip(bands, stretch.lows, stretch.highs))
+    shown = [f"band {band} from {low:.6g} to {high:.6g}" for band, low, high in ends[:_TOLD_BANDS]]
+    rest = len(ends) - len(shown)
+    return ", ".join(shown) + (f", and {rest} more" if rest else "")
