@@ -42,6 +42,8 @@ FILE_COUNT = "FILE_COUNT"
 
 _LONGEST_LICENSE = 2**20
 
+_WEIGHTS = "*.onnx *.pth *.pt *.pt2 *.torchscript *.safetensors *.bin *.pb"
+
 
 def parameter_table() -> tuple[Parameter, ...]:
     """Give the parameters in the order of the dialog, in the user's language."""
@@ -52,7 +54,7 @@ def parameter_table() -> tuple[Parameter, ...]:
             tr("The file of the trained network: .onnx, .pth, .safetensors or .pb. Empty: the one that the definition "
                "names, beside it."),
             is_optional=True,
-            options={**file, "fileFilter": "Weights (*.onnx *.pth *.pt *.safetensors *.pb);;All files (*)"},
+            options={**file, "fileFilter": f"Weights ({_WEIGHTS});;All files (*)"},
         ),
         Parameter(
             DEFINITION, tr("Definition"), QgsProcessingParameterString,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tempfile
 import tokenize
 import unicodedata
@@ -168,8 +169,12 @@ def _decoded(source: bytes) -> str:
     return f"{warning}\n\n{source.decode('ascii', 'backslashreplace')}"
 
 
+_GRAPH = re.compile(r"(/models/[^/]*|^serialized_exported_program)\.json$")
+"""Where an exported program has its graph."""
+
+
 def _script_text(data: bytes) -> str:
-    """Give the source texts in a TorchScript file, a zip archive."""
+    """Give the source texts in a TorchScript file, or the graph in an exported program: both are zip archives."""
     if len(data) > _MAX_TORCHSCRIPT_BYTES:
         return tr("A compiled network (TorchScript), too large to be shown.")
     if data.count(_ENTRY_SIGNATURE) > _MOST_MEMBERS:  # zipfile would build all of them, whatever the end says
@@ -177,6 +182,9 @@ def _script_text(data: bytes) -> str:
     parts, left = [tr("A compiled network (TorchScript). The code in it:")], MAX_PREVIEW_BYTES
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         scripts = [info for info in archive.infolist() if info.filename.endswith(".py")]
+        graphs = [info for info in archive.infolist() if _GRAPH.search(info.filename)]
+        if graphs and not scripts:
+            parts, scripts = [tr("A network that torch exported. Its graph:")], graphs
         if len(scripts) > _MOST_SCRIPTS:
             parts.append(
                 tr("Of {count} scripts in it {shown} are shown.").format(count=len(scripts), shown=_MOST_SCRIPTS)

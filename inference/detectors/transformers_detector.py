@@ -191,7 +191,7 @@ def _build(
             f"Transformers cannot build the {architecture} of config.json: {first_line(error)}.",
             hint="Download the folder again; a newer model may want a newer version of Transformers.",
         ) from error
-    missing = sorted(told["missing_keys"])
+    missing = sorted(name for name in told["missing_keys"] if not name.endswith("num_batches_tracked"))
     wrong = sorted(str(item[0]) for item in told["mismatched_keys"])
     if missing or wrong:
         raise ModelIncompatibleError(

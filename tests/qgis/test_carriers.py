@@ -16,6 +16,7 @@ from kestrel.inference.models.package import open_package
 from kestrel.processing_provider.code_consent import sha256_of
 from kestrel.tests.qgis.examples import Listener, context
 from kestrel.ui.arguments_widget import ArgumentsTable
+from kestrel.ui.consent_dialog import program_text
 from kestrel.ui.model_widget import ModelChooser
 
 CONFIG = {"task": "detect", "imgsz": [640, 640], "names": {"0": "Palm", "1": "Roof"}, "stride": 32}
@@ -100,3 +101,13 @@ def test_weights_that_tell_nothing_are_refused_with_a_definition_to_copy(tmp_pat
     chooser.set_value(str(weights(tmp_path / "w.safetensors", a=[0])))
     assert chooser.definition is None
     assert "holds weights alone" in chooser.info()
+
+
+def test_the_graph_of_an_exported_program_is_shown_before_it_is_allowed(tmp_path: Path) -> None:
+    with zipfile.ZipFile(exported(tmp_path / "n.pt2"), "a") as archive:
+        archive.writestr("net/data/weights/weight_0", b"0" * 100)
+        archive.writestr("net/models/other.json", b'{"nodes": "aten.conv2d"}')
+    text = program_text(tmp_path / "n.pt2")
+    assert "torch exported" in text
+    assert "aten.conv2d" in text
+    assert "weight_0" not in text

@@ -206,6 +206,8 @@ def _side(prepared: Mapping[str, Any], family: _Family) -> tuple[int, bool, list
     if prepared.get("do_resize") is False:
         return family.side, False, []
     size = prepared.get("size")
+    if isinstance(size, list) and len(size) == 2:
+        size = {"height": size[0], "width": size[1]}
     if isinstance(size, Mapping):
         height, width = _as_side(size.get("height")), _as_side(size.get("width"))
         if height and width:

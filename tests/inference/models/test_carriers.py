@@ -80,7 +80,8 @@ def test_the_hash_of_a_folder_counts_what_decides_the_result(tmp_path: Path) -> 
     [
         ({"size": {"shortest_edge": 600, "longest_edge": 1000}}, 600, False), ({"size": 700}, 700, False),
         ({"do_resize": False}, 800, False), ({"size": {"height": 480, "width": 640}}, 640, True),
-        ({"size": {"height": 10**9, "width": 1}}, 800, False), ({"size": [1]}, 800, False), ({}, 800, False),
+        ({"size": {"height": 10**9, "width": 1}}, 800, False), ({"size": [1]}, 800, False),
+        ({"size": [768, 768]}, 768, True), ({}, 800, False),
     ],
 )  # fmt: skip
 def test_the_size_of_tiles_follows_how_pixels_are_prepared(
