@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from .detections import FloatArray, ObjectArray, make_detections, of_dimension, shapes_of
 from .links import links, views_of
-from .merge import Band, Found, Indices, join
+from .merge import Band, Found, join
+from .overlap import Indices
 from .tiling import VIEW_EDGE, Tile, TileGrid
 
 _WHOLE = 0.75

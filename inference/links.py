@@ -11,7 +11,8 @@ import shapely
 from numpy.typing import NDArray
 
 from .detections import Detections, FloatArray, ObjectArray, shapes_of
-from .merge import Found, Indices
+from .merge import Found
+from .overlap import Indices
 from .object_file import CLASS_TEXT
 from .tiling import VIEW_EDGE, TileGrid
 
