@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from .detections import Detections, FloatArray, ObjectArray, shapes_of
 from .merge import Found
-from .overlap import Indices
 from .object_file import CLASS_TEXT
+from .overlap import Indices
 from .tiling import VIEW_EDGE, TileGrid
 
 _SAME = 0.5
