@@ -18,6 +18,8 @@ from .tiling import VIEW_EDGE, TileGrid
 
 _SAME = 0.5
 """Two pieces are one when they have more than this in common: then a piece has at most one partner in a tile."""
+_AT_ONCE = 4096
+"""Pairs of pieces that are compared at once: their common parts are held in memory."""
 
 
 def links(found: Found, n_old: int, component: NDArray[np.int64], grid: TileGrid) -> tuple[Indices, Indices]:
@@ -57,23 +59,57 @@ def _classes(detections: Detections) -> NDArray[Any]:
 
 def _agree(found: Found, i: Indices, j: Indices, grid: TileGrid) -> NDArray[np.bool_]:
     """Tell which pairs of fragments show the same object in the strip that both of their tiles see."""
-    shapes, views = shapes_of(found.detections), views_of(found, grid)
-    strips, agree = _strips(views[i], views[j]), np.zeros(len(i), np.bool_)
-    ours, pair = _pieces(shapes[i], strips.first)
-    theirs, other_pair = _pieces(shapes[j], strips.second)
-    _move(theirs, strips.offset[other_pair])
-    a, b = _combinations(pair, other_pair)
-    pair, p, q = pair[a], ours[a], theirs[b]
+    agree = np.zeros(len(i), np.bool_)
+    shapes, tiles = shapes_of(found.detections), found.tiles
+    _, of = np.unique(np.stack([tiles[i], tiles[j]], axis=1), axis=0, return_inverse=True)
+    order = np.argsort(of.reshape(-1), kind="stable")
+    # Each fragment is cut once for each neighbour, however many of the neighbour's it meets there.
+    for group in np.split(order, np.flatnonzero(np.diff(of.reshape(-1)[order])) + 1) if len(order) else ():
+        outers = [grid[int(tile)].outer for tile in (tiles[i[group[0]]], tiles[j[group[0]]])]
+        views = np.array([[w.x, w.y, w.right, w.bottom] for w in outers], np.float64)
+        agree[group] = _agree_in_strip(shapes, i[group], j[group], views)
+    return agree
+
+
+def _agree_in_strip(shapes: ObjectArray, i: Indices, j: Indices, views: FloatArray) -> NDArray[np.bool_]:
+    """Do the same for pairs of the same two tiles, whose views are given."""
+    strips = _strips(views[:1], views[1:])
+    first, second = np.unique(i), np.unique(j)
+    ours, of_ours = _pieces(shapes[first], strips.first)
+    theirs, of_theirs = _pieces(shapes[second], strips.second)
+    _move(theirs, np.repeat(strips.offset, len(theirs), axis=0))
+    wanted = i * len(shapes) + j
+    agreed = [np.empty(0, np.intp)]
+    a, b = shapely.STRtree(theirs).query(ours) if len(ours) and len(theirs) else (wanted[:0], wanted[:0])
+    keys = first[of_ours[a]] * len(shapes) + second[of_theirs[b]]
+    is_pair = np.isin(keys, wanted) & _may_be_one(ours, theirs, a, b)
+    a, b, keys = a[is_pair], b[is_pair], keys[is_pair]
+    for start in range(0, len(a), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        agreed.append(keys[part][_are_one(ours[a[part]], theirs[b[part]], views, has_area=bool(strips.has_area[0]))])
+    return np.isin(wanted, np.concatenate(agreed))
+
+
+def _may_be_one(ours: ObjectArray, theirs: ObjectArray, a: Indices, b: Indices) -> NDArray[np.bool_]:
+    """Tell by the bounds of pieces, pair by pair, whether they can have enough in common."""
+    p, q = shapely.bounds(ours).reshape(-1, 4)[a], shapely.bounds(theirs).reshape(-1, 4)[b]
+    sides = np.minimum(p[:, 2:], q[:, 2:]) - np.maximum(p[:, :2], q[:, :2])
+    smaller = np.minimum(shapely.area(ours)[a], shapely.area(theirs)[b])
+    may_be: NDArray[np.bool_] = sides.clip(min=0).prod(axis=1) > _SAME * smaller
+    return may_be
+
+
+def _are_one(p: ObjectArray, q: ObjectArray, views: FloatArray, *, has_area: bool) -> NDArray[np.bool_]:
+    """Tell which pieces, pair by pair, are the same, or one the end of the other."""
     areas = shapely.area(p), shapely.area(q)
     common, smaller = shapely.area(shapely.intersection(p, q)), np.minimum(*areas)
-    is_same = common > _SAME * (areas[0] + areas[1] - common)
-    is_first, i, j = (areas[0] <= areas[1])[:, None], i[pair], j[pair]
+    is_same: NDArray[np.bool_] = common > _SAME * (areas[0] + areas[1] - common)
+    is_first = (areas[0] <= areas[1])[:, None]
     bounds = np.where(is_first, shapely.bounds(p), shapely.bounds(q))
-    own, other = np.where(is_first, views[i], views[j]), np.where(is_first, views[j], views[i])
-    goes_on = _goes_on(bounds, own, other) & strips.has_area[pair] & (common > _SAME * smaller) & ~is_same
+    own, other = np.where(is_first, views[0], views[1]), np.where(is_first, views[1], views[0])
+    goes_on = _goes_on(bounds, own, other) & has_area & (common > _SAME * smaller) & ~is_same
     goes_on[goes_on] = _is_thick(np.where(is_first[:, 0], p, q)[goes_on])
-    agree[pair[is_same | goes_on]] = True
-    return agree
+    return is_same | goes_on
 
 
 def views_of(found: Found, grid: TileGrid) -> FloatArray:
@@ -135,15 +171,6 @@ def _pieces(shapes: ObjectArray, places: FloatArray) -> tuple[ObjectArray, Indic
 def _move(shapes: ObjectArray, offset: FloatArray) -> None:
     points, of = shapely.get_coordinates(shapes, return_index=True)
     shapely.set_coordinates(shapes, points + offset[of])
-
-
-def _combinations(first: Indices, second: Indices) -> tuple[Indices, Indices]:
-    """Give all pairs of indices of equal values in two ascending arrays."""
-    start, stop = np.searchsorted(second, first, "left"), np.searchsorted(second, first, "right")
-    counts = stop - start
-    a = np.repeat(np.arange(len(first)), counts)
-    b = np.arange(len(a)) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(start, counts)
-    return a, b
 
 
 def _goes_on(bounds: FloatArray, view: FloatArray, other: FloatArray) -> NDArray[np.bool_]:

@@ -156,7 +156,11 @@ class AugmentedDetector:
     def _fused(self, found: list[Detections]) -> Detections:
         is_finite = [np.isfinite(part.boxes).all(axis=1) & np.isfinite(part.scores) for part in found]
         views = [part.take(mask) for part, mask in zip(found, is_finite)]
-        return concatenate([fuse(views, self._how), *(part.take(~mask) for part, mask in zip(found, is_finite))])
+        fused = fuse(views, self._how)
+        if self._detector.traits.is_oriented and fused.shapes is not None:
+            # What several rectangles cover in common is none any more.
+            fused = replace(fused, shapes=shapely.oriented_envelope(fused.shapes))
+        return concatenate([fused, *(part.take(~mask) for part, mask in zip(found, is_finite))])
 
 
 def _origins(length: int, side: int) -> list[int]:

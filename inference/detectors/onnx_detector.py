@@ -235,7 +235,7 @@ class OnnxDetector:
             max_batch=1 if self._takes_one else runner.input.fixed_batch,
             max_detections=_limit(runner, reading),
             n_callers=n_threads,
-            geometry="box" if reading.geometry == "box" else "polygon",
+            geometry="polygon" if reading.geometry == "polygon" else "box",
             is_oriented=reading.geometry == "oriented",
             fields=({"name": "Angle", "type": "number"},) if reading.geometry == "oriented" else (),
         )

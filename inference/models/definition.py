@@ -469,7 +469,7 @@ def geometry_of(kind: str, options: Mapping[str, Any]) -> str:
     if options.get("masks"):
         return "polygon"
     head = HEADS.get(str(options.get("head", "")), "any")
-    return "polygon" if head == "oriented" else head
+    return "box" if head == "oriented" else head
 
 
 def _files(reader: Reader) -> tuple[str, ...]:

@@ -238,7 +238,10 @@ def test_a_mask_network_gives_boxes_where_they_are_wanted(tmp_path: Path) -> Non
     assert (detector.traits.geometry, found.shapes) == ("box", None)
     assert len(found) > 0
     definition = open_package(text).definition
-    assert (definition.geometry, [spec.name for spec in definition.own_arguments]) == ("polygon", ["return_bboxes", "stretch"])
+    assert (definition.geometry, [spec.name for spec in definition.own_arguments]) == (
+        "polygon",
+        ["return_bboxes", "stretch"],
+    )
 
 
 # -- What is refused ---------------------------------------------------------------------------------------------------

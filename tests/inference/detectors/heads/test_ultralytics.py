@@ -146,7 +146,7 @@ def test_rotated_boxes_are_the_frameworks(tmp_path: Path, image: np.ndarray, nam
     index = np.flatnonzero(scores.max(axis=0) > THRESHOLD)
     detector = load(exported.path, tmp_path)
     (found,) = detector.predict(image[None])
-    assert (True, True, "polygon") == (detector.traits.is_dense, detector.traits.is_oriented, detector.traits.geometry)
+    assert (True, True, "box") == (detector.traits.is_dense, detector.traits.is_oriented, detector.traits.geometry)
     assert len(index) == len(found) >= 5
     corners = xywhr2xyxyxyxy(np.concatenate([table[:4, index], table[-1:, index]]).T)
     assert found.shapes is not None
@@ -157,7 +157,7 @@ def test_rotated_boxes_are_the_frameworks(tmp_path: Path, image: np.ndarray, nam
 
 def test_the_metadata_are_the_definition(tmp_path: Path, image: np.ndarray) -> None:
     definition = open_package(str(export("yolo11n-obb.yaml", tmp_path, image, dynamic=True).path)).definition
-    assert ("yolov8-obb", "polygon", 80) == (
+    assert ("yolov8-obb", "box", 80) == (
         definition.options["head"], definition.geometry, len(definition.classes)
     )  # fmt: skip
     assert ((1 / 255,), 114.0, 160) == (definition.input.scale, definition.input.pad_value, definition.tile.size)
