@@ -80,6 +80,8 @@ def test_the_table_shows_the_models_own_values_and_gives_none_of_them(table: Arg
         "scale": "automatic",
         "stretch": "model",
         "shape": "model",
+        "simplify": 0.0,
+        "square_corners": False,
     }
     assert table.value() == ""
 

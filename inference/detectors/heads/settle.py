@@ -19,6 +19,8 @@ _SMALLEST = 16
 _ALIKE = 0.9
 """Correlation of decoded positions with their cells."""
 _SUM = 1e-3
+_LOGITS = ("logits", "pred_logits")
+"""Names of outputs that are no probabilities, whatever their values."""
 _SHARE = 0.95
 
 
@@ -82,7 +84,8 @@ def settle(reading: Reading, outputs: Outputs, n_classes: int, size: Size) -> tu
         if options["box_units"] == "fractions":
             notes.append("its boxes are fractions of the image's sides (box_units)")
     if reading.head in ("detr", "ssd") and scores is not None:
-        notes += _settle_scores(options, reading.head, scores, n_classes)
+        are_logits = reading.roles.get("logits", "").lower() in _LOGITS
+        notes += _settle_scores(options, reading.head, scores, n_classes, are_logits=are_logits)
     if reading.head == "ssd" and "box_format" not in options and boxes is not None:
         options["box_format"] = _format(boxes)
         notes.append(f"its boxes are {options['box_format']} (box_format)")
@@ -122,12 +125,14 @@ def _units(boxes: NDArray[Any], size: Size) -> str:
     return "fractions" if 0 < largest <= _FRACTION and min(size) >= _SMALLEST else "pixels"
 
 
-def _settle_scores(options: dict[str, Any], head: str, scores: NDArray[Any], n_classes: int) -> list[str]:
+def _settle_scores(
+    options: dict[str, Any], head: str, scores: NDArray[Any], n_classes: int, *, are_logits: bool
+) -> list[str]:
     has_one_more = scores.shape[1] == n_classes + 1
     dominant = _dominant(scores)
     notes = []
     if "scores" not in options:
-        if _are_probabilities(scores):
+        if _are_probabilities(scores) and not are_logits:
             options["scores"] = "probabilities"
         else:
             options["scores"] = "softmax" if has_one_more or dominant else "sigmoid"

@@ -15,6 +15,7 @@ from kestrel.inference.detections import Detections
 from kestrel.inference.detectors import load_detector
 from kestrel.inference.detectors.protocol import Detector, DetectorSettings
 from kestrel.inference.errors import InferenceError, ModelIncompatibleError, ModelUnsupportedError
+from kestrel.inference.merge import suppress_once
 from kestrel.inference.models.arguments import resolve_arguments
 from kestrel.inference.models.package import open_package
 
@@ -245,3 +246,87 @@ def test_a_second_input_is_refused_with_its_name(tmp_path: Path) -> None:
     onnx.save(model, str(path))
     with pytest.raises(ModelUnsupportedError, match=r"image float32 \[1, 3, 64, 64\], prompt float32"):
         load(path)
+
+
+# -- Real models, with what is known of them ---------------------------------------------------------------------------
+
+
+def real(shared_data: Path, tmp_path: Path, name: str) -> Path:
+    path = tmp_path / name
+    path.write_bytes((shared_data / "models" / name).read_bytes())
+    return path
+
+
+@pytest.mark.shared_data
+def test_ultraface_finds_the_faces_of_the_photo(shared_data: Path, tmp_path: Path) -> None:
+    import onnxruntime
+    import rasterio
+    import torch
+    import torchvision
+
+    from kestrel.inference.preprocess import Preprocess
+    from kestrel.inference.tiling import Window
+
+    path = real(shared_data, tmp_path, "ultraface_RFB-320.onnx")
+    definition = {
+        "kestrel_definition": 1, "name": "Faces", "classes": [{"name": "face"}],
+        "detector": {"kind": "onnx", "weights": path.name},
+        "input": {"mean": 127, "std": 128, "resize": "stretch"},
+    }  # fmt: skip
+    path.with_suffix(".json").write_text(json.dumps(definition))
+    package = open_package(str(path.with_suffix(".json")))
+    values = resolve_arguments(package.definition, {"threshold": 0.6, "nms_overlap": 0.3}).values
+    detector = load_detector(package, values, DetectorSettings("cpu", 1), tmp_path)
+    with rasterio.open(shared_data / "models" / "sample_people.jpg") as dataset:
+        photo = dataset.read()
+    window = Window(0, 0, photo.shape[2], photo.shape[1])
+    assert (320, 240) == (detector.traits.network_size, detector.traits.network_height)
+    preprocess = Preprocess(320, 240)
+    image = preprocess.to_network(photo, window)
+    (found,) = detector.predict(image[None])
+    faces = preprocess.to_raster(found, window)
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    fed = ((image.astype(np.float32) - 127) / 128)[None]
+    scores, boxes = onnxruntime.InferenceSession(str(path), options).run(None, {"input": fed})
+    index = np.flatnonzero(scores[0, :, 1] > 0.6)
+    tensors = (torch.from_numpy(boxes[0, index]), torch.from_numpy(scores[0, index, 1]))
+    expected = index[torchvision.ops.nms(*tensors, 0.3).numpy()]
+    assert len(expected) == len(faces)
+    # 47 are known; with the resampling that makes the small image it is one more or less.
+    assert 46 <= len(faces) <= 48
+    order = np.argsort(-faces.scores)
+    assert np.allclose(boxes[0, expected] * [720, 478, 720, 478], faces.boxes[order], atol=0.5)
+    assert np.allclose(scores[0, expected, 1], faces.scores[order], atol=1e-3)
+
+
+@pytest.mark.shared_data
+def test_yolox_gives_the_boxes_of_its_own_formulae(shared_data: Path, tmp_path: Path) -> None:
+    import onnxruntime
+    import torch
+    import torchvision
+
+    path = real(shared_data, tmp_path, "yolox_nano.onnx")
+    image = np.random.default_rng(1).integers(0, 256, (1, 3, 416, 416)).astype(np.uint8)
+    image[:, :, 100:300, 100:300] = 90
+    (raw,) = onnxruntime.InferenceSession(str(path)).run(None, {"images": image[:, ::-1].astype(np.float32)})
+    cells = [(x, y, s) for s in (8, 16, 32) for y in range(416 // s) for x in range(416 // s)]
+    corner, strides = np.array(cells)[:, :2], np.array(cells)[:, 2:]
+    middle, side = (raw[0, :, :2] + corner) * strides, np.exp(raw[0, :, 2:4]) * strides
+    boxes, scores = np.concatenate([middle - side / 2, middle + side / 2], axis=1), raw[0, :, 4:5] * raw[0, :, 5:]
+    best, labels = scores.max(axis=1), scores.argmax(axis=1)
+    threshold = float(np.sort(best)[-40])
+    index = np.flatnonzero(best > threshold)
+    tensors = [torch.from_numpy(values[index].astype(np.float64)) for values in (boxes, best, labels)]
+    expected = index[torchvision.ops.batched_nms(*tensors, 0.45).numpy()]
+
+    package = open_package(str(path))
+    values = resolve_arguments(package.definition, {"threshold": threshold}).values
+    settings = DetectorSettings("cpu", 1, sample=lambda height, width: image[0])
+    (found,) = load_detector(package, values, settings, tmp_path).predict(image)
+    kept = suppress_once(found, 0.45)
+    assert len(expected) == len(kept) > 5
+    order = np.argsort(-kept.scores)
+    assert np.allclose(boxes[expected], kept.boxes[order], atol=0.5)
+    assert np.allclose(best[expected], kept.scores[order], atol=1e-3)
