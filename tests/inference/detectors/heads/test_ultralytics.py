@@ -176,3 +176,39 @@ def test_a_model_for_another_task_is_refused_by_its_name(tmp_path: Path, image: 
     exported = export("yolov8n-cls.yaml", tmp_path, image)
     with pytest.raises(ModelUnsupportedError, match=r"for the task 'classify'.*detect, segment, obb, pose"):
         open_package(str(exported.path))
+
+
+def test_end_to_end_masks_are_the_frameworks_masks(tmp_path: Path, image: np.ndarray) -> None:
+    import torch
+    from ultralytics.utils.ops import process_mask_native
+
+    exported = export("yolo26n-seg.yaml", tmp_path, image, nms=False)
+    output = exported.forward(image)
+    rows, prototypes = first(output)[0].numpy(), output[0][1]
+    rows = rows[rows[:, 4] > THRESHOLD]
+    boxes, weights = torch.from_numpy(rows[:, :4] - 0.5), torch.from_numpy(rows[:, 6:])
+    masks = process_mask_native(prototypes[0], weights, boxes, (SIDE, SIDE)).numpy().astype(bool)
+    detector, found = found_by_kestrel(exported.path, tmp_path, image)
+    assert ("polygon", False) == (detector.traits.geometry, detector.traits.is_dense)
+    is_there = masks.any(axis=(1, 2))
+    assert is_there.sum() == len(found) >= 3
+    assert found.shapes is not None
+    for row, mask in zip(rows[is_there], masks[is_there]):
+        same = np.flatnonzero((np.abs(found.scores - row[4]) < 1e-3) & (found.labels == row[5]))
+        assert max(_overlap(mask, found.shapes[index]) for index in same) > 0.99
+
+
+def test_end_to_end_rotated_boxes_are_the_frameworks(tmp_path: Path, image: np.ndarray) -> None:
+    from ultralytics.utils.ops import xywhr2xyxyxyxy
+
+    exported = export("yolo26n-obb.yaml", tmp_path, image, nms=False)
+    rows = first(exported.forward(image))[0].numpy()
+    rows = rows[rows[:, 4] > THRESHOLD]
+    detector = load(exported.path, tmp_path)
+    (found,) = detector.predict(image[None])
+    assert (False, True) == (detector.traits.is_dense, detector.traits.is_oriented)
+    assert len(rows) == len(found) >= 3
+    assert found.shapes is not None
+    for row, corners in zip(rows, xywhr2xyxyxyxy(rows[:, [0, 1, 2, 3, 6]])):
+        same = np.flatnonzero((np.abs(found.scores - row[4]) < 1e-3) & (found.labels == row[5]))
+        assert min(shapely.hausdorff_distance(shapely.Polygon(corners), found.shapes[i]) for i in same) < 0.5
