@@ -184,7 +184,7 @@ def browse_for_model(parent: QWidget) -> str:
         parent,
         tr("Choose a model"),
         str(settings.value(FOLDER_SETTING, "") or SHIPPED),
-        tr("Models (*.dlpk *.zip *.emd *.json *.pt *.pth *.pt2 *.torchscript *.safetensors);;All files (*)"),
+        tr("Models (*.dlpk *.zip *.emd *.json *.onnx *.pt *.pth *.pt2 *.torchscript *.safetensors);;All files (*)"),
     )
     if path:
         settings.setValue(FOLDER_SETTING, str(Path(path).parent))
