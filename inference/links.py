@@ -109,7 +109,8 @@ def _are_one(p: ObjectArray, q: ObjectArray, views: FloatArray, *, has_area: boo
     own, other = np.where(is_first, views[0], views[1]), np.where(is_first, views[1], views[0])
     goes_on = _goes_on(bounds, own, other) & has_area & (common > _SAME * smaller) & ~is_same
     goes_on[goes_on] = _is_thick(np.where(is_first[:, 0], p, q)[goes_on])
-    return is_same | goes_on
+    are_one: NDArray[np.bool_] = is_same | goes_on
+    return are_one
 
 
 def views_of(found: Found, grid: TileGrid) -> FloatArray:

@@ -36,7 +36,7 @@ def test_an_export_opened_bare_gives_the_librarys_own_objects(tmp_path: Path, ki
     image = np.random.default_rng(5).integers(0, 256, (3, SIDE, SIDE)).astype(np.uint8)
     with torch.inference_mode():
         raw = network(torch.from_numpy(image[None].astype(np.float32) / 255))
-        post_process = getattr(getattr(transformers, PROCESSORS[kind]), "post_process_object_detection")
+        post_process = getattr(transformers, PROCESSORS[kind]).post_process_object_detection
         (every,) = post_process(None, raw, threshold=0.0, target_sizes=[(SIDE, SIDE)])
     threshold = float(every["scores"].sort().values[-9:-7].mean())
     package = open_package(str(path))
