@@ -17,7 +17,6 @@ from .detections import Detections, FloatArray, ObjectArray
 
 Indices = NDArray[np.intp]
 
-METRICS = ("iou", "ios")
 _SKEW = 1e-6
 """Share of its diagonal by which a corner may miss a parallelogram's: corners come from numbers of 32 bits."""
 _SLACK = 1 - 1e-9

@@ -118,11 +118,6 @@ def numbered(n: int, first: int = 0) -> tuple[str, ...]:
     return tuple(f"class {number}" for number in range(first, first + n))
 
 
-def are_numbered(names: Sequence[str]) -> bool:
-    """Tell whether names are those of `numbered`, so that the network may have fewer classes."""
-    return tuple(names) == numbered(len(names), 1)
-
-
 def as_classes(names: Iterable[str], first: int = 1) -> list[dict[str, Any]]:
     """Give the classes of a definition, with values from `first` on."""
     return [{"value": number, "name": name} for number, name in enumerate(names, first)]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelPackageError, ModelUnsupportedError
-from ..class_names import classes_json, listed_names, names_of
+from .class_names import as_classes, as_names, names_beside
 from ..definition import OPEN_VOCABULARY, SCHEMA, SCHEMA_KEY
 from ..emd_text import MAX_JSON_BYTES, read_json
 
@@ -87,7 +87,7 @@ def translate(path: Path) -> tuple[dict[str, Any], tuple[str, ...]] | None:
         SCHEMA_KEY: SCHEMA,
         "name": _name(folder),
         "detector": {"kind": "transformers", "architecture": architecture, "weights": weights, "files": beside},
-        "classes": classes_json(names, 1),
+        "classes": as_classes(names, 1),
         **members,
         **({"arguments": {"threshold": _LOW[architecture]}} if architecture in _LOW else {}),
     }
@@ -224,13 +224,13 @@ def _as_side(value: Any) -> int:
 
 
 def _names(folder: Path, config: Mapping[str, Any]) -> tuple[list[str], str]:
-    names = names_of(config.get("id2label"))
+    names = as_names(config.get("id2label"))
     if not names:
         n = config.get("num_labels")
         names = [f"LABEL_{number}" for number in range(n if type(n) is int and 0 < n <= _MOST_LABELS else 2)]
     if not all(name == f"LABEL_{number}" for number, name in enumerate(names)):
         return names, ""
-    found, where = listed_names(folder / CONFIG)
+    found, where = names_beside(folder / CONFIG)
     if len(found) == len(names):
         return found, f"The names of the classes are those in '{where}'."
     how = "Name them in a file 'classes.txt' in its folder, one a line."

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import ModelPackageError
 from ..checkpoint import read_checkpoint
-from ..class_names import classes_json, listed_names
+from .class_names import as_classes, names_beside
 from ..definition import SCHEMA, SCHEMA_KEY
 
 _SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin")
@@ -137,7 +137,7 @@ def _definition(path: Path, architecture: str, n_labels: int) -> tuple[dict[str,
             "kind": "torchvision", "architecture": architecture, "weights": path.name, "label_offset": offset,
         },
         "input": _INPUTS.get(architecture, _PICTURES),
-        "classes": classes_json(names, offset),
+        "classes": as_classes(names, offset),
         **({"tile": {"size": size}} if size else {}),
     }  # fmt: skip
     return content, (note, told)
@@ -145,7 +145,7 @@ def _definition(path: Path, architecture: str, n_labels: int) -> tuple[dict[str,
 
 def _names(path: Path, n_labels: int, *, has_background: bool) -> tuple[list[str], str]:
     """Give the names of the classes: from a list of all labels, or of those without the background."""
-    found, where = listed_names(path)
+    found, where = names_beside(path)
     if found and found[0].strip("_").lower() == "background":
         found = found[1:]
     if found and n_labels - len(found) in (0, 1) and (not has_background or len(found) == n_labels - 1):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelPackageError, ModelUnsupportedError
-from ..class_names import classes_for, classes_json, names_of
+from .class_names import as_classes, as_names, classes_for
 from ..definition import SCHEMA, SCHEMA_KEY
 from ..emd_text import read_json
 from ..stack_machine import MALFORMED, Machine, MalformedError, PickledMapping, PickledTensor, Stream
@@ -161,10 +161,10 @@ def _described(path: Path, kind: str, config: Mapping[str, Any]) -> tuple[dict[s
     task = str(config.get("task") or "detect")
     if task in _TASKS:
         raise ModelUnsupportedError(f"The model '{path.name}' is for {_TASKS[task]}, not for the detection of objects.")
-    names = names_of(config.get("names"))[:_MOST_NAMES]
+    names = as_names(config.get("names"))[:_MOST_NAMES]
     notes: tuple[str, ...] = ()
     detector: dict[str, Any] = {"label_offset": 0}
-    classes = classes_json([_plain(name) or f"Class {number}" for number, name in enumerate(names)])
+    classes = as_classes([_plain(name) or f"Class {number}" for number, name in enumerate(names)])
     if not classes:
         classes, told, is_numbered = classes_for(path, None)
         detector, notes = {**detector, **({"numbered_classes": True} if is_numbered else {})}, (told,)
