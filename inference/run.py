@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from .detectors import load_detector
@@ -37,7 +38,7 @@ from .rasters.gdal_raster import GdalRaster
 from .rasters.source import RasterInfo
 from .reading import open_raster
 from .region import Region, make_region
-from .tiling import Window
+from .tiling import Window, align_up
 from .versions import installed_versions
 
 _VIEW_SHARE = 0.25
@@ -84,7 +85,8 @@ def prepare(job: DetectionJob, unpacked: Path, report: Report) -> Run:
     region = make_region(job, source.info)
     device = choose_device(job.processor, job.gpu_id, definition.kind)
     n_threads = parse_parallel_factor(job.parallel_processing_factor, usable_cores())
-    sample = _Sampler(source, region, definition, resolved.values)
+    is_size_given = job.arguments.get("tile_size") not in (None, "")
+    sample = _Sampler(source, region, definition, int(resolved.values["tile_size"]), is_size_given)
     settings = DetectorSettings(device, n_threads, job.allowed_code, sample)
     is_augmented = bool(resolved.values["test_time_augmentation"])
     wanted = {**resolved.values, "threshold": resolved.values["threshold"] * _VIEW_SHARE} if is_augmented else (
@@ -109,43 +111,56 @@ def prepare(job: DetectionJob, unpacked: Path, report: Report) -> Run:
     return Run(job, package, sha256, resolved.values, source, region, detector, plan, device, n_threads)
 
 
-_TRIALS = (0.5, 0.25, 0.75)
+_PLACES = tuple(product((0.5, 0.25, 0.75), repeat=2))
 """Where a sample is looked for, as shares of the searched region's sides."""
+_SAMPLE_SIDE, _SAMPLE_STRIDE = 640, 32
 
 
 @dataclass(frozen=True)
 class _Sampler:
-    """Gives a tile from the middle of the searched region, or from another place where there is nothing."""
+    """Gives tiles of the searched region, the fullest first, as the run will show them to the network."""
 
     source: GdalRaster
     region: Region
     definition: ModelDefinition
-    arguments: Mapping[str, Any]
+    tile_size: int
+    is_size_given: bool
 
-    def __call__(self, height: int, width: int) -> NDArray[Any]:
+    def __call__(self, size: tuple[int, int] | None, place: int) -> NDArray[Any]:
         """Give (C, height, width), see `DetectorSettings.sample`."""
-        best: tuple[int, NDArray[Any], Window] | None = None
-        wide = max(int(self.arguments["tile_size"] or width), 1)
-        high = max(round(wide * height / width), 1)
-        if self.definition.input.resize == "stretch":
-            wide, high = min(wide, self.source.info.width), min(high, self.source.info.height)
-        for y, x in product(_TRIALS, repeat=2):
-            window = self._window(x, y, wide, high)
-            try:
-                pixels, valid = self.source.read(window)
-            except RasterReadError:
-                continue
-            n_valid = int(valid.sum())
-            if best is None or n_valid > best[0]:
-                best = n_valid, pixels, window
-            if n_valid == valid.size:
-                break
-        if best is None:
+        height, width = size or self._free_size()
+        window_size = self._window_size(height, width) if size else (height, width)
+        found = [(x, y, *self._read(x, y, *window_size)) for y, x in _PLACES]
+        if all(pixels is None for _, _, pixels, _ in found):
             raise RasterReadError(f"The raster '{self.source.name}' cannot be read: no part of it that was tried.")
+        best = sorted(found, key=lambda item: -item[3])[place % len(found)]
+        x, y, pixels, _ = best if best[2] is not None else max(found, key=lambda item: item[3])
         preprocess = make_preprocess(self.source.info, self.definition, (width, height))
-        return preprocess.to_network(best[1], best[2])
+        return preprocess.to_network(np.asarray(pixels), self._window(x, y, *window_size))
 
-    def _window(self, x: float, y: float, width: int, height: int) -> Window:
+    def _free_size(self) -> tuple[int, int]:
+        info = self.source.info
+        side = min(self.tile_size, _SAMPLE_SIDE, align_up(max(info.width, info.height), _SAMPLE_STRIDE))
+        side = max(side // _SAMPLE_STRIDE, 1) * _SAMPLE_STRIDE
+        return side, side
+
+    def _window_size(self, height: int, width: int) -> tuple[int, int]:
+        """Give height and width of the part of the raster that becomes one image, as the plan has it."""
+        resize = self.definition.input.resize
+        wide = self.tile_size if self.is_size_given and resize != "none" else width
+        high = max(round(wide * height / width), 1)
+        if resize == "stretch":
+            wide, high = min(wide, self.source.info.width), min(high, self.source.info.height)
+        return high, wide
+
+    def _read(self, x: float, y: float, height: int, width: int) -> tuple[NDArray[Any] | None, int]:
+        try:
+            pixels, valid = self.source.read(self._window(x, y, height, width))
+        except RasterReadError:
+            return None, -1
+        return pixels, int(valid.sum())
+
+    def _window(self, x: float, y: float, height: int, width: int) -> Window:
         area, info = self.region.window, self.source.info
         left = min(max(0, round(area.x + x * area.width - width / 2)), max(0, info.width - width))
         top = min(max(0, round(area.y + y * area.height - height / 2)), max(0, info.height - height))
@@ -179,8 +194,8 @@ def fingerprint(run: Run) -> str:
         _code_hash(), installed_versions(), run.sha256, job.raster, _identity(run.source),
         info.width, info.height, list(info.transform), info.crs_wkt,
         run.source.stretch and asdict(run.source.stretch),
-        job.extent, job.cell_size, job.mask_wkb, grid.tile_size, grid.tile_height, grid.padding, grid.stride,
-        run.plan.network_size,
+        list(run.detector.traits.notes), job.extent, job.cell_size, job.mask_wkb,
+        grid.tile_size, grid.tile_height, grid.padding, grid.stride, run.plan.network_size,
         {name: run.arguments[name] for name in sorted(run.arguments) if name != "batch_size"},
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -66,6 +67,11 @@ class GraphInput:
     def adapt(self, spec: InputSpec, *, is_reversed: bool) -> None:
         """Take pixels scaled as `spec` says, with the bands in reversed order where asked."""
         self._normalisation, self._is_reversed = make_normalisation(spec), is_reversed
+
+    def scaling_hash(self) -> str:
+        """Give what tells one way of scaling pixels from another, as a name of a file may hold it."""
+        numbers = np.concatenate([self._normalisation.gain.ravel(), self._normalisation.bias.ravel()])
+        return hashlib.sha256(numbers.tobytes() + bytes([self._is_reversed])).hexdigest()[:12]
 
     def parts(self, batch: NDArray[Any]) -> Iterator[NDArray[Any]]:
         """Cut a batch into ones that `feed` takes."""

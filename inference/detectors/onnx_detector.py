@@ -30,7 +30,7 @@ from ..errors import (
 from ..models.definition import ModelDefinition
 from ..models.onnx_file import TensorInfo
 from ..models.onnx_heads import Reading
-from ..models.package import ModelPackage, is_safe_name
+from ..models.package import ModelPackage, ZipMembers, is_safe_name
 from .graph_input import GraphInput
 from .heads import Head, HeadSettings, Outputs, make_head
 from .heads.dense import DenseHead, find_grid
@@ -83,7 +83,15 @@ def _unpack(package: ModelPackage, folder: Path) -> Path:
             f"The model uses operators of its own ({', '.join(foreign)}), which need a program beside it.",
             hint="Export it with standard ONNX operators.",
         )
-    for location in sorted(_external_locations(graph)):
+    locations = _external_locations(graph)
+    is_archive = isinstance(package.members, ZipMembers)  # of which every member is hashed
+    uncovered = sorted(locations - package.hashed_locations()) if locations and not is_archive else []
+    if uncovered:
+        raise ModelPackageError(
+            f"The model keeps weights in '{uncovered[0]}', and says so in a way that its hash does not cover.",
+            hint="Save the model again with the onnx library, or pack its files as a zip archive.",
+        )
+    for location in sorted(locations):
         # Our copy of the graph stands in the same folder: no weights may take its name, in any case of letters.
         if not is_safe_name(location) or "/" in location or location.lower() == path.name:
             raise ModelPackageError(f"The model keeps weights in '{location}', which lies outside the package.")
@@ -257,7 +265,8 @@ class OnnxDetector:
         if not self._traits.is_dense or is_stated or (size is not None and size[0] != size[1]):
             return self
         # The same file read in another way is another network.
-        key = sha256 if self._reading.head in ("yolov8", "yolov5") else f"{sha256}-{self._reading.head}"
+        is_usual = self._reading.head in ("yolov8", "yolov5") and not definition.input.is_assumed
+        key = sha256 if is_usual else f"{sha256}-{self._reading.head}-{self._runner.input.scaling_hash()}"
         measured = calibrated_traits(self._traits, self._respond, self._n_bands, key, size[0] if size else None)
         stated = tile.receptive_field_radius
         self._traits = replace(
@@ -305,8 +314,16 @@ class OnnxDetector:
                     f"head '{self._reading.head}'.",
                     hint="Name another head with the argument head.",
                 )
+        table, least = outputs.get("table"), _LEAST_NUMBERS.get(self._reading.head, 0)
+        if table is not None and table.shape[-1] < least:
+            raise ModelIncompatibleError(
+                f"The model's output '{self._reading.roles['table']}' has {table.shape[-1]} numbers in a row, and the "
+                f"head '{self._reading.head}' reads {least}.",
+                hint="Name another head with the argument head.",
+            )
 
 
+_LEAST_NUMBERS = {"rows": 6, "rows-obb": 7, "rows-seg": 7, "batch-rows": 7, "detr": 5}
 _RANK_OF_ALL = 2
 """Axes of outputs whose first axis need not be the batch's: one table for all images, counts."""
 _ALSO = (("scores", 3), ("masks", 5), ("counts", 2))

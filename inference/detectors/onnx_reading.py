@@ -18,15 +18,20 @@ from ..models.onnx_heads import HEADS, Question, Reading, readings, roles_of
 from ..models.overrides import scaled
 from .graph_input import GraphInput
 from .heads import HeadSettings, Outputs, Size, make_head
-from .heads.settle import by_role, choose, settle
+from .heads.settle import Names, by_role, choose, settle
 
 _OPTIONS = ("label_offset", "box_format", "box_units", "scores", "background", "masks")
 _TRIAL_SIDE = 640
+_PLACES = 9
 _EVIDENCE = 0.25
 """Lowest score of an object that counts for a way of scaling pixels."""
 _CLEARLY = 1.5
 """Another scaling than the likeliest one must find so many times more."""
 _MOST_JUDGED = 300
+
+
+Sample = Callable[["Size | None", int], NDArray[Any]]
+"""See `DetectorSettings.sample`."""
 
 
 class Runner(Protocol):
@@ -51,7 +56,7 @@ class FoundReading:
 
 def find_reading(
     runner: Runner, definition: ModelDefinition, settings: HeadSettings,
-    sample: Callable[[int, int], NDArray[Any]] | None,
+    sample: Sample | None,
 ) -> FoundReading:  # fmt: skip
     """Find out how a graph is to be read; adapts the runner's input where the model does not tell its scaling.
 
@@ -65,17 +70,19 @@ def find_reading(
         ModelUnsupportedError: its outputs are none that Kestrel knows; says what was found.
     """
     stated = _stated(definition, runner.outputs)
-    is_open = stated is None or definition.input.is_assumed or stated.head in ("detr", "ssd")
+    are_numbers = bool(definition.options.get("numbered_classes"))
+    is_open = stated is None or definition.input.is_assumed or are_numbers or stated.head in ("detr", "ssd")
     if stated is not None and not is_open:
         return FoundReading(stated, settings)
-    trial = _Trial(runner, definition, settings, _image(runner, definition, sample))
-    outputs = trial.outputs()
+    trial, outputs = _tried(runner, definition, settings, sample)
     found = stated or _recognised(outputs, definition, trial.size, runner)
     found = replace(found, options={**found.options, **_stated_options(definition)})
-    if definition.options.get("numbered_classes") and found.n_classes is not None:
-        settings = replace(settings, n_classes=min(found.n_classes, settings.n_classes))
+    if are_numbers:
+        n_classes = _counted(found, outputs, definition, trial.size, runner) if stated else found.n_classes
+        settings = replace(settings, n_classes=min(n_classes or settings.n_classes, settings.n_classes))
         trial = replace(trial, settings=settings)
-    reading, notes = settle(found, outputs, settings.n_classes, trial.size)
+    names = Names(settings.n_classes, definition.classes[0].name, are_numbers)
+    reading, notes = settle(found, outputs, names, trial.size)
     texts = [f"The model's outputs were read as '{reading.head}'" + (f" ({reading.why})" if reading.why else "") + (
         "".join(f"; {note}" for note in notes) + ". The argument head overrules that.")] if stated is None else [
         f"Assumed of the model: {'; '.join(notes)}."] if notes else []  # fmt: skip
@@ -135,12 +142,40 @@ def _listed(outputs: tuple[TensorInfo, ...]) -> str:
     return ", ".join(str(item) for item in outputs)
 
 
-def _recognised(outputs: Outputs, definition: ModelDefinition, size: Size, runner: Runner) -> Reading:
+def _tried(
+    runner: Runner, definition: ModelDefinition, settings: HeadSettings, sample: Sample | None
+) -> tuple[_Trial, Outputs]:
+    """Give a trial on a tile with something on it, where there is such a one, and what the graph gave for it."""
+    for place in range(_PLACES if sample else 1):
+        trial = _Trial(runner, definition, settings, _image(runner, definition, sample, place))
+        outputs = trial.outputs()
+        if all(array.size and np.any(array) for array in outputs.values()):
+            break
+    return trial, outputs
+
+
+def _counted(stated: Reading, outputs: Outputs, definition: ModelDefinition, size: Size, runner: Runner) -> int | None:
+    """Give the number of classes that the outputs have if they are read as stated."""
+    found = [reading for reading in _readings(outputs, definition, size, runner) if reading.head == stated.head]
+    table = outputs.get(stated.roles.get("table", ""))
+    if found or table is None or table.ndim != 3:
+        return found[0].n_classes if found else None
+    # Nobody would have read it so: the shorter side holds the numbers.
+    n_more = {"yolov5": 5, "yolox": 5, "yolov8": 4, "yolov8-obb": 5, "detr": 4}.get(stated.head)
+    return None if n_more is None else max(min(table.shape[1:]) - n_more, 1)
+
+
+def _readings(outputs: Outputs, definition: ModelDefinition, size: Size, runner: Runner) -> list[Reading]:
     types = {item.name: item.dtype for item in runner.outputs}
     given = tuple(TensorInfo(name, types[name], array.shape) for name, array in outputs.items())
-    is_numbered = bool(definition.options.get("numbered_classes"))
-    found = readings(Question(given, None if is_numbered else len(definition.classes), size))
+    are_numbers = bool(definition.options.get("numbered_classes"))
+    return readings(Question(given, None if are_numbers else len(definition.classes), size))
+
+
+def _recognised(outputs: Outputs, definition: ModelDefinition, size: Size, runner: Runner) -> Reading:
+    found = _readings(outputs, definition, size, runner)
     if not found:
+        given = tuple(replace(item, shape=outputs[item.name].shape) for item in runner.outputs)
         raise ModelUnsupportedError(
             f"The model's outputs ({_listed(given)}) are none that Kestrel knows.",
             hint=f"Name the head in the definition, or with the argument head, where one fits: {', '.join(HEADS)}.",
@@ -148,13 +183,11 @@ def _recognised(outputs: Outputs, definition: ModelDefinition, size: Size, runne
     return choose(found, outputs, size)
 
 
-def _image(
-    runner: Runner, definition: ModelDefinition, sample: Callable[[int, int], NDArray[Any]] | None
-) -> NDArray[Any]:
+def _image(runner: Runner, definition: ModelDefinition, sample: Sample | None, place: int) -> NDArray[Any]:
+    if sample is not None:
+        return sample(runner.input.size, place)
     side = min(max(definition.tile.size // 32, 1) * 32, _TRIAL_SIDE)
     height, width = runner.input.size or (side, side)
-    if sample is not None:
-        return sample(height, width)
     noise: NDArray[Any] = np.random.default_rng(0).integers(0, 256, (len(definition.input.bands), height, width))
     return noise.astype(np.uint8)
 

@@ -19,14 +19,15 @@ class DetectorSettings:
         device: "cpu", "cuda:0", "mps".
         n_threads: Threads that inference may use on the CPU.
         allowed_code: SHA-256 of the package's program that the user consented to; empty: no program is run.
-        sample: Gives the pixels of a tile of the raster (C, height, width) as an image of the given height and width:
-            what a model does not say of itself is found out with it. None where there is no raster.
+        sample: Gives a tile of the raster as the run will show it to the network, (C, height, width), for the height
+            and width that it takes (None: any) and the number of a place to look at: what a model does not say of
+            itself is found out with it. None where there is no raster.
     """
 
     device: str = "cpu"
     n_threads: int = 1
     allowed_code: str = ""
-    sample: Callable[[int, int], NDArray[Any]] | None = None
+    sample: Callable[[tuple[int, int] | None, int], NDArray[Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from ..models.package import ModelPackage
 from ..object_file import CLASS_TEXT
 from .protocol import DetectorSettings, Traits
 from .torch_common import Normaliser, make_ready, translated
+from .transformers_copy import make_safe
 from .transformers_outputs import READERS
 from .transformers_text import Prompt, parse_prompt, read_prompt
 from .weights import read_state
@@ -61,6 +62,7 @@ def load(
         )
     library = transformers()
     place = _copied(package, folder / "model")
+    make_safe(place)
     network, config = _build(library, place, _read_weights(package, folder), architecture)
     prompt = None
     if architecture in OPEN_VOCABULARY:

@@ -74,6 +74,7 @@ OWN_ARGUMENTS = (FAMILY_ARGUMENTS["stretch"],)
 """What models of this form know besides the common arguments."""
 
 MAX_STRIDE = 1024
+_MOST_FILES = 1000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _VALUES = range(-(2**31), 2**31)  # of a field of 32 bits
 
@@ -476,7 +477,15 @@ def _files(reader: Reader) -> tuple[str, ...]:
     """Give the files besides the weights that a model is made of: without config.json there is no network."""
     if reader.data.get("kind") != "transformers":
         return ()
-    return tuple(dict.fromkeys(("config.json", *reader.texts("files"))))
+    names = tuple(dict.fromkeys(("config.json", *reader.texts("files"))))
+    if len(names) > _MOST_FILES or any(_leads_out(name) for name in names):
+        raise reader.refuse("files", f"at most {_MOST_FILES} names of files in the folder of the weights")
+    return names
+
+
+def _leads_out(name: str) -> bool:
+    parts = name.replace("\\", "/").split("/")
+    return any(part in ("", "..") or ":" in part for part in parts)
 
 
 def default_arguments(reader: Reader) -> dict[str, Any]:

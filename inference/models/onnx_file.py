@@ -24,6 +24,8 @@ _MAX_TEXT = 2**20  # of a name or an entry of the metadata
 _MAX_TEXTS = 2**24  # of all of them together
 _MAX_RANK = 16
 _MAX_VALUES = 10_000
+_MAX_FIELDS = 2_000_000
+"""Of the whole file: large graphs have some ten thousand nodes and weights."""
 _VARINT_BITS = 70
 
 ELEMENT_TYPES = {
@@ -88,10 +90,14 @@ class _MalformedError(Exception):
 
 
 class _Message:
-    """A message that is read field by field from the stream, from `start` to `end`."""
+    """A message that is read field by field from the stream, from `start` to `end`.
 
-    def __init__(self, stream: IO[bytes], end: int, start: int = 0) -> None:
+    `left` counts down the fields that may still be read, of all messages of a file together.
+    """
+
+    def __init__(self, stream: IO[bytes], end: int, start: int = 0, left: list[int] | None = None) -> None:
         self.stream, self.start, self.end = stream, start, end
+        self.left = [_MAX_FIELDS] if left is None else left
 
     def fields(self) -> Iterator[tuple[int, int, int]]:
         """Give number, place and length of each field of bytes; number, value and -1 of each other one."""
@@ -100,6 +106,9 @@ class _Message:
             self.stream.seek(place)
             key, place = self._varint(place)
             kind = key & 7
+            self.left[0] -= 1
+            if key >> 3 == 0 or self.left[0] < 0:
+                raise _MalformedError
             if kind == _BYTES:
                 length, place = self._varint(place)
                 if length > self.end - place:
@@ -129,7 +138,7 @@ class _Message:
     def inner(self, place: int, length: int) -> _Message:
         if length < 0:
             raise _MalformedError
-        return _Message(self.stream, place + length, place)
+        return _Message(self.stream, place + length, place, self.left)
 
     def text(self, place: int, length: int) -> str:
         if not 0 <= length <= _MAX_TEXT:

@@ -37,16 +37,32 @@ STRIDES = (
 """Strides of the levels of dense heads, the usual ones first."""
 ANCHORS = 3
 """Boxes of each cell of the older heads."""
+QUERIES = (100, 200, 300, 400, 500, 900)
+"""How many objects transformers and end-to-end heads usually tell of; some are the cells of a small image, too."""
 MOST_ROWS = 1000
 """Objects that a graph with suppression inside gives at most; candidates are more, of all but tiny images."""
 _N_ROW, _N_ROW_OBB, _N_BATCH_ROW = 6, 7, 7
+_N_AXES_OF_RAW_MAPS = 5
 
 _Shape = tuple[Union[int, None], ...]
 
 _ROLES: Mapping[str, tuple[str, ...]] = {
     "boxes": ("boxes", "det_boxes", "detection_boxes", "nmsed_boxes", "pred_boxes", "dets", "bboxes"),
-    "scores": ("scores", "det_scores", "detection_scores", "nmsed_scores", "confidences"),
-    "labels": ("labels", "det_classes", "detection_classes", "nmsed_classes", "classes", "class_ids"),
+    "scores": ("scores", "det_scores", "detection_scores", "nmsed_scores", "confidences", "pred_scores"),
+    "labels": (
+        "labels",
+        "det_classes",
+        "detection_classes",
+        "nmsed_classes",
+        "classes",
+        "class_ids",
+        "class_idx",
+        "pred_classes",
+        "pred_labels",
+        "category_ids",
+        "category_id",
+        "class_id",
+    ),
     "masks": ("masks", "detection_masks", "det_masks"),
     "logits": ("logits", "pred_logits"),
     "counts": ("num_dets", "num_detections"),
@@ -102,6 +118,11 @@ def roles_of(outputs: Sequence[TensorInfo]) -> dict[str, str]:
         if plain.startswith("tflite_detection_postprocess"):
             roles.setdefault(_IN_TFLITE.get(plain[len("tflite_detection_postprocess") :], ""), item.name)
     roles.pop("", None)
+    if {"boxes", "scores"} <= set(roles) and "labels" not in roles:
+        shapes = {item.name: item.shape for item in outputs}
+        others = [item.name for item in outputs if item.name not in roles.values() and item.dtype in ("int64", "int32")
+                  and len(item.shape or ()) == len(shapes[roles["scores"]] or ())]  # fmt: skip
+        roles.update({"labels": others[0]} if len(others) == 1 else {})
     return roles if "boxes" in roles else {**_roles_by_form(outputs), **roles}
 
 
@@ -157,13 +178,16 @@ def readings(question: Question) -> list[Reading]:
     shapes = [item.shape or () for item in question.outputs]
     if len(shapes) == 1 and len(shapes[0]) == 2 and shapes[0][1] == _N_BATCH_ROW:
         return [Reading("batch-rows", why="seven columns: image, box, class, score")]
+    # Of the older YOLOs some exports hand the raw maps out beside the table.
+    shapes = [shape for shape in shapes if len(shape) != _N_AXES_OF_RAW_MAPS] if len(shapes) > 1 else shapes
     table = [item for item in question.outputs if len(item.shape or ()) == 3]
     maps = [item for item in question.outputs if len(item.shape or ()) == 4]
     if len(table) == 1 and len(maps) <= 1 and len(shapes) == 1 + len(maps):
         prototypes = maps[0] if maps else None
         return _of_table(question, table[0], prototypes)
     if len(table) == 2 and len(shapes) == 2:
-        return _of_pair(question, table[0], table[1])
+        pairs = ((table[0], table[1]), (table[1], table[0]))
+        return [reading for boxes, scores in pairs for reading in _of_pair(question, boxes, scores)]
     return []
 
 
@@ -194,14 +218,13 @@ def _by_roles(question: Question, roles: Mapping[str, str]) -> Reading | None:
     return Reading("boxes", options, None, dict(roles), told)
 
 
-def _of_pair(question: Question, first: TensorInfo, second: TensorInfo) -> list[Reading]:
+def _of_pair(question: Question, boxes: TensorInfo, scores: TensorInfo) -> list[Reading]:
     """Read two tables of the same objects: four numbers of a box in one, a score for each class in the other."""
-    boxes, scores = (first, second) if (first.shape or ())[-1] == 4 else (second, first)
     if (boxes.shape or ())[-1] != 4 or (boxes.shape or ())[1] != (scores.shape or ())[1]:
         return []
     n_objects, n_columns = (scores.shape or ())[1], (scores.shape or ())[-1]
     told = f"a table of boxes ({boxes.name}) and one of scores ({scores.name})"
-    if n_objects is not None and n_objects <= MOST_ROWS and not question.fits_grid(n_objects):
+    if n_objects in QUERIES or (n_objects is not None and n_objects <= MOST_ROWS and not question.fits_grid(n_objects)):
         roles = {"boxes": boxes.name, "logits": scores.name}
         return [Reading("detr", {"box_format": "cxcywh"}, n_columns, roles, told)]
     return [Reading("ssd", {}, None, {"boxes": boxes.name, "scores": scores.name}, told)]
@@ -242,7 +265,7 @@ class _Table:
 
     @property
     def is_grid(self) -> int:
-        return self.question.fits_grid(self.n_objects)
+        return 0 if self.is_last and self.n_objects in QUERIES else self.question.fits_grid(self.n_objects)
 
     @property
     def is_few(self) -> bool:

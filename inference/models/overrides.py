@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Union
 
 from .arguments import AUTOMATIC
 from .definition import InputSpec, ModelDefinition, geometry_of
+from .fit_rules import band_meaning
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _OF_HEAD = ("box_format", "box_units", "scores", "background", "masks")
@@ -23,6 +24,12 @@ def scaled(spec: InputSpec, scale: str) -> InputSpec:
     return replace(plain, mean=_IMAGENET[0], std=_IMAGENET[1]) if scale == "imagenet" else plain
 
 
+def _is_bgr(bands: Sequence[Union[int, str]]) -> bool:
+    """Tell whether bands are blue, green, red; of numbers only those of a colour image tell it."""
+    meanings = [band_meaning(band) if isinstance(band, str) else "" for band in bands]
+    return meanings == ["blue", "green", "red"] or list(bands) == [2, 1, 0]
+
+
 def overruled(definition: ModelDefinition, arguments: Mapping[str, Any]) -> ModelDefinition:
     """Give the definition as the arguments head, scale and input_order want it."""
     head, scale, order = (str(arguments.get(name) or AUTOMATIC) for name in ("head", "scale", "input_order"))
@@ -34,7 +41,6 @@ def overruled(definition: ModelDefinition, arguments: Mapping[str, Any]) -> Mode
     if scale != AUTOMATIC and (scale != "imagenet" or len(spec.bands) == len(_IMAGENET[0])):
         spec = scaled(spec, scale)
     if order != AUTOMATIC and len(spec.bands) == 3:
-        is_bgr = list(spec.bands) == sorted(spec.bands, key=str, reverse=True)
-        bands = spec.bands[::-1] if is_bgr != (order == "bgr") else spec.bands
+        bands = spec.bands[::-1] if _is_bgr(spec.bands) != (order == "bgr") else spec.bands
         spec = replace(spec, bands=bands, is_assumed=False)
     return replace(definition, input=spec)

@@ -67,6 +67,14 @@ _ARCHIVE_ERRORS = (
 )  # fmt: skip
 
 
+_BROKEN = (
+    OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError,
+)  # fmt: skip
+"""What reading a file from a stranger may end in where nobody thought of what stands in it."""
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""How members may be packed: of others zipfile unpacks a whole member at once, however large."""
+
+
 class Members(Protocol):
     """Where the files of a package are."""
 
@@ -286,6 +294,10 @@ class ModelPackage:
             digest.update(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest() + hashes[name])
         return digest.hexdigest()
 
+    def hashed_locations(self) -> set[str]:
+        """Give the names of external data that the hash of a loose ONNX graph covers."""
+        return self._weights_hash(self.weights_member())[1]
+
     def info_files(self) -> list[str]:
         """Give the full names of the members that are for people: licence, metrics, thumbnails, notes."""
         is_archive = isinstance(self.members, ZipMembers)
@@ -463,7 +475,7 @@ def open_package(reference: str) -> ModelPackage:
     found = locate_definition(reference)
     try:
         return _open_definition(found)
-    except (OSError, RuntimeError, ValueError) as error:
+    except _BROKEN as error:
         reason = getattr(error, "strerror", None) or error
         raise ModelPackageError(f"The model definition {found.where} cannot be read: {reason}.") from error
 
@@ -502,7 +514,7 @@ def locate_definition(reference: str) -> LocatedDefinition:
         return LocatedDefinition(reference.encode("utf-8", "surrogatepass"), "given as text", NoMembers(), "", "")
     try:
         return _locate_in_file(Path(reference).expanduser())
-    except (OSError, RuntimeError, ValueError) as error:  # a home that expanduser does not find; a zero in the name
+    except _BROKEN as error:  # a home that expanduser does not find; a zero in the name
         reason = getattr(error, "strerror", None) or error
         raise ModelPackageError(f"The model file '{reference[:200]}' cannot be read: {reason}.") from error
 
@@ -659,6 +671,11 @@ def _check_entry(info: zipfile.ZipInfo, name: str) -> None:
         raise ModelPackageError(f"The package holds a member with the unsafe name {info.filename!r}.")
     if kind not in (0, stat.S_IFREG):
         raise ModelPackageError(f"The package's member '{name}' is a link or device, not a file.")
+    if info.compress_type not in _METHODS:
+        raise ModelPackageError(
+            f"The package's member '{name}' is packed in a way that Kestrel does not unpack.",
+            hint="Pack it again as a plain zip archive (stored or deflated).",
+        )
     if info.flag_bits & 1:
         raise ModelPackageError(f"The package's member '{name}' is encrypted.", hint="Pack it without a password.")
     if info.file_size > MAX_RATIO * max(info.compress_size, 1):

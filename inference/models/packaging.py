@@ -161,7 +161,11 @@ def _write_as_it_is(
     content = {**content, "name": parts.name or definition.name, "detector": detector}
     if parts.license.strip():
         content["license"] = parts.license.strip()
-    beside = [parts.weights.parent / name for name in definition.options.get("files", ())]
+    names = [str(name) for name in definition.options.get("files", ())]
+    unsafe = [name for name in names if not is_safe_name(name.replace("\\", "/"))]
+    if unsafe:
+        raise ModelPackageError(f"The definition names the file '{unsafe[0][:200]}', which lies outside the model.")
+    beside = [parts.weights.parent / name for name in names]
     given = {path.name for path in (parts.weights, *parts.extra_files)}
     parts = replace(parts, extra_files=(*parts.extra_files, *(path for path in beside if path.name not in given)))
     _check_links(parts)

@@ -33,16 +33,15 @@ def prototype_outlines(prototypes: NDArray[Any], weights: NDArray[Any], boxes: F
         prototypes (K, h, w), coarser than the image; weights (N, K); boxes (N, 4) in network pixels; gives N polygons
         in network pixels.
     """
-    k, height, width = prototypes.shape
+    _, height, width = prototypes.shape
     ratio = np.array([width / size[1], height / size[0]])
-    flat = prototypes.reshape(k, -1).astype(np.float32)
-    return [
-        _outline((row.astype(np.float32) @ flat).reshape(height, width), box, size, ratio)
-        for row, box in zip(weights, boxes)
-    ]
+    maps = prototypes.astype(np.float32)
+    return [_outline(maps, row.astype(np.float32), box, size, ratio) for row, box in zip(weights, boxes)]
 
 
-def _outline(logits: NDArray[np.float32], box: FloatArray, size: Size, ratio: FloatArray) -> Any:
+def _outline(
+    maps: NDArray[np.float32], weights: NDArray[np.float32], box: FloatArray, size: Size, ratio: FloatArray
+) -> Any:
     # A pixel is in the box if its centre is.
     left, top = np.maximum(np.ceil(box[:2] - 0.5), 0).astype(int)
     right, bottom = np.minimum(np.ceil(box[2:] - 0.5), [size[1], size[0]]).astype(int)
@@ -50,7 +49,12 @@ def _outline(logits: NDArray[np.float32], box: FloatArray, size: Size, ratio: Fl
         return None
     columns = (np.arange(left, right) + 0.5) * ratio[0] - 0.5
     rows = (np.arange(top, bottom) + 0.5) * ratio[1] - 0.5
-    return outline(sampled(logits, rows, columns) > 0, float(left), float(top))
+    # Only the part of the maps that lies under the box is summed.
+    first = np.maximum(np.floor([rows[0], columns[0]]).astype(int), 0)
+    last = np.minimum(np.floor([rows[-1], columns[-1]]).astype(int) + 2, maps.shape[1:])
+    first = np.minimum(first, last - 1)
+    part = np.tensordot(weights, maps[:, first[0] : last[0], first[1] : last[1]], axes=1)
+    return outline(sampled(part, rows - first[0], columns - first[1]) > 0, float(left), float(top))
 
 
 def sampled(values: NDArray[np.float32], rows: FloatArray, columns: FloatArray) -> NDArray[np.float32]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ _SUM = 1e-3
 _LOGITS = ("logits", "pred_logits")
 """Names of outputs that are no probabilities, whatever their values."""
 _SHARE = 0.95
+_NO_OBJECT = 0.0
+"""Median of the last column's logits above which most queries say "no object"; sigmoids of most queries are small."""
 
 
 def by_role(outputs: Outputs, reading: Reading, ranks: Mapping[str, int]) -> dict[str, NDArray[Any]]:
@@ -42,9 +44,17 @@ def _is_plausible(reading: Reading, outputs: Outputs, size: Size) -> bool:
     if reading.head in ("rows", "rows-seg"):
         table = outputs[reading.roles["table"]]
         return bool(_are_probabilities(table[..., 4]) and np.all(table[..., 5] == np.rint(table[..., 5])))
+    if "logits" in reading.roles or "scores" in reading.roles:
+        return not _is_swapped(reading, outputs)
     if reading.head in ("yolov5", "yolox"):
         return _is_decoded(outputs[reading.roles["table"]], reading, size) == (reading.head == "yolov5")
     return True
+
+
+def _is_swapped(reading: Reading, outputs: Outputs) -> bool:
+    """Tell whether what should be boxes are probabilities, and what should be scores are not."""
+    boxes, scores = _boxes(reading, outputs), _scores(reading, outputs)
+    return boxes is not None and _are_probabilities(boxes) and not _are_probabilities(scores)
 
 
 def _are_probabilities(values: NDArray[Any]) -> bool:
@@ -65,36 +75,59 @@ def _correlation(values: NDArray[Any], cells: NDArray[Any]) -> float:
     return 0.0 if is_flat else float(np.corrcoef(values, cells)[0, 1])
 
 
-def settle(reading: Reading, outputs: Outputs, n_classes: int, size: Size) -> tuple[Reading, tuple[str, ...]]:
+@dataclass(frozen=True)
+class Names:
+    """What is known of a model's classes.
+
+    Attributes:
+        n: How many the definition has.
+        first: The first one's name.
+        are_numbers: They are but numbers, so that nobody knows how many are real.
+    """
+
+    n: int
+    first: str = ""
+    are_numbers: bool = False
+
+
+def settle(reading: Reading, outputs: Outputs, names: Names, size: Size) -> tuple[Reading, tuple[str, ...]]:
     """Settle what a reading leaves open.
 
     Args:
         reading: What is known.
         outputs: What the graph gave for one image.
-        n_classes: Classes of the definition.
+        names: The definition's classes.
         size: Height and width of the image.
 
     Returns:
         The reading with its options settled, and what was assumed, in words.
     """
     options, notes = dict(reading.options), []
-    boxes, scores = _boxes(reading, outputs), _scores(reading, outputs)
+    boxes = _boxes(reading, outputs)
     if "box_units" not in options and boxes is not None and reading.head != "yolox":
         options["box_units"] = _units(boxes, size)
         if options["box_units"] == "fractions":
             notes.append("its boxes are fractions of the image's sides (box_units)")
-    if reading.head in ("detr", "ssd") and scores is not None:
-        are_logits = reading.roles.get("logits", "").lower() in _LOGITS
-        notes += _settle_scores(options, reading.head, scores, n_classes, are_logits=are_logits)
-    if reading.head == "ssd" and "box_format" not in options and boxes is not None:
-        options["box_format"] = _format(boxes)
-        notes.append(f"its boxes are {options['box_format']} (box_format)")
+    if reading.head == "detr":
+        notes += _settle_queries(options, _scores(reading, outputs), names, are_logits=_are_logits(reading))
+    if reading.head == "ssd":
+        notes += _settle_candidates(options, _scores(reading, outputs), names)
+        if "box_format" not in options and boxes is not None:
+            options["box_format"] = _format(boxes)
+            notes.append(f"its boxes are {options['box_format']} (box_format)")
     if reading.head == "boxes" and "label_offset" not in options and "labels" in reading.roles:
-        labels = outputs[reading.roles["labels"]]
-        if labels.size and labels.min() >= 1 and labels.max() == n_classes:
-            options["label_offset"] = 1
-            notes.append("its classes are counted from 1 (label_offset)")
+        options["label_offset"] = _offset(reading, outputs, names)
+        notes.append(f"its classes are counted from {options['label_offset']} (label_offset)")
     return replace(reading, options=options), tuple(notes)
+
+
+def _offset(reading: Reading, outputs: Outputs, names: Names) -> int:
+    """Tell what the first class is counted as: torchvision's label 0 is the background, others count from it."""
+    labels, boxes = outputs[reading.roles["labels"]], outputs[reading.roles["boxes"]]
+    is_of_torchvision = boxes.ndim == 2 and labels.dtype.kind == "i"
+    if names.are_numbers or "background" in names.first.lower() or (labels.size and labels.min() < 1):
+        return 0
+    return 1 if is_of_torchvision or (labels.size and labels.max() == names.n) else 0
 
 
 def _boxes(reading: Reading, outputs: Outputs) -> NDArray[Any] | None:
@@ -111,13 +144,15 @@ def _boxes(reading: Reading, outputs: Outputs) -> NDArray[Any] | None:
     return first[:, :4]
 
 
-def _scores(reading: Reading, outputs: Outputs) -> NDArray[Any] | None:
+def _scores(reading: Reading, outputs: Outputs) -> NDArray[Any]:
     name = reading.roles.get("logits") or reading.roles.get("scores")
     if name is not None:
-        return outputs[name].reshape(-1, outputs[name].shape[-1])
-    if reading.head == "detr":
-        return np.asarray(outputs[reading.roles["table"]][0, :, 4:])
-    return None
+        return outputs[name].reshape(-1, max(outputs[name].shape[-1], 1))
+    return np.asarray(outputs[reading.roles["table"]][0, :, 4:])
+
+
+def _are_logits(reading: Reading) -> bool:
+    return reading.roles.get("logits", "").lower() in _LOGITS
 
 
 def _units(boxes: NDArray[Any], size: Size) -> str:
@@ -125,25 +160,46 @@ def _units(boxes: NDArray[Any], size: Size) -> str:
     return "fractions" if 0 < largest <= _FRACTION and min(size) >= _SMALLEST else "pixels"
 
 
-def _settle_scores(
-    options: dict[str, Any], head: str, scores: NDArray[Any], n_classes: int, *, are_logits: bool
-) -> list[str]:
-    has_one_more = scores.shape[1] == n_classes + 1
-    dominant = _dominant(scores)
+def _settle_queries(options: dict[str, Any], scores: NDArray[Any], names: Names, *, are_logits: bool) -> list[str]:
+    """Settle what the numbers of a transformer's queries are.
+
+    With a softmax the last column is "no object", which most queries are; sigmoids have nothing of the kind.
+    """
+    has_one_more = scores.shape[1] == names.n + 1
+    says_nothing = _dominant(scores) == "last" and float(np.median(scores[:, -1])) > _NO_OBJECT
+    is_softmax = has_one_more or (names.are_numbers and says_nothing)
     notes = []
     if "scores" not in options:
         if _are_probabilities(scores) and not are_logits:
             options["scores"] = "probabilities"
         else:
-            options["scores"] = "softmax" if has_one_more or dominant else "sigmoid"
+            options["scores"] = "softmax" if is_softmax else "sigmoid"
             notes.append(f"its scores are numbers that a {options['scores']} turns into probabilities (scores)")
     if "background" not in options:
-        sums_to_one = options["scores"] == "softmax" or bool(np.mean(np.abs(scores.sum(axis=1) - 1) < _SUM) > _SHARE)
-        if has_one_more or (sums_to_one and scores.shape[1] > 1):
-            options["background"] = dominant or ("last" if head == "detr" else "first")
+        sums = scores.sum(axis=1)
+        is_whole = options["scores"] == "probabilities" and has_one_more and np.mean(np.abs(sums - 1) < _SUM) > _SHARE
+        options["background"] = "last" if options["scores"] == "softmax" or is_whole else "none"
+        if options["background"] == "last":
+            notes.append(f"the last of its {scores.shape[1]} classes is no object (background)")
+    return notes
+
+
+def _settle_candidates(options: dict[str, Any], scores: NDArray[Any], names: Names) -> list[str]:
+    """Settle what the numbers of an SSD's candidates are: most of them are background, if there is a column for it."""
+    has_one_more = scores.shape[1] == names.n + 1
+    dominant = _dominant(scores)
+    notes = []
+    if "scores" not in options:
+        is_whole = _are_probabilities(scores)
+        options["scores"] = "probabilities" if is_whole else "softmax" if has_one_more or dominant else "sigmoid"
+        if not is_whole:
+            notes.append(f"its scores are numbers that a {options['scores']} turns into probabilities (scores)")
+    if "background" not in options:
+        is_whole = options["scores"] == "softmax" or np.mean(np.abs(scores.sum(axis=1) - 1) < _SUM) > _SHARE
+        has_one = scores.shape[1] > 1 and (has_one_more or (names.are_numbers and is_whole))
+        options["background"] = (dominant or "first") if has_one else "none"
+        if has_one:
             notes.append(f"the {options['background']} of its {scores.shape[1]} classes is the background (background)")
-        else:
-            options["background"] = "none"
     return notes
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,10 @@ def as_names(value: Any) -> tuple[str, ...]:
         value = [numbered.get(number, f"class {number}") for number in range(max(numbered) + 1)]
     if not isinstance(value, (list, tuple)) or not 0 < len(value) <= MAX_CLASSES:
         return ()
-    return tuple(_plain(str(item)) or f"class {number}" for number, item in enumerate(value))
+    try:
+        return tuple(_plain(str(item)) or f"class {number}" for number, item in enumerate(value))
+    except ValueError:  # a number of more digits than Python writes
+        return ()
 
 
 def names_beside(path: Path) -> tuple[tuple[str, ...], str]:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelPackageError, ModelUnsupportedError
-from .class_names import as_classes, as_names, names_beside
 from ..definition import OPEN_VOCABULARY, SCHEMA, SCHEMA_KEY
 from ..emd_text import MAX_JSON_BYTES, read_json
+from .class_names import as_classes, as_names, names_beside
 
 CONFIG = "config.json"
 PREPARATION = ("preprocessor_config.json", "processor_config.json")

@@ -18,7 +18,7 @@ from typing import Any
 from ...errors import ModelPackageError, ModelUnsupportedError
 from ..onnx_file import OnnxFacts, TensorInfo, read_onnx
 from ..onnx_heads import Question, readings
-from .class_names import as_classes, as_names, classes_for, names_beside
+from .class_names import COCO, MAX_CLASSES, as_classes, as_names, classes_for, names_beside
 
 KESTREL_KEY = "kestrel_definition"
 """Key of the metadata under which a whole definition may stand, as JSON."""
@@ -32,6 +32,8 @@ _DEEPNESS_HEADS = {
 }  # fmt: skip
 _DEFAULT_SIDE = 640
 _MAX_SIDE = 8192
+_MOST_NUMBER = 1e9
+MOST_BANDS = 1000
 
 
 def translate(path: Path) -> tuple[Mapping[str, Any], tuple[str, ...]] | None:
@@ -106,6 +108,8 @@ def _form(image: TensorInfo) -> tuple[int, tuple[int, int] | None]:
     _, a, b, c = image.shape or (None,) * 4
     is_last = c in (1, 3, 4) and a not in (1, 3, 4)
     bands, height, width = (c, a, b) if is_last else (a, b, c)
+    if (bands or 0) > MOST_BANDS:
+        raise ModelUnsupportedError(f"The model takes images of {bands} bands; Kestrel feeds at most {MOST_BANDS}.")
     return bands or 3, None if height is None or width is None else (height, width)
 
 
@@ -130,7 +134,7 @@ def _ultralytics(
     for member in ("version", "description", "license"):
         described.members[member] = metadata.get(member, "")
     sides = as_names(metadata.get("imgsz", ""))
-    if size is None and sides and all(side.isdigit() for side in sides):
+    if size is None and sides and all(side.isdecimal() for side in sides):
         described.members["tile"]["size"] = max(32, min(max(int(side) for side in sides), _MAX_SIDE))
     if task == "pose":
         described.notes.append("The model's key points are left out: Kestrel gives the boxes around them.")
@@ -215,7 +219,7 @@ def _value(metadata: Mapping[str, str], key: str) -> Any:
 
 def _number(metadata: Mapping[str, str], key: str) -> float | None:
     value = _value(metadata, key)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _MOST_NUMBER
     return float(value) if is_number else None
 
 
@@ -225,7 +229,11 @@ def _number(metadata: Mapping[str, str], key: str) -> float | None:
 def _unnamed(described: _Described, path: Path, facts: OnnxFacts, size: tuple[int, int] | None) -> None:
     n_listed = len(names_beside(path)[0]) or None
     found = readings(Question(facts.outputs, n_listed, size)) or readings(Question(facts.outputs, None, size))
-    n_classes = found[0].n_classes if found else None
+    counts = {reading.n_classes for reading in found}
+    is_sure = len(counts) == 1 or (found and found[0].n_classes == len(COCO))
+    n_classes = found[0].n_classes if is_sure else None
+    if n_classes is not None and n_classes > MAX_CLASSES:
+        raise ModelUnsupportedError(f"The model tells {n_classes} classes apart; Kestrel knows at most {MAX_CLASSES}.")
     has_background = bool(found) and found[0].head in ("detr", "ssd")
     classes, note, is_numbered = classes_for(path, n_classes, n_more=int(has_background))
     if not found and all(item.shape is not None and None not in item.shape for item in facts.outputs):
@@ -237,7 +245,7 @@ def _unnamed(described: _Described, path: Path, facts: OnnxFacts, size: tuple[in
     described.members["classes"] = classes
     described.members["input"]["assumed"] = True
     heads = {reading.head for reading in found}
-    if len(heads) == 1:
+    if len(found) == 1:
         described.detector["head"] = found[0].head
         described.detector.update(found[0].options)
     if heads == {"ssd"}:
@@ -245,5 +253,6 @@ def _unnamed(described: _Described, path: Path, facts: OnnxFacts, size: tuple[in
     if "yolox" in heads:
         described.members["input"]["pad_value"] = 114
     described.notes.append(note)
-    if is_numbered and n_classes is None:
+    if is_numbered:
         described.detector["numbered_classes"] = True
+        described.detector.pop("label_offset", None)  # the numbers are the network's own

@@ -136,6 +136,11 @@ def _bands(
     names = [_band_name(spec, band) for band in stated]
     if not names:
         count = n_channels or 3
+        if count > _MOST_BANDS:
+            raise ModelUnsupportedError(
+                f"The STAC item's model takes {count} channels; Kestrel feeds at most {_MOST_BANDS}.",
+                hint="Correct the shape in 'mlm:input'.",
+            )
         notes.append(f"The item names no bands: the raster's first {count} are taken, in their order.")
         return list(range(count))
     if n_channels not in (None, len(names)):
@@ -194,7 +199,7 @@ def _scaling(
         factors = [(1 / 255, mean, std) for _, mean, std in factors]
     scale, mean, std = ([factor[index] for factor in factors] for index in range(3))
     found: dict[str, Any] = {"scale": scale, "mean": mean, "std": std}
-    ends = {(step.data.get("minimum"), step.data.get("maximum")) for step in steps}
+    ends = {(str(step.data.get("minimum")), str(step.data.get("maximum"))) for step in steps}
     if kinds == {"min-max"} and len(ends) == 1:
         found["data_range"] = [float(end) for end in next(iter(ends))]  # type: ignore[arg-type]
     return found
@@ -253,7 +258,7 @@ def _clipped(spec: ItemReader, steps: list[ItemReader], kinds: set[str]) -> dict
     if kinds == {"clip-share"}:
         highs = [step.number("maximum") for step in steps]
         return {"stretch": {"from": "range", "minimum": 0, "maximum": highs, "to": [0, 1]}}
-    ends = {(step.data.get("minimum"), step.data.get("maximum")) for step in steps}
+    ends = {(str(step.data.get("minimum")), str(step.data.get("maximum"))) for step in steps}
     if kinds == {"clip"} and len(ends) == 1:
         low, high = steps[0].number("minimum"), steps[0].number("maximum")
         stretch = {"from": "range", "minimum": low, "maximum": high, "to": [low, high]}

@@ -12,8 +12,8 @@ from typing import Any
 
 from ...errors import ModelPackageError
 from ..checkpoint import read_checkpoint
-from .class_names import as_classes, names_beside
 from ..definition import SCHEMA, SCHEMA_KEY
+from .class_names import as_classes, names_beside
 
 _SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin")
 _MAX_HEADER_BYTES = 16 * 2**20

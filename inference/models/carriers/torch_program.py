@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelPackageError, ModelUnsupportedError
-from .class_names import as_classes, as_names, classes_for
 from ..definition import SCHEMA, SCHEMA_KEY
 from ..emd_text import read_json
 from ..stack_machine import MALFORMED, Machine, MalformedError, PickledMapping, PickledTensor, Stream
 from ..stored_zip import read_directory
+from .class_names import as_classes, as_names, classes_for
 
 _CONFIG = "/extra/config.txt"
 _MAX_CONFIG_BYTES = 2**20

@@ -426,3 +426,17 @@ def test_an_unpacked_graph_is_a_file_of_our_own(tmp_path: Path) -> None:
     load(tmp_path / "m")
     (copy,) = (tmp_path / "m").glob("unpacked*/*")
     assert not copy.is_symlink()
+
+
+def test_external_data_that_the_hash_does_not_see_are_refused(tmp_path: Path) -> None:
+    path = random_network(tmp_path / "model.onnx")
+    model = onnx.load(str(path))
+    onnx.save(model, str(path), save_as_external_data=True, location="w.bin", size_threshold=500)
+    load(tmp_path, n_classes=2)
+    data = path.read_bytes()
+    usual, swapped = b"\x0a\x08location\x12\x05w.bin", b"\x12\x05w.bin\x0a\x08location"
+    assert usual in data
+    path.write_bytes(data.replace(usual, swapped))
+    assert onnx.load(str(path)).graph.initializer  # the library reads it all the same
+    with pytest.raises(ModelPackageError, match="its hash does not cover"):
+        load(tmp_path, n_classes=2)

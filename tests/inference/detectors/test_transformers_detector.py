@@ -348,3 +348,22 @@ def test_a_backbone_of_a_library_that_is_not_there_is_told(folders: dict[str, Pa
     )
     with pytest.raises(BackendMissingError, match="needs the library timm"):
         load(tmp_path, folder)
+
+
+def test_a_tokenizer_reads_no_file_from_elsewhere(tmp_path: Path) -> None:
+    from kestrel.inference.detectors.transformers_copy import make_safe
+
+    words = {
+        "tokenizer_class": "BertTokenizer",
+        "vocab": "/elsewhere/vocab.txt",
+        "tokenizer_file": "/x",
+        "pad_token": "p",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(words))
+    config = {"model_type": "owlv2", "attn_implementation": "org/kernel", "text_config": {"quantization_config": {}}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    make_safe(tmp_path)
+    assert {"tokenizer_class": "BertTokenizer", "pad_token": "p"} == json.loads(
+        (tmp_path / "tokenizer_config.json").read_text()
+    )
+    assert {"model_type": "owlv2", "text_config": {}} == json.loads((tmp_path / "config.json").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from kestrel.inference.detectors.protocol import Detector, DetectorSettings
 from kestrel.inference.errors import InferenceError, ModelIncompatibleError, ModelUnsupportedError
 from kestrel.inference.merge import suppress_once
 from kestrel.inference.models.arguments import resolve_arguments
+from kestrel.inference.models.overrides import overruled
 from kestrel.inference.models.package import open_package
 
 SIDE = 64
@@ -323,10 +325,111 @@ def test_yolox_gives_the_boxes_of_its_own_formulae(shared_data: Path, tmp_path: 
 
     package = open_package(str(path))
     values = resolve_arguments(package.definition, {"threshold": threshold}).values
-    settings = DetectorSettings("cpu", 1, sample=lambda height, width: image[0])
+    settings = DetectorSettings("cpu", 1, sample=lambda size, place: image[0])
     (found,) = load_detector(package, values, settings, tmp_path).predict(image)
     kept = suppress_once(found, 0.45)
     assert len(expected) == len(kept) > 5
     order = np.argsort(-kept.scores)
     assert np.allclose(boxes[expected], kept.boxes[order], atol=0.5)
     assert np.allclose(best[expected], kept.scores[order], atol=1e-3)
+
+
+# -- What a trial tile must not get wrong ------------------------------------------------------------------------------
+
+
+def test_a_trial_tile_without_objects_decides_nothing_and_breaks_nothing(tmp_path: Path) -> None:
+    empty = {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64), "scores": np.zeros(0, np.float32)}
+    detector = load(write(tmp_path / "model.onnx", **empty))
+    assert 0 == len(detector.predict(IMAGE)[0])
+    # torchvision counts from the background.
+    assert any("counted from 1" in note for note in detector.traits.notes)
+
+
+def test_a_tile_with_objects_is_looked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.onnx", **LAYOUTS["rows"])
+    places: list[int] = []
+
+    def sample(size: Any, place: int) -> np.ndarray:
+        places.append(place)
+        return IMAGE[0]
+
+    path.with_suffix(".txt").write_text("Tree\nCar\nHouse")
+    package = open_package(str(path))
+    values = resolve_arguments(package.definition, {"threshold": 0.3}).values
+    (tmp_path / "unpacked").mkdir()
+    load_detector(package, values, DetectorSettings("cpu", 1, sample=sample), tmp_path / "unpacked")
+    assert [0] == places  # the first one has some already
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("strongest", [0, -1])
+def test_sigmoids_have_no_background_whichever_class_is_the_strongest(
+    tmp_path: Path, n_classes: int, strongest: int
+) -> None:
+    logits = np.full((1, 300, n_classes), -6, np.float32)
+    logits[0, :, strongest] = -3
+    logits[0, 7, 0], logits[0, 9, n_classes - 1] = 3.0, 2.0
+    boxes = np.tile(centred(FRACTIONS[:1]), (1, 300, 1))
+    path = write(tmp_path / "model.onnx", logits=logits, pred_boxes=boxes)
+    (found,) = load(path, names=("Tree", "Car", "House")[:n_classes]).predict(IMAGE)
+    assert sorted([0, n_classes - 1]) == sorted(found.labels.tolist())
+
+
+@pytest.mark.parametrize("n_classes", [1, 2])
+def test_rf_detr_keeps_its_classes_though_it_has_a_column_more(tmp_path: Path, n_classes: int) -> None:
+    logits = np.full((1, 300, n_classes + 1), -5, np.float32)
+    logits[0, :4, 0] = 2.0
+    boxes = np.tile(centred(FRACTIONS[:1]), (1, 300, 1))
+    path = write(tmp_path / "model.onnx", dets=boxes, labels=logits)
+    (found,) = load(path, names=("Tree", "Car")[:n_classes]).predict(IMAGE)
+    assert [0] * 4 == found.labels.tolist()
+
+
+def test_rows_at_a_size_that_they_would_fill_a_grid_of_are_still_rows(tmp_path: Path) -> None:
+    rows = np.zeros((1, 300, 6), np.float32)
+    rows[0, 0] = (10, 20, 60, 80, 0.9, 0)
+    path = write(tmp_path / "model.onnx", (1, 3, 320, 320), output0=rows)
+    (found,) = load(path, names=("Tree",)).predict(np.zeros((1, 3, 320, 320), np.uint8))
+    assert [[10, 20, 60, 80]] == found.boxes.tolist()
+
+
+@pytest.mark.parametrize("name", ["class_idx", "pred_classes", "category_ids", "whatever"])
+def test_classes_are_found_whatever_their_output_is_called(tmp_path: Path, name: str) -> None:
+    outputs = {"boxes": BOXES[None], "scores": SCORES[None], name: LABELS[None]}
+    expect_two(found_in(write(tmp_path / "model.onnx", **outputs)))
+
+
+def test_raw_maps_beside_the_table_are_passed_over(tmp_path: Path) -> None:
+    raw = {f"map{n}": np.zeros((1, 3, n, n, 8), np.float32) for n in (8, 4, 2)}
+    found = found_in(write(tmp_path / "model.onnx", output=raw_yolox()[1][None], **raw))
+    assert 2 == len(found)
+
+
+def test_scores_of_four_classes_are_not_taken_for_boxes(tmp_path: Path) -> None:
+    scores = np.full((1, 1200, 4), 0.01, np.float32)
+    scores[0, 5, 2] = 0.9
+    boxes = np.tile(BOXES[:1], (1200, 1))[None]
+    path = write(tmp_path / "model.onnx", a=scores, b=boxes)
+    (found,) = load(path, names=("a", "b", "c", "d")).predict(IMAGE)
+    assert [2] == found.labels.tolist()
+    assert np.allclose(BOXES[:1], found.boxes)
+
+
+@pytest.mark.parametrize(("head", "n"), [("rows", 5), ("rows-obb", 6)])
+def test_a_head_that_reads_more_numbers_than_there_are_is_refused(tmp_path: Path, head: str, n: int) -> None:
+    path = write(tmp_path / "model.onnx", output=np.ones((1, 40, n), np.float32))
+    with pytest.raises(ModelIncompatibleError, match=f"has {n} numbers in a row"):
+        load(path, head=head).predict(IMAGE)
+
+
+def test_a_stated_head_counts_classes_that_nobody_named(tmp_path: Path) -> None:
+    table = np.zeros((1, 336, 84), np.float32)
+    table[0, 3, :4], table[0, 3, 4 + 7] = (20, 20, 10, 10), 0.9
+    path = write(tmp_path / "model.onnx", (1, 3, 128, 128), output=table)
+    package = open_package(str(path))
+    values = resolve_arguments(package.definition, {"threshold": 0.3, "head": "yolov8"}).values
+    package = replace(package, definition=overruled(package.definition, values))
+    (tmp_path / "unpacked").mkdir()
+    image = np.zeros((1, 3, 128, 128), np.uint8)
+    (found,) = load_detector(package, values, DetectorSettings("cpu", 1), tmp_path / "unpacked").predict(image)
+    assert [7] == found.labels.tolist()

@@ -39,7 +39,7 @@ def test_an_export_opened_bare_gives_torchvisions_own_objects(tmp_path: Path, im
     values = resolve_arguments(package.definition, {"threshold": threshold, "scale": "0-1"}).values
     package = replace(package, definition=overruled(package.definition, values))
     (tmp_path / "unpacked").mkdir()
-    settings = DetectorSettings("cpu", 1, sample=lambda height, width: image)
+    settings = DetectorSettings("cpu", 1, sample=lambda size, place: image)
     detector = load_detector(package, values, settings, tmp_path / "unpacked")
     (found,) = detector.predict(image[None])
     assert ["background", "Tree", "Car", "House"] == [item.name for item in package.definition.classes]

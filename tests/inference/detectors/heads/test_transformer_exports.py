@@ -43,7 +43,7 @@ def test_an_export_opened_bare_gives_the_librarys_own_objects(tmp_path: Path, ki
     values = resolve_arguments(package.definition, {"threshold": threshold, "scale": "0-1"}).values
     package = replace(package, definition=overruled(package.definition, values))
     (tmp_path / "unpacked").mkdir()
-    settings = DetectorSettings("cpu", 1, sample=lambda height, width: image)
+    settings = DetectorSettings("cpu", 1, sample=lambda size, place: image)
     (found,) = load_detector(package, values, settings, tmp_path / "unpacked").predict(image[None])
     assert list(NAMES.values()) == [item.name for item in package.definition.classes]
     expected = {key: value[every["scores"] > threshold].numpy() for key, value in every.items()}
