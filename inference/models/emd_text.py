@@ -19,6 +19,7 @@ from ..errors import ModelPackageError
 MAX_JSON_BYTES = 4 * 2**20
 MAX_JSON_DEPTH = 64
 _MAX_REPAIRED_BYTES = 2**20  # real ones have a hundredth of it, and repairs go character by character
+_MAX_LOOKED_AHEAD = 2 * 2**20  # characters beyond the ends of texts, in a whole definition
 _MAX_DIGITS = 20
 _MOST_LINES = 5  # that a note names
 _SHOWN = 60  # characters of a line that a message shows
@@ -197,6 +198,7 @@ class _Repairer:
     text: str
     where: str
     at: int = 0
+    looked_ahead: int = 0
     lines: dict[str, list[int]] = field(default_factory=dict)
     starts: array[int] = field(default_factory=lambda: array("L"))
 
@@ -420,8 +422,8 @@ class _Repairer:
         In order: the first quote in the line that no backslash stands before; one that a backslash stands before, as
         at the end of a folder's name, where what follows is what follows a text; a quote in a later line, likewise.
         """
-        line_end = self.text.find("\n", self.at)
-        line_end = len(self.text) if line_end < 0 else line_end
+        line = self.line_of(self.at)
+        line_end = self.starts[line - 1] - 1 if line <= len(self.starts) else len(self.text)
         at, escaped = self.at + 1, -1
         while at < len(self.text):
             character = self.text[at]
@@ -433,9 +435,14 @@ class _Repairer:
             if character == quote and (at < line_end or _ENDS.match(self.text, at + 1)):
                 return at
             if at >= line_end and escaped >= 0:
-                return escaped
+                break
+            if escaped >= 0 and at - escaped > _MAX_LOOKED_AHEAD - self.looked_ahead:
+                raise self.refuse(
+                    "texts end with a backslash too often to tell where they end", "Write each backslash twice."
+                )
             at += 1
         if escaped >= 0:
+            self.looked_ahead += at - escaped
             return escaped
         raise self.refuse(f"a text begins that has no closing {quote}", f"Add the {quote} that is missing.")
 

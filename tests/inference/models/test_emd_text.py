@@ -152,6 +152,7 @@ def test_a_long_line_is_shown_in_part() -> None:
         b'{"a": 1} ' + b'"x ' * 200_000,
         b'{"a":' + b"\n" * 300_000 + b"x",
         b"{" + b"'a':'b'" * 80_000,
+        ('{"a":[' + "“a\\”," * 6600 + "]}").encode(),
     ],
 )
 def test_no_damage_takes_long(data: bytes) -> None:
@@ -161,6 +162,13 @@ def test_no_damage_takes_long(data: bytes) -> None:
     except ModelPackageError as error:
         assert len(str(error)) < 600
     assert time.process_time() - start < 5
+
+
+def test_texts_that_end_with_a_backslash_are_told_apart_up_to_a_bound() -> None:
+    few = ('{"a":[' + "“a\\”," * 50 + "]}").encode()
+    assert ["a\\"] * 50 == read_emd(few, "'x.emd'").content["a"]
+    with pytest.raises(ModelPackageError, match=r"too often.*twice"):
+        read_emd(few.replace(b'{"a":[', b'{"a":[' + "“a\\”,".encode() * 6600), "'x.emd'")
 
 
 def test_a_text_that_is_too_large_to_repair_is_refused_as_it_stands() -> None:
