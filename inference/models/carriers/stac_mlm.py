@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ _TASKS = ("object-detection", "instance-segmentation", "detection")
 _VERSION = b'"stac_version"'
 _PREFIX = "mlm:"
 _OLD_PREFIX = "ml-model:"
-_MOST_ITEMS = 20  # files of a folder that are looked into
+_MOST_LISTED, _MOST_ITEMS = 5000, 20  # files of a folder that are listed, and that are looked into
+_MOST_FUNCTIONS = 3  # that notes name
 _BACKGROUND = ("background", "__background__", "_background_")
 _COLOR = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 _ARGUMENTS = {
@@ -37,13 +39,25 @@ _ARGUMENTS = {
 def translate(path: Path) -> tuple[dict[str, Any], tuple[str, ...]] | None:
     """Give the definition of a model that a STAC item describes, see `carriers.translate`."""
     if path.is_dir():
-        found = [item for item in sorted(path.glob("*.json"))[:_MOST_ITEMS] if _item_of(item) is not None]
+        found = [item for item in _looked_into(path) if _item_of(item) is not None]
         return translate(found[0]) if len(found) == 1 else None
     item = _item_of(path)
     if item is None:
         return None
     _refuse_other_items(item, path)
     return _definition(ItemReader(item["properties"], "properties"), item, path)
+
+
+def _looked_into(folder: Path) -> list[Path]:
+    """Give the JSON files of a folder that may be a model's item: the smallest ones, 4 MB together."""
+    files = [item for item in islice(folder.iterdir(), _MOST_LISTED) if item.suffix.lower() == ".json"]
+    sizes = sorted((item.stat().st_size, item) for item in files if item.is_file())
+    found, left = [], MAX_JSON_BYTES
+    for size, item in sizes[:_MOST_ITEMS]:
+        left -= size
+        if left >= 0:
+            found.append(item)
+    return found
 
 
 def _item_of(path: Path) -> Mapping[str, Any] | None:
@@ -154,15 +168,18 @@ def _arguments(properties: ItemReader) -> dict[str, Any]:
 
 def _tell_functions(properties: ItemReader, notes: list[str]) -> None:
     for key, member in (("mlm:input", "pre_processing_function"), ("mlm:output", "post_processing_function")):
-        for entry in properties.objects(key):
-            stated = entry.data.get(member)
-            for function in stated if isinstance(stated, list) else [stated]:
-                if function:
-                    name = function.get("expression") if isinstance(function, Mapping) else function
-                    notes.append(
-                        f"The item names a {member} that Kestrel does not run: '{str(name)[:80]}'. If the network "
-                        "needs it, describe the model with a definition, see docs/definition.md."
-                    )
+        stated = [entry.data.get(member) for entry in properties.objects(key)]
+        functions = [function for item in stated for function in (item if isinstance(item, list) else [item])]
+        functions = [function for function in functions if function]
+        for function in functions[:_MOST_FUNCTIONS]:
+            name = function.get("expression") if isinstance(function, Mapping) else function
+            notes.append(
+                f"The item names a {member} that Kestrel does not run: '{str(name)[:80]}'. If the network "
+                "needs it, describe the model with a definition, see docs/definition.md."
+            )
+        if len(functions) > _MOST_FUNCTIONS:
+            n_more = len(functions) - _MOST_FUNCTIONS
+            notes.append(f"The item names {n_more} more of the kind {member}, which Kestrel does not run either.")
 
 
 def _text(properties: ItemReader, key: str) -> str:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kestrel.inference.errors import InferenceError, ModelHashError, ModelPackageError, ModelUnsupportedError
-from kestrel.inference.models.carriers.stac_mlm import translate
+from kestrel.inference.models.carriers.stac_mlm import _looked_into, translate
 from kestrel.inference.models.definition import CellSizeRange, ModelClass, ModelDefinition
 from kestrel.inference.models.package import locate_definition, open_package
 from kestrel.inference.models.packaging import PackageParts, weights_beside, write_package
@@ -336,3 +336,19 @@ def test_a_damaged_item_is_read_or_refused_and_breaks_nothing(tmp_path: Path, da
         assert opened(tmp_path, item).classes
     except InferenceError as error:
         assert error.message
+
+
+def test_many_functions_are_told_in_few_notes(tmp_path: Path) -> None:
+    item = later_item()
+    item["properties"]["mlm:input"][0]["pre_processing_function"] = [{"expression": f"f{n}"} for n in range(5000)]
+    notes = [note for note in opened(tmp_path, item).notes if "pre_processing_function" in note]
+    assert 4 == len(notes) and "4997 more" in notes[-1]
+
+
+def test_of_a_folder_only_so_many_bytes_are_read(tmp_path: Path) -> None:
+    write_item(tmp_path, later_item())
+    for number in range(3):
+        (tmp_path / f"a{number}.json").write_bytes(b'{"stac_version": "1.0", "x": "' + b" " * 2**21 + b'"}')
+    assert 2 == len(_looked_into(tmp_path))
+    found = translate(tmp_path)
+    assert found is not None and "Crowns" == found[0]["name"]
