@@ -11,6 +11,7 @@ from typing import Any
 MAX_CLASSES = 10_000
 _MAX_NAME = 200
 _MAX_LIST_BYTES = 2**20
+_MAX_LITERAL = 128 * 2**10  # characters; what reads them takes some hundred times as many bytes
 _LISTS = ("classes.txt", "labels.txt", "class_names.txt", "names.txt", "classes.names", "obj.names", "coco.names")
 _ROBOFLOW, _ROBOFLOW_KEY = "environment.json", "CLASS_LIST"
 """File that Roboflow's exports have beside them, and its member with the classes."""
@@ -80,7 +81,7 @@ def _of_roboflow(place: Path) -> tuple[str, ...]:
 
 def _literal(text: str) -> Any:
     """Read what programs write of a list or a mapping: JSON, or Python's own way of writing it."""
-    if len(text) > _MAX_LIST_BYTES:
+    if len(text) > _MAX_LITERAL:
         return None
     try:
         return json.loads(text)

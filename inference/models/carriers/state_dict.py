@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from ...errors import ModelPackageError
+from ...errors import ModelPackageError, ModelUnsupportedError
 from ..checkpoint import read_checkpoint
 from ..definition import SCHEMA, SCHEMA_KEY
-from .class_names import as_classes, names_beside
+from ..emd_text import read_json
+from .class_names import MAX_CLASSES, as_classes, names_beside
 
 _SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin")
-_MAX_HEADER_BYTES = 16 * 2**20
+_MAX_HEADER_BYTES, _MAX_TENSORS, _MOST_AXES = 2 * 2**20, 10_000, 8
+_HALVES = 2
+"""Numbers that a byte holds, in the smallest type of safetensors."""
 _BOX, _MASK = "roi_heads.box_predictor.cls_score.weight", "roi_heads.mask_predictor.mask_fcn_logits.weight"
 _DENSE, _CENTRE = "head.classification_head.cls_logits.weight", "head.regression_head.bbox_ctrness.weight"
 _SSD, _SSD_LITE = (f"head.classification_head.module_list.0.{end}weight" for end in ("", "1."))
@@ -48,7 +52,7 @@ def translate(path: Path) -> tuple[dict[str, Any], tuple[str, ...]] | None:
     architecture = _architecture(shapes)
     if not architecture:
         raise _unknown(path, shapes)
-    return _definition(path, architecture, _n_labels(shapes, architecture))
+    return _definition(path, architecture, _n_labels(path, shapes, architecture))
 
 
 def tensor_shapes(path: Path) -> Shapes:
@@ -61,20 +65,38 @@ def tensor_shapes(path: Path) -> Shapes:
         start = stream.read(9)
     if path.suffix.lower() != ".safetensors" and start[8:] != b"{":
         return {name: tensor.shape for name, tensor in read_checkpoint(path, path.name).items()}
-    length = int.from_bytes(start[:8], "little")
-    if length > min(_MAX_HEADER_BYTES, path.stat().st_size):
+    length, size = int.from_bytes(start[:8], "little"), path.stat().st_size
+    if length + 8 > size:
         raise _damaged(path)
+    if length > _MAX_HEADER_BYTES:
+        raise _too_many_tensors(path)
     with path.open("rb") as stream:
         stream.seek(8)
         text = stream.read(length)
     try:
-        header = json.loads(text)
-        tensors = {name: told["shape"] for name, told in header.items() if name != "__metadata__"}
-    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        header = read_json(text, f"in '{path.name}'")
+    except ModelPackageError as error:
         raise _damaged(path) from error
-    if not all(isinstance(shape, list) and all(type(n) is int for n in shape) for shape in tensors.values()):
+    header.pop("__metadata__", None)
+    if len(header) > _MAX_TENSORS:
+        raise _too_many_tensors(path)
+    if not all(_is_sound(tensor, size - 8 - length) for tensor in header.values()):
         raise _damaged(path)
-    return {name: tuple(shape) for name, shape in tensors.items()}
+    return {name: tuple(tensor["shape"]) for name, tensor in header.items()}
+
+
+def _is_sound(tensor: Any, n_bytes: int) -> bool:
+    """Tell whether a header's entry is a shape whose numbers the file has room for."""
+    shape = tensor.get("shape") if isinstance(tensor, Mapping) else None
+    is_shape = isinstance(shape, list) and len(shape) <= _MOST_AXES and all(type(n) is int and n >= 0 for n in shape)
+    return is_shape and prod(shape) <= _HALVES * n_bytes
+
+
+def _too_many_tensors(path: Path) -> ModelUnsupportedError:
+    return ModelUnsupportedError(
+        f"The weights '{path.name}' list more than {_MAX_TENSORS} tensors; no detector that Kestrel knows has as many.",
+        hint="Export the model to ONNX where it was trained.",
+    )
 
 
 def _damaged(path: Path) -> ModelPackageError:
@@ -116,9 +138,15 @@ def _on_resnet(shapes: Shapes) -> str:
     return ""
 
 
-def _n_labels(shapes: Shapes, architecture: str) -> int:
+def _n_labels(path: Path, shapes: Shapes, architecture: str) -> int:
     last = next(name for name in (_BOX, _DENSE, _SSD, _SSD_LITE) if name in shapes)
-    return max(shapes[last][0] if shapes[last] else 0, 0) // _ANCHORS.get(architecture, 1)
+    n = max(shapes[last][0] if shapes[last] else 0, 0) // _ANCHORS.get(architecture, 1)
+    if n > MAX_CLASSES:
+        raise ModelUnsupportedError(
+            f"The weights '{path.name}' are for {n} classes; more than {MAX_CLASSES} are not taken.",
+            hint="Copy or download the file again, in case that it is damaged.",
+        )
+    return n
 
 
 def _definition(path: Path, architecture: str, n_labels: int) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -23,17 +23,19 @@ from ..definition import SCHEMA, SCHEMA_KEY
 from ..emd_text import read_json
 from ..stack_machine import MALFORMED, Machine, MalformedError, PickledMapping, PickledTensor, Stream
 from ..stored_zip import read_directory
-from .class_names import as_classes, as_names, classes_for
+from .class_names import MAX_CLASSES, as_classes, as_names, classes_for
 
 _CONFIG = "/extra/config.txt"
 _MAX_CONFIG_BYTES = 2**20
-_MAX_GRAPH_BYTES = 32 * 2**20
+_MAX_GRAPH_BYTES, _MAX_BRACKETS, _MAX_DIGITS = 4 * 2**20, 200_000, 20
 _OLD_EXPORT = "serialized_exported_program.json"
 _TASKS = {"classify": "image classification", "depth": "depth estimation", "semantic": "pixel classification"}
 _HEADS = {"detect": "yolov8", "segment": "yolov8-seg", "obb": "yolov8-obb", "pose": "yolov8-pose"}
 """What Ultralytics' programs give for each task, where nothing is suppressed in them."""
-_MOST_NAMES, _MOST_LETTERS = 10_000, 200
-_DENSE_AXES, _IMAGE_AXES, _MOST_BANDS = 3, 4, 64
+_MOST_LETTERS = 200
+_DENSE_AXES, _IMAGE_AXES, _MOST_BANDS = 3, 4, 1000
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""Of others zipfile unpacks a whole block at once, whatever is asked for."""
 _TABLE = 6
 """Columns of finished boxes: four corners, score, label."""
 
@@ -70,8 +72,11 @@ def _members(path: Path) -> tuple[str, ...]:
 def _read(path: Path, name: str, most: int) -> bytes:
     """Give a member of at most so many bytes; nothing where it is larger, or damaged."""
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(name) as stream:
-            data = stream.read(most + 1)
+        with zipfile.ZipFile(path) as archive:
+            if archive.getinfo(name).compress_type not in _METHODS:
+                return b""
+            with archive.open(name) as stream:
+                data = stream.read(most + 1)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, KeyError, ValueError):
         return b""
     return data if len(data) <= most else b""
@@ -102,13 +107,24 @@ def _torch_export(path: Path, names: tuple[str, ...], graphs: list[str]) -> tupl
     outputs = [shape for shape in shapes[1:] if len(shape) == _DENSE_AXES]
     n_rows = min(outputs[0][1:]) if len(shapes) == 2 and outputs and all(outputs[0][1:]) else 0
     is_table = bool(outputs) and outputs[0][2] == _TABLE
-    return _silent(path, "torch_export", members, 0 if is_table else max(n_rows - 4, 0))
+    n_classes = 0 if is_table else max(n_rows - 4, 0)
+    if n_classes > MAX_CLASSES:
+        raise ModelUnsupportedError(
+            f"The model '{path.name}' gives {n_classes} classes; more than {MAX_CLASSES} are not taken.",
+            hint="Describe what it gives with a definition, see docs/definition.md.",
+        )
+    return _silent(path, "torch_export", members, n_classes)
 
 
 def _taking(path: Path, shape: Sequence[int]) -> dict[str, Any]:
     """Give the members of a definition for a program that takes images of that shape, where it is known."""
     members: dict[str, Any] = {"input": {"scale": 1 / 255, "assumed": True}}
-    if len(shape) == _IMAGE_AXES and 0 < shape[1] <= _MOST_BANDS:
+    if len(shape) == _IMAGE_AXES and shape[1] > _MOST_BANDS:
+        raise ModelUnsupportedError(
+            f"The model '{path.name}' takes {shape[1]} bands; more than {_MOST_BANDS} are not taken.",
+            hint="Export it for images of the shape (1, bands, height, width).",
+        )
+    if len(shape) == _IMAGE_AXES and shape[1] > 0:
         members["input"]["bands"] = list(range(shape[1]))
         members["tile"] = _tile(path, shape[2], shape[3])
     return {key: value for key, value in members.items() if value}
@@ -142,13 +158,23 @@ def _tile(path: Path, height: int, width: int) -> dict[str, Any]:
 def _graph_shapes(path: Path, name: str) -> list[list[int]]:
     """Give the shapes of an exported program's image input and of its outputs, with 0 for an axis that is free."""
     try:
-        graph = json.loads(_read(path, name, _MAX_GRAPH_BYTES) or b"{}")["graph_module"]["graph"]
+        data = _read(path, name, _MAX_GRAPH_BYTES)
+        if not data or data.count(b"[") + data.count(b"{") > _MAX_BRACKETS:
+            return []
+        # Not the strict reader: torch writes Infinity into graphs.
+        graph = json.loads(data, parse_int=_whole)["graph_module"]["graph"]
         inputs = [item["as_tensor"]["name"] for item in graph["inputs"]]
         outputs = [item["as_tensor"]["name"] for item in graph["outputs"]]
         shapes = [_shape(graph["tensor_values"][name]["sizes"]) for name in (inputs[-1], *outputs)]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         return []
     return shapes if all(shapes) else []
+
+
+def _whole(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError("a number that no graph holds")
+    return int(text)
 
 
 def _shape(sizes: Any) -> list[int]:
@@ -161,7 +187,7 @@ def _described(path: Path, kind: str, config: Mapping[str, Any]) -> tuple[dict[s
     task = str(config.get("task") or "detect")
     if task in _TASKS:
         raise ModelUnsupportedError(f"The model '{path.name}' is for {_TASKS[task]}, not for the detection of objects.")
-    names = as_names(config.get("names"))[:_MOST_NAMES]
+    names = as_names(config.get("names"))
     notes: tuple[str, ...] = ()
     detector: dict[str, Any] = {"label_offset": 0}
     classes = as_classes([_plain(name) or f"Class {number}" for number, name in enumerate(names)])
@@ -169,7 +195,8 @@ def _described(path: Path, kind: str, config: Mapping[str, Any]) -> tuple[dict[s
         classes, told, is_numbered = classes_for(path, None)
         detector, notes = {**detector, **({"numbered_classes": True} if is_numbered else {})}, (told,)
     members: dict[str, Any] = {"input": {"scale": 1 / 255, "pad_value": 114}}
-    size = config.get("imgsz") or (config.get("shape") or [])[-2:]
+    shape = config.get("shape")
+    size = config.get("imgsz") or (shape[-2:] if isinstance(shape, list) else [])
     sides = size if isinstance(size, list) else [size, size]
     if len(sides) == 2 and all(type(side) is int and 32 <= side <= 8192 for side in sides):
         members["tile"] = {**_tile(path, *sides), **_stride(config.get("stride"))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 
 from kestrel.inference.errors import InferenceError, ModelPackageError, ModelUnsupportedError, UntrustedCodeError
 from kestrel.inference.models.arguments import resolve_arguments
+from kestrel.inference.models.carriers.class_names import as_names
+from kestrel.inference.models.carriers.state_dict import tensor_shapes
 from kestrel.inference.models.description import describe_package
 from kestrel.inference.models.package import locate_definition, open_package
 from kestrel.inference.models.packaging import PackageParts, write_package
@@ -295,3 +298,84 @@ def test_bare_weights_are_packed_with_their_translated_definition(tmp_path: Path
     path = safetensors(tmp_path / "w.safetensors", BARE["fasterrcnn_resnet50_fpn"][0])
     written = write_package(PackageParts(path, str(path)), tmp_path / "p.dlpk")
     assert written.package.definition.options["architecture"] == "fasterrcnn_resnet50_fpn"
+
+
+# -- Claims without bounds ---------------------------------------------------------------------------------------------
+
+
+def archive(path: Path, members: dict[str, str], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as target:
+        for name, text in members.items():
+            target.writestr(name, text)
+    return path
+
+
+def exported(path: Path, image: list[int], output: list[int], more: str = "") -> Path:
+    """Write what torch.export writes of a graph with these shapes."""
+    names = {"x": image, "y": output}
+    graph = {
+        "inputs": [{"as_tensor": {"name": "x"}}], "outputs": [{"as_tensor": {"name": "y"}}],
+        "tensor_values": {name: {"sizes": [{"as_int": n} for n in sizes]} for name, sizes in names.items()},
+    }  # fmt: skip
+    text = json.dumps({"graph_module": {"graph": graph}})
+    return archive(path, {"m/archive_format": "pt2", "m/models/model.json": text[:-1] + more + "}"})
+
+
+def test_an_exported_program_with_absurd_shapes_is_refused(tmp_path: Path) -> None:
+    fine = exported(tmp_path / "a.pt2", [1, 4, 64, 64], [1, 7, 84])
+    assert 3 == len(open_package(str(fine)).definition.classes)
+    for image, output in (([1, 3, 64, 64], [1, 1048575, 1048575]), ([1, 1001, 64, 64], [1, 7, 84])):
+        with pytest.raises(ModelUnsupportedError, match="more than 1000"):
+            open_package(str(exported(tmp_path / "b.pt2", image, output)))
+
+
+def test_a_graph_of_nothing_but_brackets_is_not_read(tmp_path: Path) -> None:
+    bomb = exported(tmp_path / "a.pt2", [1, 4, 64, 64], [1, 7, 84], ', "x": [' + "[]," * 300_000 + "[]]")
+    assert len(open_package(str(bomb)).definition.classes) != 3
+
+
+@pytest.mark.parametrize("shape", [5, {"a": 1}, "wide", [1]])
+def test_a_shape_of_another_type_is_passed_over(tmp_path: Path, shape: Any) -> None:
+    members = {"m/constants.pkl": "", "m/code/x.py": "", "m/extra/config.txt": json.dumps({"shape": shape})}
+    assert "torchscript" == open_package(str(archive(tmp_path / "m.pt", members))).definition.kind
+
+
+def test_members_that_unpack_without_a_bound_are_not_read(tmp_path: Path) -> None:
+    note = {"m/constants.pkl": "", "m/code/x.py": "", "m/extra/config.txt": json.dumps({"names": ["Palm"]})}
+    counts = [
+        len(open_package(str(archive(tmp_path / "m.pt", note, method))).definition.classes)
+        for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+    ]
+    assert [1, 100, 100] == counts
+
+
+def header_only(path: Path, header: dict[str, Any], n_bytes: int = 0) -> Path:
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(n_bytes))
+    return path
+
+
+@pytest.mark.parametrize("shape", [[10**9, 1], [-1], [1] * 9, 5, None])
+def test_a_tensor_that_the_file_has_no_room_for_is_damage(tmp_path: Path, shape: Any) -> None:
+    path = header_only(tmp_path / "m.safetensors", {"a": {"dtype": "F32", "shape": shape}}, 100)
+    with pytest.raises(ModelPackageError, match="are damaged"):
+        tensor_shapes(path)
+
+
+def test_weights_for_millions_of_classes_are_refused(tmp_path: Path) -> None:
+    names = {"head.classification_head.module_list.0.weight": [10**9, 0], "backbone.scale_weight": [1]}
+    with pytest.raises(ModelUnsupportedError, match="250000000 classes"):
+        open_package(str(safetensors(tmp_path / "m.safetensors", names)))
+
+
+def test_a_list_of_too_many_tensors_is_refused(tmp_path: Path) -> None:
+    for n, name in ((10_001, "{}"), (1000, "x" * 2200 + "{}")):
+        header = {name.format(number): {"shape": [0]} for number in range(n)}
+        with pytest.raises(ModelUnsupportedError, match="more than 10000 tensors"):
+            tensor_shapes(header_only(tmp_path / "m.safetensors", header))
+
+
+def test_a_long_text_is_not_read_as_names() -> None:
+    names = [f"class {number}" for number in range(5000)]
+    assert tuple(names) == as_names(repr(names))
+    assert () == as_names(repr(names) + " " * 2**17)
