@@ -85,7 +85,10 @@ def end_of_directory(stream: IO[bytes], size: int) -> tuple[int, int, int]:
     if len(locator) < _END_64_LOCATOR.size or not locator.startswith(b"PK\x06\x07"):
         return n_entries, directory_size, start
     _, _, end_at, _ = _END_64_LOCATOR.unpack(locator)
-    stream.seek(min(end_at, size))
+    if end_at != tail_at + at - _END_64_LOCATOR.size - _END_64.size:
+        # Python's zipfile takes the record at this place whatever the locator says: one look at two directories.
+        raise MalformedError("its archive's directory is broken")
+    stream.seek(end_at)
     signature, _, _, _, _, _, _, n_entries, directory_size, start = _END_64.unpack(stream.read(_END_64.size))
     if signature != b"PK\x06\x06":
         raise MalformedError("its archive's directory is broken")

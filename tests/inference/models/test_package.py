@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import stat
+import struct
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -673,3 +675,14 @@ def test_a_name_like_one_that_windows_changes_is_safe(name: str) -> None:
 @given(st.lists(st.sampled_from(["a", "..", ".", "", "c:", "b*", "d\x01", "e\\f"]), min_size=1, max_size=4))
 def test_a_safe_name_stays_inside(parts: list[str]) -> None:
     assert all(part == "a" for part in parts) == is_safe_name("/".join(parts))
+
+
+def test_an_archive_with_two_ends_of_64_bits_is_refused(tmp_path: Path) -> None:
+    data = write_zip(tmp_path / "a.dlpk", good_entries()).read_bytes()
+    *_, n, n_bytes, start, _ = struct.unpack("<4s4H2LH", data[-22:])
+    record = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, n, n, n_bytes, start)
+    for records, is_sound in ((record, True), (record * 2, False)):
+        locator = struct.pack("<4sLQL", b"PK\6\7", 0, len(data) - 22, 1)
+        path = _write(tmp_path / "b.dlpk", data[:-22] + records + locator + data[-22:])
+        with nullcontext() if is_sound else pytest.raises(ModelPackageError, match="directory is broken"):
+            open_package(str(path))
