@@ -505,6 +505,8 @@ def _xml(text: str) -> str:
 
 def _bytes_of(path: Path, most: int, what: str, *, is_start: bool = False) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ModelPackageError(f"The {what} '{path}' is not a file.", hint="Check the path.")
         with path.open("rb") as stream:
             data = stream.read(most + 1)
     except OSError as error:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -322,3 +323,14 @@ def test_a_link_within_its_folder_is_packed_as_the_file_that_it_leads_to(tmp_pat
     (tmp_path / "latest.txt").symlink_to("version-2.txt")
     written = pack(tmp_path, definition(), extra_files=(tmp_path / "latest.txt",))
     assert b"two" == zipfile.ZipFile(written.path).read("latest.txt")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes in folders")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "x.emd"
+    os.mkfifo(pipe)
+    with pytest.raises(ModelPackageError, match="not a file"):
+        pack(tmp_path, str(pipe))
+    for part in ("card", "thumbnail"):
+        with pytest.raises(ModelPackageError, match="not a file"):
+            pack(tmp_path, definition(), **{part: pipe})
