@@ -32,11 +32,26 @@ def esri_detector(kind: str, detector: Reader, service: str) -> dict[str, Any]:
     content = detector.child("emd").data
     return {
         "weights": detector.text("weights", ""),
-        "program": detector.text("program"),
+        "program": _program(detector),
         "geometry": "any",
         "own_arguments": (),
         "options": {"emd": content} if content else {},
     }
+
+
+def _program(detector: Reader) -> str:
+    """Give the place of the program: below the definition, or an absolute path where the definition is a text."""
+    from .package import is_safe_name  # here, because that module imports this one
+
+    name = detector.text("program")
+    plain = name.replace("\\", "/")
+    while plain.startswith("./"):
+        plain = plain[2:]
+    is_absolute = plain.startswith("/") or plain[1:3] == ":/"
+    parts = plain.split("/")
+    if not is_safe_name(parts[-1] if is_absolute else plain) or ".." in parts:
+        raise detector.refuse("program", "the name of a file beside the definition")
+    return name
 
 
 def _arcgis(detector: Reader, service: str) -> dict[str, Any]:

@@ -130,6 +130,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"detector": {"kind": "arcgis", "weights": "m", "family": "SingleShotDetector", "grids": [1.5]}}, "whole numbers"),
     ({"detector": {"kind": "arcgis", "weights": "m", "family": "MaskRCNN", "kwargs": {"box_nms_thresh": 1}}}, "kwargs"),
     ({"detector": {"kind": "python", "weights": "m"}}, "'detector.program' is missing"),
+    *(
+        ({"detector": {"kind": "python", "program": name}}, "'detector.program' is")
+        for name in ("", "./", "../x.py", "a/../x.py", "/a/../x.py", "/a/", "C:x.py", "x.py\n", "NUL")
+    ),
     ({"detector": {"kind": "python", "program": "x.py", "emd": 5}}, "'detector.emd' is 5; expected an object"),
     ({"detector": {"kind": "tensorflow"}}, "'detector.weights' is missing"),
     ({"geometry": "circle"}, "'geometry' is 'circle'; expected one of box, polygon"),
