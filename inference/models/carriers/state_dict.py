@@ -6,7 +6,7 @@ Source: names and shapes of torchvision.models.detection, today's and those befo
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,9 @@ def tensor_shapes(path: Path) -> Shapes:
 def _is_sound(tensor: Any, n_bytes: int) -> bool:
     """Tell whether a header's entry is a shape whose numbers the file has room for."""
     shape = tensor.get("shape") if isinstance(tensor, Mapping) else None
-    is_shape = isinstance(shape, list) and len(shape) <= _MOST_AXES and all(type(n) is int and n >= 0 for n in shape)
-    return is_shape and prod(shape) <= _HALVES * n_bytes
+    if not isinstance(shape, list) or len(shape) > _MOST_AXES or not all(type(n) is int and n >= 0 for n in shape):
+        return False
+    return prod(shape) <= _HALVES * n_bytes
 
 
 def _too_many_tensors(path: Path) -> ModelUnsupportedError:
@@ -171,7 +172,7 @@ def _definition(path: Path, architecture: str, n_labels: int) -> tuple[dict[str,
     return content, (note, told)
 
 
-def _names(path: Path, n_labels: int, *, has_background: bool) -> tuple[list[str], str]:
+def _names(path: Path, n_labels: int, *, has_background: bool) -> tuple[Sequence[str], str]:
     """Give the names of the classes: from a list of all labels, or of those without the background."""
     found, where = names_beside(path)
     if found and found[0].strip("_").lower() == "background":
