@@ -33,6 +33,8 @@ from kestrel.tests.fixtures.rasters import write_raster
 from kestrel.tests.fixtures.runs import CancelAfter, Result, run
 from kestrel.tests.fixtures.segmenter import Segmenter, write_segmenter
 
+pytestmark = pytest.mark.slow
+
 WHOLE = {"tile_size": 8192}
 TILINGS = [
     {"tile_size": 64, "padding": 16}, {"tile_size": 96, "padding": 8}, {"tile_size": 50, "padding": 20},

@@ -20,6 +20,8 @@ from kestrel.tests.fixtures.onnx_graphs import random_network
 from kestrel.tests.fixtures.rasters import noise, write_raster
 from kestrel.tests.fixtures.runs import Result, run, write_definition
 
+pytestmark = pytest.mark.slow
+
 METHODS = ["nms", "nmm", "wbf", "soft-nms"]
 THRESHOLD = 0.2137
 

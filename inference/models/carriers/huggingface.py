@@ -10,7 +10,7 @@ What a config names of its own programs (auto_map) is refused; Kestrel runs the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -223,8 +223,8 @@ def _as_side(value: Any) -> int:
     return value if type(value) is int and 32 <= value <= 4096 else 0
 
 
-def _names(folder: Path, config: Mapping[str, Any]) -> tuple[list[str], str]:
-    names = as_names(config.get("id2label"))
+def _names(folder: Path, config: Mapping[str, Any]) -> tuple[Sequence[str], str]:
+    names: Sequence[str] = as_names(config.get("id2label"))
     if not names:
         n = config.get("num_labels")
         names = [f"LABEL_{number}" for number in range(n if type(n) is int and 0 < n <= _MOST_LABELS else 2)]

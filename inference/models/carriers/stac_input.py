@@ -201,7 +201,7 @@ def _scaling(
     found: dict[str, Any] = {"scale": scale, "mean": mean, "std": std}
     ends = {(str(step.data.get("minimum")), str(step.data.get("maximum"))) for step in steps}
     if kinds == {"min-max"} and len(ends) == 1:
-        found["data_range"] = [float(end) for end in next(iter(ends))]  # type: ignore[arg-type]
+        found["data_range"] = [float(end) for end in next(iter(ends))]
     return found
 
 

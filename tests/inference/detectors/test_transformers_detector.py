@@ -29,9 +29,10 @@ from kestrel.tests.fixtures.packages import write_zip
 from kestrel.tests.fixtures.rasters import noise, write_raster
 from kestrel.tests.fixtures.runs import run
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("transformers") is None, reason="the optional extra is not installed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="the optional extra is not installed"),
+]
 
 PROMPT = {"text_prompt": "tree. Car, old building"}
 OPEN = ("owlvit", "owlv2", "grounding-dino")
