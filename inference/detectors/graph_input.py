@@ -87,6 +87,8 @@ class GraphInput:
         Raises:
             ModelIncompatibleError: it takes whole numbers, and the raster has others.
         """
+        if self._takes_integers and batch.dtype.kind == "f" and _fits(batch, self._dtype):
+            batch = np.rint(batch).astype(self._dtype)
         if self._takes_integers and batch.dtype != self._dtype:
             raise ModelIncompatibleError(
                 f"The model takes {8 * self._dtype.itemsize}-bit pixels, and the raster's are {batch.dtype}.",
@@ -97,3 +99,9 @@ class GraphInput:
         n_missing = (self.fixed_batch or 0) - len(batch)
         fed = np.concatenate([fed, np.repeat(fed[-1:], n_missing, axis=0)]) if n_missing > 0 else fed
         return np.ascontiguousarray(fed.transpose(0, 2, 3, 1) if self._has_channels_last else fed)
+
+
+def _fits(batch: NDArray[Any], dtype: np.dtype[Any]) -> bool:
+    """Tell whether values can be rounded to a type of whole numbers without being cut off."""
+    ends = np.iinfo(dtype)
+    return bool(batch.min(initial=0) >= ends.min and batch.max(initial=0) <= ends.max)

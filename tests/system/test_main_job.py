@@ -79,14 +79,16 @@ def test_a_run_that_fails_in_the_worker_tells_its_whole_reason_too(
     from osgeo import gdal
 
     gdal.UseExceptions()
-    # 8-bit pixels are what the model takes; the check before the run does not look at types.
+    # 8-bit pixels are what the model takes, and nobody may bring the values to that.
     floats = tmp_path / "floats.tif"
-    gdal.Translate(str(floats), str(IMAGE), outputType=gdal.GDT_Float32)
-    inputs = {"INPUT": str(floats), "MODEL": str(MODEL), "OUTPUT": str(tmp_path / "x.gpkg")}
+    gdal.Translate(str(floats), str(IMAGE), outputType=gdal.GDT_Float32, scaleParams=[[0, 255, 0, 2550]])
+    inputs = {
+        "INPUT": str(floats), "MODEL": str(MODEL), "OUTPUT": str(tmp_path / "x.gpkg"), "ARGUMENTS": {"stretch": "none"},
+    }  # fmt: skip
     answer = run_qgis_process(["run", ALGORITHM, "-"], stdin=json.dumps({"inputs": inputs}))
     assert answer.code != 0
     assert "The model takes 8-bit pixels, and the raster's are float32." in answer.stderr
-    assert "Convert the raster to 8 bit" in answer.stderr
+    assert "argument stretch" in answer.stderr
     assert "[model-incompatible]" in answer.stderr
 
 

@@ -121,7 +121,10 @@ def test_pixels_are_fed_in_the_type_that_the_graph_takes(tmp_path: Path, dtype: 
 def test_a_graph_of_8_bits_takes_no_other_rasters(tmp_path: Path) -> None:
     cell_network(tmp_path / "model.onnx", input_dtype=TensorProto.UINT8)
     with pytest.raises(ModelIncompatibleError, match="8-bit pixels, and the raster's are float32"):
-        load(tmp_path, input={"scale": 1.0}).predict(BATCH.astype(np.float32))
+        load(tmp_path, input={"scale": 1.0}).predict(BATCH.astype(np.float32) * 10)
+    whole = load(tmp_path, input={"scale": 1.0})
+    as_floats = (BATCH + np.float32(0.25)).astype(np.float32)
+    assert [places(part) for part in whole.predict(BATCH)] == [places(part) for part in whole.predict(as_floats)]
     with pytest.raises(ModelIncompatibleError, match="definition scales them"):
         load(tmp_path)
 
