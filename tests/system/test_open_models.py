@@ -123,6 +123,17 @@ def photo(tmp_path: Path, shared_data: Path) -> Path:
 
 
 @pytest.mark.shared_data
+def test_a_model_of_deepness_sees_the_image_at_its_own_resolution(
+    shared_data: Path, detect: Callable[..., Any]
+) -> None:
+    model = shared_data / "models" / "tree_crowns_neon_20cm_candidate.onnx"
+    log, results, features = detect(model, "threshold 0.3")
+    assert "0.2" in log
+    assert 50 <= results["OBJECT_COUNT"] == len(features) <= 70  # 55 to 65 are known, with other tilings
+    assert {"tree"} == {feature["properties"]["Class"] for feature in features}
+
+
+@pytest.mark.shared_data
 def test_yolox_nano_finds_the_fifteen_persons_of_the_photo(
     photo: Path, shared_data: Path, detect: Callable[..., Any]
 ) -> None:

@@ -197,9 +197,8 @@ def _deepness(described: _Described, metadata: Mapping[str, str], n_bands: int) 
             spec[member] = numbers
     described.members["input"].update(spec)
     resolution, overlap = _number(metadata, "resolution"), _number(metadata, "tiles_overlap")
-    if resolution:
-        metres = resolution / 100
-        described.members["cell_size"] = {"min": metres, "max": metres}
+    if resolution and resolution > 0:
+        described.members["cell_size"] = {"read_at": resolution / 100}  # centimetres a pixel
     size = _number(metadata, "tiles_size")
     if size and 32 <= size <= _MAX_SIDE:
         described.members["tile"]["size"] = int(size)
