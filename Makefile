@@ -33,7 +33,7 @@ demo: setup-demo ## Detect trees in the aerial image that comes along, and draw 
 test: setup ## Run all tests
 	@$(DEV) tools/run_tests.py
 
-check: setup ## Run the tests that take less than a minute together
+check: setup ## Run the quick tests (one to two minutes on two cores)
 	@$(DEV) tools/run_tests.py --fast
 
 lint: setup-dev ## Check style, allowed imports and the Qt 6 rules (needs no QGIS)

@@ -23,6 +23,8 @@ from kestrel.tests.fixtures.onnx_graphs import boxes_network, cell_network, rand
 from kestrel.tests.fixtures.rasters import noise, write_raster
 from kestrel.tests.fixtures.runs import CancelAfter, Result, never, run, write_definition
 
+pytestmark = pytest.mark.slow
+
 SIDE = 316  # no multiple of the stride
 WHOLE = 320
 TILED = {"tile_size": 128, "padding": 32}

@@ -30,6 +30,8 @@ from kestrel.tests.fixtures.packages import definition
 from kestrel.tests.fixtures.rasters import noise, write_raster
 from kestrel.tests.fixtures.runs import CancelAfter, Result, run, write_definition
 
+pytestmark = pytest.mark.slow
+
 Opened = tuple[GdalRaster, list[Any]]
 
 

@@ -73,6 +73,7 @@ def test_a_failing_run_ends_with_an_error_code_and_its_whole_reason(
     assert "Model argument 'threshold' is 4; expected a number from 0 to 1." in answer.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_in_the_worker_tells_its_whole_reason_too(
     tmp_path: Path, run_qgis_process: Callable[..., Any]
 ) -> None:
@@ -92,6 +93,7 @@ def test_a_run_that_fails_in_the_worker_tells_its_whole_reason_too(
     assert "[model-incompatible]" in answer.stderr
 
 
+@pytest.mark.slow
 def test_a_chain_of_the_model_designer_runs(tmp_path: Path, run_qgis_process: Callable[..., Any]) -> None:
     described = run_qgis_process(["--json", "help", str(CHAIN)]).json
     keys = list(described["parameters"])

@@ -32,6 +32,8 @@ from kestrel.inference.job import DetectionJob
 from kestrel.inference.versions import installed_versions
 from kestrel.inference.worker import client, main
 
+pytestmark = pytest.mark.slow
+
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 posix_only = pytest.mark.skipif(os.name != "posix", reason="POSIX signals and processes")
 
