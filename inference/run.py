@@ -11,7 +11,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from .detectors import load_detector
@@ -130,13 +129,27 @@ class _Sampler:
         """Give (C, height, width), see `DetectorSettings.sample`."""
         height, width = size or self._free_size()
         window_size = self._window_size(height, width) if size else (height, width)
-        found = [(x, y, *self._read(x, y, *window_size)) for y, x in _PLACES]
-        if all(pixels is None for _, _, pixels, _ in found):
-            raise RasterReadError(f"The raster '{self.source.name}' cannot be read: no part of it that was tried.")
-        best = sorted(found, key=lambda item: -item[3])[place % len(found)]
-        x, y, pixels, _ = best if best[2] is not None else max(found, key=lambda item: item[3])
+        window = self._chosen(*window_size, place)
+        pixels, _ = self.source.read(window)
         preprocess = make_preprocess(self.source.info, self.definition, (width, height))
-        return preprocess.to_network(np.asarray(pixels), self._window(x, y, *window_size))
+        return preprocess.to_network(pixels, window)
+
+    def _chosen(self, height: int, width: int, place: int) -> Window:
+        """Give the window that is `place` in the order of how many pixels windows have."""
+        readable: list[tuple[int, Window]] = []
+        for y, x in _PLACES:
+            window = self._window(x, y, height, width)
+            try:
+                n_valid = int(self.source.read(window)[1].sum())
+            except RasterReadError:
+                continue
+            if place == 0 and n_valid == height * width:
+                return window  # no other has more, and the first of equals counts
+            readable.append((-n_valid, window))
+        if not readable:
+            raise RasterReadError(f"The raster '{self.source.name}' cannot be read: no part of it that was tried.")
+        ordered = sorted(readable, key=lambda item: item[0])
+        return ordered[place if place < len(ordered) else 0][1]
 
     def _free_size(self) -> tuple[int, int]:
         info = self.source.info
@@ -152,13 +165,6 @@ class _Sampler:
         if resize == "stretch":
             wide, high = min(wide, self.source.info.width), min(high, self.source.info.height)
         return high, wide
-
-    def _read(self, x: float, y: float, height: int, width: int) -> tuple[NDArray[Any] | None, int]:
-        try:
-            pixels, valid = self.source.read(self._window(x, y, height, width))
-        except RasterReadError:
-            return None, -1
-        return pixels, int(valid.sum())
 
     def _window(self, x: float, y: float, height: int, width: int) -> Window:
         area, info = self.region.window, self.source.info

@@ -35,7 +35,7 @@ from .graph_input import GraphInput
 from .heads import Head, HeadSettings, Outputs, make_head
 from .heads.dense import DenseHead, find_grid
 from .heads.settle import by_role
-from .onnx_reading import find_reading
+from .onnx_reading import Runner, find_reading
 from .protocol import DetectorSettings, Traits
 
 _NUMPY_TYPES = {
@@ -61,10 +61,22 @@ def load(package: ModelPackage, arguments: Mapping[str, Any], settings: Detector
     definition = package.definition
     path = _unpack(package, folder)
     runner = OnnxRunner(_session(path, settings), definition)
+    return detector_of(runner, package, arguments, settings, settings.n_threads)
+
+
+def detector_of(
+    runner: Runner, package: ModelPackage, arguments: Mapping[str, Any], settings: DetectorSettings, n_callers: int
+) -> OnnxDetector:
+    """Give the detector for what a runner gives, once it is known how that is to be read.
+
+    Raises:
+        ModelUnsupportedError: its outputs are none that Kestrel knows.
+    """
+    definition = package.definition
     limits = HeadSettings(len(definition.classes), float(arguments["threshold"]), float(arguments["nms_overlap"]))
     found = find_reading(runner, definition, limits, settings.sample)
     head = make_head(found.reading, found.settings)
-    detector = OnnxDetector(runner, found.reading, head, definition, settings.n_threads)
+    detector = OnnxDetector(runner, found.reading, head, definition, n_callers)
     detector.tell(found.notes)
     return detector.calibrated(package.sha256(), definition)
 
@@ -218,7 +230,7 @@ class OnnxDetector:
     """A graph, and the head that reads its outputs."""
 
     def __init__(
-        self, runner: OnnxRunner, reading: Reading, head: Head, definition: ModelDefinition, n_threads: int
+        self, runner: Runner, reading: Reading, head: Head, definition: ModelDefinition, n_threads: int
     ) -> None:
         """Take the parts; the traits are declared ones until `calibrated`.
 
@@ -330,7 +342,7 @@ _ALSO = (("scores", 3), ("masks", 5), ("counts", 2))
 """Forms that heads read besides: scores a class, masks with a channel's axis."""
 
 
-def _limit(runner: OnnxRunner, reading: Reading) -> int | None:
+def _limit(runner: Runner, reading: Reading) -> int | None:
     """Give the most objects that a graph with suppression inside can tell of."""
     name = reading.roles.get("table" if reading.head.startswith("rows") else "boxes", "")
     shape = next((item.shape for item in runner.outputs if item.name == name), None)

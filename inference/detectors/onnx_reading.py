@@ -83,12 +83,19 @@ def find_reading(
         trial = replace(trial, settings=settings)
     names = Names(settings.n_classes, definition.classes[0].name, are_numbers)
     reading, notes = settle(found, outputs, names, trial.size)
-    texts = [f"The model's outputs were read as '{reading.head}'" + (f" ({reading.why})" if reading.why else "") + (
-        "".join(f"; {note}" for note in notes) + ". The argument head overrules that.")] if stated is None else [
-        f"Assumed of the model: {'; '.join(notes)}."] if notes else []  # fmt: skip
+    texts = _told(reading, notes, is_stated=stated is not None)
     if definition.input.is_assumed and runner.input.is_adaptable:
         texts.append(trial.adapt(reading, is_raster=sample is not None))
     return FoundReading(reading, settings, tuple(texts))
+
+
+def _told(reading: Reading, notes: tuple[str, ...], *, is_stated: bool) -> list[str]:
+    """Say how the outputs are read, as far as nobody stated it."""
+    if is_stated:
+        return [f"Assumed of the model: {'; '.join(notes)}."] if notes else []
+    why = f" ({reading.why})" if reading.why else ""
+    read = "; ".join([f"The model's outputs were read as '{reading.head}'{why}", *notes])
+    return [f"{read}. The argument head overrules that."]
 
 
 def _stated(definition: ModelDefinition, outputs: tuple[TensorInfo, ...]) -> Reading | None:

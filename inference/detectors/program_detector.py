@@ -15,9 +15,8 @@ from ..models.definition import ModelDefinition
 from ..models.onnx_file import TensorInfo
 from ..models.package import ModelPackage
 from .graph_input import GraphInput
-from .heads import HeadSettings, Outputs, make_head
-from .onnx_detector import OnnxDetector
-from .onnx_reading import find_reading
+from .heads import Outputs
+from .onnx_detector import OnnxDetector, detector_of
 from .protocol import DetectorSettings, Traits
 
 _KINDS = "fiub"
@@ -55,11 +54,7 @@ def bare_output(
     """
     definition = package.definition
     runner = HostRunner(host, _described(told), definition)
-    limits = HeadSettings(len(definition.classes), float(arguments["threshold"]), float(arguments["nms_overlap"]))
-    found = find_reading(runner, definition, limits, settings.sample)
-    inner: Any = OnnxDetector(runner, found.reading, make_head(found.reading, found.settings), definition, 1)  # type: ignore[arg-type]
-    inner.tell(found.notes)
-    return BareOutputDetector(host, inner.calibrated(package.sha256(), definition))
+    return BareOutputDetector(host, detector_of(runner, package, arguments, settings, n_callers=1))
 
 
 class HostRunner:

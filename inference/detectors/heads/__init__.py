@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -31,7 +31,6 @@ class HeadSettings:
     n_classes: int
     threshold: float
     max_overlap: float
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Head(Protocol):
