@@ -34,12 +34,14 @@ from kestrel.inference.detect import detect  # noqa: E402
 from kestrel.inference.detectors import load_detector  # noqa: E402
 from kestrel.inference.detectors.protocol import DetectorSettings  # noqa: E402
 from kestrel.inference.events import Objects  # noqa: E402
-from kestrel.inference.job import DetectionJob  # noqa: E402
+from kestrel.inference.job import DetectionJob, RasterItem  # noqa: E402
 from kestrel.inference.models.arguments import resolve_arguments  # noqa: E402
 from kestrel.inference.models.package import open_package  # noqa: E402
 from kestrel.inference.object_file import MapObjects, read_objects  # noqa: E402
 from kestrel.inference.plan import usable_cores  # noqa: E402
-from kestrel.inference.rasters.gdal_raster import GdalRaster  # noqa: E402
+from kestrel.inference.rasters.gdal_pixels import GdalPixels  # noqa: E402
+from kestrel.inference.rasters.model_raster import ModelRaster  # noqa: E402
+from kestrel.inference.rasters.source import GridRequest  # noqa: E402
 from kestrel.inference.tiling import TileGrid, Window  # noqa: E402
 
 MODEL = ROOT / "resources" / "models" / "tree_crowns.dlpk"
@@ -69,7 +71,7 @@ def run_job(raster: Path, **job: Any) -> RunResult:
 
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        made = DetectionJob(uuid.uuid4().hex, str(raster), str(MODEL), **job)
+        made = DetectionJob(uuid.uuid4().hex, (RasterItem("gdal", str(raster)),), str(MODEL), **job)
         summary = detect(made, Path(folder), report, lambda: False)
         seconds = time.perf_counter() - start
     return RunResult(summary, objects, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -127,7 +129,8 @@ def _forward_seconds(raster: Path, summary: dict[str, Any], n_threads: int) -> f
 
     package = open_package(str(MODEL))
     arguments = resolve_arguments(package.definition, {}).values
-    source = GdalRaster(str(raster), package.definition.input, None)
+    spec = package.definition.input
+    source = ModelRaster(GdalPixels(RasterItem("gdal", str(raster)), spec.bands, GridRequest()), spec)
     info = source.info
     area = Window(0, 0, info.width, info.height)
     grid = TileGrid(info.width, info.height, area, summary["tile_size"], summary["padding"], summary["stride"])

@@ -18,13 +18,20 @@ from .errors import JobError
 from .events import Report
 from .job import DetectionJob
 from .journal import JobState, Journal, TileState
+from .rasters.access import ALONE, RasterAccess
 from .reshaping import reshaped_geometry
 from .results import hand_out
 from .run import Run, fingerprint, prepare
 from .search import search, tell_quarantined
 
 
-def detect(job: DetectionJob, folder: Path, report: Report, is_cancelled: Callable[[], bool]) -> dict[str, Any]:
+def detect(
+    job: DetectionJob,
+    folder: Path,
+    report: Report,
+    is_cancelled: Callable[[], bool],
+    access: RasterAccess = ALONE,
+) -> dict[str, Any]:
     """Run a job.
 
     Args:
@@ -32,6 +39,7 @@ def detect(job: DetectionJob, folder: Path, report: Report, is_cancelled: Callab
         folder: The job's own folder: journal and files of finished objects go there.
         report: Told what happens.
         is_cancelled: Asked often.
+        access: What reading the raster needs besides its name.
 
     Returns:
         The summary: counts, the plan, the time.
@@ -42,7 +50,7 @@ def detect(job: DetectionJob, folder: Path, report: Report, is_cancelled: Callab
     """
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="model-", dir=folder, ignore_cleanup_errors=True) as unpacked:
-        run = prepare(job, Path(unpacked), report)
+        run = prepare(job, Path(unpacked), report, access)
         try:
             with Journal.open(folder, fingerprint(run), len(run.plan.grid)) as journal:
                 search(run, journal, report, is_cancelled)

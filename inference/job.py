@@ -9,22 +9,55 @@ from typing import Any
 
 from .errors import JobError
 
-SCHEMA = 1
+SCHEMA = 2
 
 PROCESSORS = ("auto", "cpu", "gpu")
+RASTER_KINDS = ("gdal", "image_service", "picture")
+PROCESSING_MODES = ("mosaic", "items")
+RESAMPLINGS = ("auto", "nearest", "bilinear", "cubic", "average")
 _MOST_THREADS_A_CORE = 4
+
+
+@dataclass(frozen=True)
+class RasterItem:
+    """One raster of a job: how the worker gets at its pixels. Nothing secret stands in it."""
+
+    kind: str
+    """"gdal", "image_service" (an ArcGIS server's), or "picture" (QGIS draws or reads it, and hands it over)."""
+    source: str
+    """GDAL connection string (a path, or a /vsi... name), address of the service, or QGIS's name for it."""
+    name: str = ""
+    """What people call it."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What the kind needs besides, see rasters/opening.py."""
+    crs_wkt: str = ""
+    """Coordinate reference system that overrules the raster's own; empty: its own."""
+
+    def __post_init__(self) -> None:
+        """Check the kind.
+
+        Raises:
+            JobError: there is no such kind.
+        """
+        if self.kind not in RASTER_KINDS:
+            raise JobError(f"A raster of the kind '{self.kind}' is not one of {', '.join(RASTER_KINDS)}.")
+
+    @property
+    def shown(self) -> str:
+        """Give what messages call it: its name, or its source without what an address has behind its question mark."""
+        return self.name or self.source.split("?")[0]
 
 
 @dataclass(frozen=True)
 class DetectionJob:
     """One run of the detection.
 
-    Units/space: extent, cell_size and mask are in the raster's own coordinate reference system.
+    Units/space: extent, cell_size, snap and mask are in the coordinate reference system of the (first) raster.
     """
 
     job_id: str
-    raster: str
-    """GDAL connection string of the raster: a path, or a /vsi... name."""
+    rasters: tuple[RasterItem, ...]
+    """The raster to search, or several: as one mosaic, where a later one lies on top, or one by one."""
     model: str
     """Path of the model package (.dlpk, .emd, .json), or the definition's JSON text."""
     model_sha256: str = ""
@@ -37,6 +70,16 @@ class DetectionJob:
     """xmin, ymin, xmax, ymax."""
     cell_size: float | None = None
     """Side of the square pixels that the model shall see; None: the raster's own."""
+    snap: tuple[float, float] | None = None
+    """A corner of pixels that the grid of pixels is to be aligned with; None: the raster's own grid."""
+    resampling: str = "auto"
+    """How pixels of another grid are made: "auto", "nearest", "bilinear", "cubic", "average"."""
+    bands: tuple[int | str, ...] = ()
+    """Bands that the model gets, in its order: 0-based numbers, or names. Empty: as the model says."""
+    processing_mode: str = "mosaic"
+    """What several rasters are: one "mosaic", or "items" that are searched one by one."""
+    max_tiles: int | None = None
+    """Most tiles that a run may have; None: any number."""
     mask_wkb: str | None = None
     """Polygons to search, hexadecimal WKB; an object counts when its anchor lies inside."""
     run_nms: bool = False
@@ -56,8 +99,11 @@ class DetectionJob:
         Raises:
             JobError: a value is outside its range.
         """
-        if self.processor not in PROCESSORS:
-            raise JobError(f"Processor type '{self.processor}' is not one of {', '.join(PROCESSORS)}.")
+        _check_choice("Processor type", self.processor, PROCESSORS)
+        _check_choice("Resampling", self.resampling, RESAMPLINGS)
+        _check_choice("Processing mode", self.processing_mode, PROCESSING_MODES)
+        if not self.rasters:
+            raise JobError("The job names no raster.", hint="Choose the raster to search.")
         if not 0 <= self.max_overlap_ratio <= 1:
             raise JobError(f"Maximum overlap ratio {self.max_overlap_ratio:g} is outside 0 to 1.")
         if self.cell_size is not None and not 0 < self.cell_size < float("inf"):
@@ -69,6 +115,11 @@ class DetectionJob:
     def to_json(self) -> str:
         """Give the job as JSON text."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise JobError(f"{what} '{value}' is not one of {', '.join(choices)}.")
 
 
 def _check_extent(extent: tuple[float, float, float, float]) -> None:
@@ -101,11 +152,14 @@ def job_from_json(text: str) -> DetectionJob:
     if unknown:
         raise JobError(f"The job has members that this version does not know: {', '.join(unknown)}.")
     try:
-        if data.get("extent") is not None:
-            data["extent"] = tuple(data["extent"])
-        data["objects_of_interest"] = tuple(data.get("objects_of_interest", ()))
+        for name in ("extent", "snap"):
+            if data.get(name) is not None:
+                data[name] = tuple(data[name])
+        for name in ("objects_of_interest", "bands"):
+            data[name] = tuple(data.get(name, ()))
+        data["rasters"] = tuple(RasterItem(**item) for item in data["rasters"])
         return DetectionJob(**data)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise JobError(f"The job is incomplete, or a member has the wrong type: {error}.") from error
 
 

@@ -25,7 +25,7 @@ from .errors import DeviceMemoryError, InferenceError, RasterReadError, TileErro
 from .events import Canceled
 from .journal import TileState
 from .preprocess import Preprocess
-from .rasters.source import RasterSource
+from .rasters.model_raster import ModelRaster
 from .tiling import Tile
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ class BatchSize:
 class Pipeline:
     """The parts that tiles run through."""
 
-    source: RasterSource
+    source: ModelRaster
     preprocess: Preprocess
     detector: Detector
     batch_size: BatchSize

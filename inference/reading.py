@@ -6,6 +6,7 @@ Both are settled once a run from the raster as a whole, so that a part of it giv
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,21 +17,28 @@ from .fit import ground_cell
 from .job import DetectionJob
 from .models.definition import ModelDefinition
 from .models.fit_rules import AS_BYTES, chosen_stretch, depends_on_values, resolution, stretch_text
-from .rasters.gdal_raster import GdalRaster
+from .rasters.access import ALONE, RasterAccess
+from .rasters.model_raster import ModelRaster
+from .rasters.opening import open_pixels
+from .rasters.source import GridRequest, PixelSource, RasterInfo
 from .rasters.stretching import BandStretch, measured
 
 _TOLD_BANDS = 6
 
 
 def open_raster(
-    job: DetectionJob, definition: ModelDefinition, arguments: Mapping[str, Any]
-) -> tuple[GdalRaster, list[Message]]:
+    job: DetectionJob,
+    definition: ModelDefinition,
+    arguments: Mapping[str, Any],
+    access: RasterAccess = ALONE,
+) -> tuple[ModelRaster, list[Message]]:
     """Open a job's raster as its model wants to see it.
 
     Args:
         job: The job.
         definition: The model.
         arguments: Resolved arguments.
+        access: What reading the raster needs besides its name.
 
     Returns:
         The raster, and what the user should hear about it.
@@ -40,37 +48,38 @@ def open_raster(
         RasterReadError: its values cannot be looked at.
         ModelIncompatibleError: it lacks bands that the model needs, or its type cannot be used.
     """
-    source = GdalRaster(job.raster, definition.input, job.cell_size)
-    cell_size, told = job.cell_size, list[Message]()
-    if cell_size is None:
-        cell_size, told = _wanted_cell_size(source, definition)
-    stretch, message = _stretch(source, definition, str(arguments.get("stretch", "model")))
-    told += [message] if message else []
-    if cell_size == job.cell_size and stretch is None:
-        return source, told
-    source.close()
-    return GdalRaster(job.raster, definition.input, cell_size, stretch), told
+    bands = job.bands or definition.input.bands
+    grid = GridRequest(job.cell_size, job.snap, job.resampling)
+    pixels = open_pixels(job.rasters[0], bands, grid, access)
+    told = list[Message]()
+    if job.cell_size is None:
+        cell_size, told = _wanted_cell_size(pixels.info, definition)
+        if cell_size is not None:
+            pixels.close()
+            pixels = open_pixels(job.rasters[0], bands, replace(grid, cell_size=cell_size), access)
+    stretch, message = _stretch(pixels, definition, str(arguments.get("stretch", "model")))
+    return ModelRaster(pixels, definition.input, stretch), told + ([message] if message else [])
 
 
-def _wanted_cell_size(source: GdalRaster, definition: ModelDefinition) -> tuple[float | None, list[Message]]:
+def _wanted_cell_size(info: RasterInfo, definition: ModelDefinition) -> tuple[float | None, list[Message]]:
     """Give the cell size for a model that sees all rasters at one resolution; None: the raster's own pixels."""
     if definition.cell_size is None or definition.cell_size.read_at is None:
         return None, []
-    place = ground_cell(source.info)
+    place = ground_cell(info)
     if place is None:
         text = (
             f"The model wants pixels of {definition.cell_size.read_at:g} m on the ground, and where the raster lies is "
             "not known: it is read with its own pixels. CELL_SIZE overrules it."
         )
         return None, [Message("warning", "resolution", text)]
-    wanted = resolution(definition.cell_size, place[0], source.info.cell_size[0])
+    wanted = resolution(definition.cell_size, place[0], info.cell_size[0])
     if wanted is None:
         return None, []
     return wanted.cell_size, [Message("warning" if wanted.is_enlarged else "info", "resolution", wanted.text)]
 
 
 def _stretch(
-    source: GdalRaster, definition: ModelDefinition, argument: str
+    source: PixelSource, definition: ModelDefinition, argument: str
 ) -> tuple[BandStretch | None, Message | None]:
     dtype = source.info.dtype
     chosen = chosen_stretch(definition, argument, dtype, None)

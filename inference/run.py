@@ -33,7 +33,8 @@ from .models.overrides import overruled
 from .models.package import ModelPackage, open_package
 from .plan import Plan, make_plan, usable_cores
 from .preprocess import Preprocess
-from .rasters.gdal_raster import GdalRaster
+from .rasters.access import ALONE, RasterAccess
+from .rasters.model_raster import ModelRaster
 from .rasters.source import RasterInfo
 from .reading import open_raster
 from .region import Region, make_region
@@ -54,7 +55,7 @@ class Run:
     package: ModelPackage
     sha256: str
     arguments: Mapping[str, Any]
-    source: GdalRaster
+    source: ModelRaster
     region: Region
     detector: Detector
     plan: Plan
@@ -62,13 +63,14 @@ class Run:
     n_threads: int
 
 
-def prepare(job: DetectionJob, unpacked: Path, report: Report) -> Run:
+def prepare(job: DetectionJob, unpacked: Path, report: Report, access: RasterAccess = ALONE) -> Run:
     """Open, load and plan what a job names.
 
     Args:
         job: The job.
         unpacked: An empty private folder for the model's files.
         report: Told about the plan, and what does not fit together well.
+        access: What reading the raster needs besides its name.
 
     Raises:
         InferenceError: something cannot be opened, or model and raster do not fit together.
@@ -80,7 +82,7 @@ def prepare(job: DetectionJob, unpacked: Path, report: Report) -> Run:
     resolved = resolve_arguments(package.definition, job.arguments)
     definition = overruled(package.definition, resolved.values)
     package = replace(package, definition=definition)
-    source, told = open_raster(job, definition, resolved.values)
+    source, told = open_raster(job, definition, resolved.values, access)
     region = make_region(job, source.info)
     device = choose_device(job.processor, job.gpu_id, definition.kind)
     n_threads = parse_parallel_factor(job.parallel_processing_factor, usable_cores())
@@ -119,7 +121,7 @@ _SAMPLE_SIDE, _SAMPLE_STRIDE = 640, 32
 class _Sampler:
     """Gives tiles of the searched region, the fullest first, as the run will show them to the network."""
 
-    source: GdalRaster
+    source: ModelRaster
     region: Region
     definition: ModelDefinition
     tile_size: int
@@ -197,23 +199,16 @@ def fingerprint(run: Run) -> str:
     """
     job, grid, info = run.job, run.plan.grid, run.source.info
     facts = [
-        _code_hash(), installed_versions(), run.sha256, job.raster, _identity(run.source),
+        _code_hash(), installed_versions(), run.sha256, [asdict(item) for item in job.rasters],
+        run.source.pixels.identity() or secrets.token_hex(16),
         info.width, info.height, list(info.transform), info.crs_wkt,
         run.source.stretch and asdict(run.source.stretch),
         list(run.detector.traits.notes), job.extent, job.cell_size, job.mask_wkb,
+        job.snap, job.resampling, job.bands,
         grid.tile_size, grid.tile_height, grid.padding, grid.stride, run.plan.network_size,
         {name: run.arguments[name] for name in sorted(run.arguments) if name != "batch_size"},
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _identity(source: GdalRaster) -> list[Any]:
-    """Give name, size and time of change of each file of the raster."""
-    try:
-        stats = [(name, Path(name).stat()) for name in source.files]
-    except OSError:
-        stats = []
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats] or [secrets.token_hex(16)]
 
 
 def _code_hash() -> str:

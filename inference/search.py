@@ -169,6 +169,6 @@ def _nothing_done(run: Run, code: str, places: str) -> InferenceError:
             hint="The run's log holds what it said; ask whoever made the package.",
         )
     return RasterReadError(
-        f"The raster '{run.job.raster}' cannot be read ({places}).",
+        f"The raster '{run.source.name}' cannot be read ({places}).",
         hint="The file is damaged or incomplete: copy it again from its source.",
     )

@@ -119,7 +119,7 @@ def build_plan(
         output = check_destination(output, fields, context.project())
     job = DetectionJob(
         job_id=new_job_id(),
-        raster=raster.connection,
+        rasters=(raster.item,),
         model=reference,
         arguments=arguments,
         objects_of_interest=objects_of_interest(reader.text(keys.OBJECTS_OF_INTEREST), package.definition),

@@ -273,7 +273,7 @@ def origin(record: RunRecord) -> dict[str, str]:
         "arguments": json.dumps(job.arguments, ensure_ascii=False, default=str),
         "objects_of_interest": "; ".join(job.objects_of_interest),
         # A remote raster's address may carry a signature behind the question mark.
-        "raster": job.raster.split("?")[0],
+        "raster": "; ".join(item.source.split("?")[0] for item in job.rasters),
         "crs": record.raster.crs.authid(),
         "extent": extent,
         "cell_size": f"{job.cell_size or record.raster.cell_size:g}",

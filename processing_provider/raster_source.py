@@ -12,6 +12,7 @@ from osgeo import gdal
 from qgis.core import QgsCoordinateReferenceSystem, QgsProviderRegistry, QgsRasterLayer, QgsRectangle
 
 from ..inference.errors import ModelIncompatibleError, RasterOpenError
+from ..inference.job import RasterItem
 from ..inference.models.definition import ModelDefinition
 from ..inference.models.fit_rules import find_band
 
@@ -35,6 +36,11 @@ class SourceRaster:
     """Type of the first band's values, as numpy calls it."""
     band_numbers: tuple[int, ...] = ()
     """0-based numbers of those bands in the file; empty: as they stand."""
+
+    @property
+    def item(self) -> RasterItem:
+        """Give it as the job names it."""
+        return RasterItem("gdal", self.connection, self.name)
 
     def band_index(self, band: int | str) -> int | None:
         """Give the 0-based number in the file of a band that a model names; None where there is none."""

@@ -36,12 +36,12 @@ from ..errors import (
     is_out_of_memory,
 )
 from ..events import Canceled, Done, Failed, Report, Started, WasCanceled, WorkerEvent
-from ..job import DetectionJob
 from ..jobs import LOG_FILE, WORK_PREFIX, read_job
+from ..rasters.access import RasterAccess
 from ..versions import SETUP_HINT, check_floors, installed_versions
 from .protocol import CANCEL, encode_event, write_event
 
-Detect = Callable[[DetectionJob, Path, Report, Callable[[], bool]], "dict[str, Any]"]
+Detect = Callable[..., "dict[str, Any]"]
 
 ORPHAN_GRACE = 1.25
 """Seconds that a run has to commit its batch and end once QGIS is gone."""
@@ -125,7 +125,7 @@ def _run_job(folder: Path, load: Callable[[], Detect], report: Report, control: 
         # After the imports: on Windows, loading a library can block while another thread waits on a standard stream.
         cancel = threading.Event()
         threading.Thread(target=_watch, args=(control, cancel), daemon=True).start()
-        return Done(detect(job, folder, report, cancel.is_set))
+        return Done(detect(job, folder, report, cancel.is_set, RasterAccess(cancel.is_set)))
 
 
 # -- Surroundings of the run -------------------------------------------------------------------------------------------

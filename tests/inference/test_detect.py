@@ -34,7 +34,7 @@ from kestrel.inference.journal import Journal, TileResult, TileState
 from kestrel.inference.models.package import open_package
 from kestrel.inference.results import bands_of
 from kestrel.tests.fixtures.onnx_graphs import CELL, cell_network, random_network
-from kestrel.tests.fixtures.rasters import NORTH_UP, cells, noise, write_raster
+from kestrel.tests.fixtures.rasters import NORTH_UP, cells, items, noise, write_raster
 from kestrel.tests.fixtures.runs import Result, never, run, write_definition
 
 LIT = [(0, 1, 2), (1, 3, 7), (2, 9, 9), (0, 9, 0), (1, 0, 9), (2, 5, 5)]
@@ -171,7 +171,7 @@ def test_an_extent_cuts_no_object_since_the_network_sees_beyond_it(model: Path, 
 
 
 def fingerprint_of(raster: Path | str, model: Path, folder: Path) -> str:
-    job = DetectionJob("a", str(raster), model.read_text(encoding="utf-8"), processor="cpu", arguments=SMALL)
+    job = DetectionJob("a", items(raster), model.read_text(encoding="utf-8"), processor="cpu", arguments=SMALL)
     folder.mkdir(exist_ok=True)
     prepared = preparation.prepare(job, Path(tempfile.mkdtemp(dir=folder)), lambda event: None)
     try:
@@ -537,7 +537,7 @@ def test_tiles_on_which_the_network_gives_all_it_can_are_told(
 
 def test_rows_far_below_that_reach_up_are_waited_for(model: Path, tmp_path: Path) -> None:
     raster = write_raster(tmp_path / "r.tif", cells(3, 16, 16, []))
-    job = DetectionJob("a", str(raster), model.read_text(encoding="utf-8"), processor="cpu",
+    job = DetectionJob("a", items(raster), model.read_text(encoding="utf-8"), processor="cpu",
                        arguments={"tile_size": 32, "padding": 0})  # fmt: skip
     prepared = preparation.prepare(job, tmp_path, lambda event: None)
     tops = {0: 3.0, 5: 40.0, 15: 20.0}  # tile number, and how far up it reaches

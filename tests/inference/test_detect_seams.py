@@ -20,7 +20,7 @@ from kestrel.inference.run import fingerprint, prepare
 from kestrel.inference.search import search
 from kestrel.inference.tiling import Tile
 from kestrel.tests.fixtures.onnx_graphs import boxes_network, cell_network, random_network
-from kestrel.tests.fixtures.rasters import noise, write_raster
+from kestrel.tests.fixtures.rasters import items, noise, write_raster
 from kestrel.tests.fixtures.runs import CancelAfter, Result, never, run, write_definition
 
 pytestmark = pytest.mark.slow
@@ -171,7 +171,9 @@ def test_the_order_of_tiles_does_not_change_a_bit(folder: Path, tmp_path: Path, 
         def __iter__(self) -> Iterator[Tile]:
             return (self._grid[number] for number in reversed(range(len(self._grid))))
 
-    job = DetectionJob("test", str(folder / "raster.tif"), str(folder / "model.json"), arguments=TILED, processor="cpu")
+    job = DetectionJob(
+        "test", items(folder / "raster.tif"), str(folder / "model.json"), arguments=TILED, processor="cpu"
+    )
     prepared = prepare(job, tmp_path, lambda event: None)
     backwards = replace(prepared, plan=replace(prepared.plan, grid=Reversed(prepared.plan.grid)))
     with Journal.open(tmp_path, fingerprint(prepared), len(prepared.plan.grid)) as journal:

@@ -8,21 +8,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kestrel.inference.errors import InferenceError, JobError
-from kestrel.inference.job import DetectionJob, job_from_json, parse_parallel_factor
+from kestrel.inference.job import DetectionJob, RasterItem, job_from_json, parse_parallel_factor
 
-LEAST: dict[str, Any] = {"job_id": "a", "raster": "/r.tif", "model": "/m.dlpk"}
+LEAST: dict[str, Any] = {"job_id": "a", "rasters": (RasterItem("gdal", "/r.tif"),), "model": "/m.dlpk"}
+
+WIRE = {**LEAST, "rasters": [{"kind": "gdal", "source": "/r.tif"}]}
 
 numbers = st.floats(-1e6, 1e6)
+rasters = st.builds(
+    RasterItem, st.sampled_from(["gdal", "image_service", "picture"]), st.text(), st.text(),
+    st.dictionaries(st.text(), st.booleans() | numbers | st.text()), st.text(),
+)  # fmt: skip
 
 
 @given(
     st.builds(
         DetectionJob,
-        job_id=st.text(), raster=st.text(), model=st.text(), model_sha256=st.text(),
+        job_id=st.text(), rasters=st.lists(rasters, min_size=1, max_size=3).map(tuple),
+        model=st.text(), model_sha256=st.text(),
         arguments=st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | numbers | st.text()),
         objects_of_interest=st.lists(st.text()).map(tuple),
         extent=st.none() | st.tuples(numbers, numbers, st.floats(1e7, 1e8), st.floats(1e7, 1e8)),
         cell_size=st.none() | st.floats(1e-9, 1e9),
+        snap=st.none() | st.tuples(numbers, numbers), resampling=st.sampled_from(["auto", "nearest", "cubic"]),
+        bands=st.lists(st.integers(0, 20) | st.text()).map(tuple), processing_mode=st.sampled_from(["mosaic", "items"]),
+        max_tiles=st.none() | st.integers(1),
         mask_wkb=st.none() | st.text("0123456789ABCDEF"),
         run_nms=st.booleans(), max_overlap_ratio=st.floats(0, 1),
         processor=st.sampled_from(["auto", "cpu", "gpu"]), gpu_id=st.none() | st.integers(0, 8),
@@ -49,6 +59,9 @@ def test_a_job_comes_back_from_json_as_it_was(job: DetectionJob) -> None:
         {"max_overlap_ratio": 1.01},
         {"max_overlap_ratio": float("nan")},
         {"processor": "tpu"},
+        {"resampling": "smooth"},
+        {"processing_mode": "both"},
+        {"rasters": ()},
         {"parallel_processing_factor": "many"},
         {"parallel_processing_factor": "-1"},
         {"parallel_processing_factor": "1.5"},
@@ -57,7 +70,7 @@ def test_a_job_comes_back_from_json_as_it_was(job: DetectionJob) -> None:
 )
 def test_a_value_outside_its_range_is_refused_when_the_job_is_made(members: dict[str, Any]) -> None:
     with pytest.raises(JobError):
-        DetectionJob(**LEAST, **members)
+        DetectionJob(**{**LEAST, **members})
 
 
 @pytest.mark.parametrize(
@@ -68,17 +81,20 @@ def test_a_value_outside_its_range_is_refused_when_the_job_is_made(members: dict
         "{",
         "null",
         "{}",
-        json.dumps(LEAST),
-        json.dumps({"schema": 1, "job_id": "a"}),
-        json.dumps({**LEAST, "schema": "1"}),
-        json.dumps({**LEAST, "schema": 1, "nonsense": 1}),
-        json.dumps({**LEAST, "schema": 1, "extent": [1, 2]}),
-        json.dumps({**LEAST, "schema": 1, "extent": 5}),
-        json.dumps({**LEAST, "schema": 1, "extent": ["a", "b", "c", "d"]}),
-        json.dumps({**LEAST, "schema": 1, "objects_of_interest": 3}),
-        json.dumps({**LEAST, "schema": 1, "cell_size": "wide"}),
-        json.dumps({**LEAST, "schema": 1, "max_overlap_ratio": None}),
-        json.dumps({**LEAST, "schema": 1, "parallel_processing_factor": 5}),
+        json.dumps(WIRE),
+        json.dumps({"schema": 2, "job_id": "a"}),
+        json.dumps({**WIRE, "schema": "1"}),
+        json.dumps({**WIRE, "schema": 2, "nonsense": 1}),
+        json.dumps({**WIRE, "schema": 2, "rasters": []}),
+        json.dumps({**WIRE, "schema": 2, "rasters": ["/r.tif"]}),
+        json.dumps({**WIRE, "schema": 2, "rasters": [{"kind": "tape", "source": "/r.tif"}]}),
+        json.dumps({**WIRE, "schema": 2, "extent": [1, 2]}),
+        json.dumps({**WIRE, "schema": 2, "extent": 5}),
+        json.dumps({**WIRE, "schema": 2, "extent": ["a", "b", "c", "d"]}),
+        json.dumps({**WIRE, "schema": 2, "objects_of_interest": 3}),
+        json.dumps({**WIRE, "schema": 2, "cell_size": "wide"}),
+        json.dumps({**WIRE, "schema": 2, "max_overlap_ratio": None}),
+        json.dumps({**WIRE, "schema": 2, "parallel_processing_factor": 5}),
     ],
 )
 def test_what_is_no_job_is_refused_as_one(text: str) -> None:
@@ -88,12 +104,12 @@ def test_what_is_no_job_is_refused_as_one(text: str) -> None:
 
 def test_a_job_of_a_newer_version_says_that_the_plugin_is_old() -> None:
     with pytest.raises(JobError, match=r"newer version.*Update the plugin"):
-        job_from_json(json.dumps({**LEAST, "schema": 2, "quantum": True}))
+        job_from_json(json.dumps({**WIRE, "schema": 3, "quantum": True}))
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
                     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
-                        st.sampled_from(["schema", "job_id", "raster", "model", "extent", "cell_size", "gpu_id"]),
+                        st.sampled_from(["schema", "job_id", "rasters", "model", "extent", "cell_size", "gpu_id"]),
                         inner), max_leaves=12))  # fmt: skip
 def test_any_json_is_read_or_refused(data: Any) -> None:
     try:

@@ -10,7 +10,7 @@ import pytest
 
 from kestrel.inference import jobs
 from kestrel.inference.errors import DiskFullError, JobError, OutputError
-from kestrel.inference.job import DetectionJob
+from kestrel.inference.job import DetectionJob, RasterItem
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="POSIX file modes")
 
@@ -24,7 +24,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def a_job(job_id: str = "job-1") -> DetectionJob:
     return DetectionJob(
         job_id,
-        raster="/data/Bäume/ortho 1.tif",
+        rasters=(RasterItem("gdal", "/data/Bäume/ortho 1.tif"),),
         model="/models/trees.dlpk",
         arguments={"threshold": 0.5},
         objects_of_interest=("Tree",),
@@ -75,7 +75,7 @@ def test_an_id_that_is_no_plain_name_is_refused(job_id: str) -> None:
 @pytest.mark.parametrize("raster", ["/data/Bäume/ortho 1.tif", "/data/\udce4.tif", '/vsizip/"a".zip/b.tif'])
 def test_a_job_comes_back_as_it_was_written(raster: str) -> None:
     folder = jobs.create_job_folder("job-1")
-    job = DetectionJob("job-1", raster=raster, model="m.dlpk", extent=(0.0, 1.5, 20.0, 30.25))
+    job = DetectionJob("job-1", rasters=(RasterItem("gdal", raster),), model="m.dlpk", extent=(0.0, 1.5, 20.0, 30.25))
     jobs.write_job(folder, job)
     assert jobs.read_job(folder) == job
     assert [entry.name for entry in folder.iterdir()] == ["job.json"]

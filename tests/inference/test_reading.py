@@ -22,17 +22,17 @@ from kestrel.inference.events import Canceled, Progress
 from kestrel.inference.job import DetectionJob
 from kestrel.inference.models.definition import CellSizeRange, InputSpec, ModelDefinition, definition_from_json
 from kestrel.inference.models.stretch import Stretch
-from kestrel.inference.rasters.gdal_raster import GdalRaster
+from kestrel.inference.rasters.model_raster import ModelRaster
 from kestrel.inference.rasters.stretching import BandStretch, measured
 from kestrel.inference.reading import open_raster
 from kestrel.inference.tiling import Window
 from kestrel.tests.fixtures.packages import definition
-from kestrel.tests.fixtures.rasters import noise, write_raster
+from kestrel.tests.fixtures.rasters import items, model_raster, noise, write_raster
 from kestrel.tests.fixtures.runs import CancelAfter, Result, run, write_definition
 
 pytestmark = pytest.mark.slow
 
-Opened = tuple[GdalRaster, list[Any]]
+Opened = tuple[ModelRaster, list[Any]]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def tree_model(folder: Path, name: str = "trees.json", cell_size: Any = None, **
 
 
 def opened(raster: Path, model: ModelDefinition, stretch: str = "model", cell_size: float | None = None) -> Opened:
-    job = DetectionJob("j", str(raster), "m", cell_size=cell_size)
+    job = DetectionJob("j", items(raster), "m", cell_size=cell_size)
     source, told = open_raster(job, model, {"stretch": stretch})
     source.close()
     return source, told
@@ -162,7 +162,7 @@ def test_nodata_and_what_is_no_number_count_in_no_statistic_and_become_black(tmp
     holed[0, 30:40] = np.nan
     holed[1, 45] = np.inf
     raster = write_raster(tmp_path / "r.tif", holed, nodata=-9999)
-    source, told = open_raster(DetectionJob("j", str(raster), "m"), model_of(**EIGHT_BITS), {})
+    source, told = open_raster(DetectionJob("j", items(raster), "m"), model_of(**EIGHT_BITS), {})
     assert source.stretch is not None
     keep = [np.delete(clean[0], np.r_[0:20, 30:40], 0), np.delete(clean[1], np.r_[0:20, 45], 0), clean[2, 20:]]
     ends = [np.percentile(values, [2, 98]) for values in keep]
@@ -177,7 +177,7 @@ def test_nodata_and_what_is_no_number_count_in_no_statistic_and_become_black(tmp
 
 def test_a_band_of_one_value_becomes_one_value(tmp_path: Path) -> None:
     raster = write_raster(tmp_path / "r.tif", np.full((3, 9, 9), 3000, np.uint16))
-    source, _ = open_raster(DetectionJob("j", str(raster), "m"), model_of(**EIGHT_BITS), {})
+    source, _ = open_raster(DetectionJob("j", items(raster), "m"), model_of(**EIGHT_BITS), {})
     pixels, _ = source.read(Window(0, 0, 9, 9))
     source.close()
     assert [0] == np.unique(pixels).tolist()
@@ -212,7 +212,7 @@ def test_a_large_raster_is_sampled_in_windows_and_its_overviews_where_it_has_the
     raster = write_raster(tmp_path / "r.tif", ramp, **options)
 
     def ends() -> list[float]:
-        source = GdalRaster(str(raster), InputSpec(bands=(0,)), None)
+        source = model_raster(raster, InputSpec(bands=(0,))).pixels
         (values,) = source.sample()
         again = source.sample()[0]
         source.close()
@@ -258,7 +258,7 @@ def test_what_is_stretched_follows_definition_argument_and_values(
 def test_values_of_8_bits_in_a_wider_type_become_8_bits_and_stay_what_they_are(tmp_path: Path) -> None:
     pixels = noise(3, 40, 40)
     raster = write_raster(tmp_path / "r.tif", pixels.astype(np.int16))
-    source, told = open_raster(DetectionJob("j", str(raster), "m"), model_of(**EIGHT_BITS), {})
+    source, told = open_raster(DetectionJob("j", items(raster), "m"), model_of(**EIGHT_BITS), {})
     found, _ = source.read(Window(0, 0, 40, 40))
     source.close()
     assert ("uint8", [], pixels.tolist()) == (str(found.dtype), told, found.tolist())
@@ -280,7 +280,7 @@ def test_a_model_of_esris_gets_the_values_as_they_are(tmp_path: Path) -> None:
 def test_a_graph_of_8_bit_pixels_takes_a_stretched_raster_and_names_the_argument_for_another(tmp_path: Path) -> None:
     model = model_of(input={"bands": [0, 1, 2]})
     raster = write_raster(tmp_path / "r.tif", noise(3, 16, 16).astype(np.uint16) * 40)
-    source, _ = open_raster(DetectionJob("j", str(raster), "m"), model, {"stretch": "percentiles"})
+    source, _ = open_raster(DetectionJob("j", items(raster), "m"), model, {"stretch": "percentiles"})
     fed = GraphInput(np.uint8, (None, 3, None, None), model)
     pixels, _ = source.read(Window(0, 0, 16, 16))
     source.close()
@@ -306,7 +306,7 @@ ZONES = {"metres": "EPSG:32617", "web mercator": "EPSG:32632", "degrees": "EPSG:
 """A metric projection of each place, true to scale within half a thousandth."""
 
 
-def ground_length(source: GdalRaster, zone: str) -> float:
+def ground_length(source: ModelRaster, zone: str) -> float:
     """Give the side of a pixel on the ground, the mean of both directions: measured on a map in metres."""
     corners = [source.info.transform * corner for corner in ((0, 0), (1000, 0), (0, 1000))]
     x, y = warp(rasterio.CRS.from_wkt(source.info.crs_wkt), zone, *zip(*corners))

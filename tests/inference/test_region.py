@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kestrel.inference.errors import JobError
-from kestrel.inference.job import DetectionJob
+from kestrel.inference.job import DetectionJob, RasterItem
 from kestrel.inference.region import make_region
 from kestrel.inference.tiling import TileGrid, Window
 from kestrel.tests.fixtures.rasters import NORTH_UP, info
 
-JOB = DetectionJob("a", "/r.tif", "/m.dlpk")
+JOB = DetectionJob("a", (RasterItem("gdal", "/r.tif"),), "/m.dlpk")
 TRANSFORMS = {
     "north up": NORTH_UP,
     "south up": Affine(0.5, 0, 500000, 0, 0.5, 5400000),

@@ -48,7 +48,7 @@ def plan(parameters: dict[str, Any]) -> DetectionPlan:
 
 def test_the_defaults_leave_everything_to_the_model(good: dict[str, Any]) -> None:
     job = plan(good).job
-    assert (job.raster, job.model) == (good["INPUT"], good["MODEL"])
+    assert (job.rasters[0].source, job.model) == (good["INPUT"], good["MODEL"])
     assert (job.arguments, job.objects_of_interest, job.extent, job.cell_size, job.mask_wkb) == (
         {},
         (),
@@ -248,7 +248,7 @@ def test_a_raster_in_a_zip_file_is_named_so_that_gdal_opens_it(good: dict[str, A
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.write(good["INPUT"], "inner/c.tif")
     job = plan({**good, "INPUT": f"/vsizip/{tmp_path}/b.zip/inner/c.tif"}).job
-    assert gdal.Open(job.raster).RasterXSize == 100
+    assert gdal.Open(job.rasters[0].source).RasterXSize == 100
 
 
 def test_a_raster_in_a_geopackage_is_named_so_that_gdal_opens_it(good: dict[str, Any], tmp_path: Path) -> None:
@@ -256,8 +256,8 @@ def test_a_raster_in_a_geopackage_is_named_so_that_gdal_opens_it(good: dict[str,
     gdal.Translate(path, good["INPUT"], creationOptions=["RASTER_TABLE=one"])
     gdal.Translate(path, good["INPUT"], creationOptions=["RASTER_TABLE=two", "APPEND_SUBDATASET=YES"])
     job = plan({**good, "INPUT": f"GPKG:{path}:two"}).job
-    assert job.raster == f"GPKG:{path}:two"
-    assert gdal.Open(job.raster).RasterXSize == 100
+    assert job.rasters[0].source == f"GPKG:{path}:two"
+    assert gdal.Open(job.rasters[0].source).RasterXSize == 100
 
 
 def test_relative_names_inside_archives_and_databases_are_made_absolute(
@@ -294,4 +294,4 @@ def test_names_with_spaces_and_letters_of_other_scripts_work(good: dict[str, Any
     folder.mkdir()
     path = shutil.copy(good["INPUT"], folder / "ein bild.tif")
     job = plan({**good, "INPUT": str(path), "MODEL": write_model(folder)}).job
-    assert (job.raster, job.model) == (str(path), str(folder / "model.emd"))
+    assert (job.rasters[0].source, job.model) == (str(path), str(folder / "model.emd"))

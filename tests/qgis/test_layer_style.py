@@ -38,7 +38,7 @@ from kestrel.tests.qgis.examples import Listener, context, definition, three_obj
 
 CRS = QgsCoordinateReferenceSystem("EPSG:32633")
 RASTER = SourceRaster("photo", "/x/photo.tif?sig=secret", CRS, QgsRectangle(0, 0, 10, 10), 0.1, ("", "", ""), False)
-JOB = DetectionJob("job-1", RASTER.connection, "/x/palms.dlpk", "abc", {"threshold": 0.4})
+JOB = DetectionJob("job-1", (RASTER.item,), "/x/palms.dlpk", "abc", {"threshold": 0.4})
 RECORD = RunRecord(JOB, definition(), RASTER, FieldNames(), Counter(Palm=2, House=1))
 
 

@@ -103,7 +103,11 @@ def test_the_worker_gets_the_job_that_the_parameters_describe(
     monkeypatch.setenv("KESTREL_PYTHON", write_interpreter(tmp_path, body))
     run({**good, "ARGUMENTS": {"threshold": 0.4}, "PROCESSOR_TYPE": "CPU"})
     job = json.loads((tmp_path / "seen.json").read_text())
-    assert (job["raster"], job["arguments"], job["processor"]) == (good["INPUT"], {"threshold": 0.4}, "cpu")
+    assert (job["rasters"][0]["source"], job["arguments"], job["processor"]) == (
+        good["INPUT"],
+        {"threshold": 0.4},
+        "cpu",
+    )
     assert len(job["model_sha256"]) == 64
 
 

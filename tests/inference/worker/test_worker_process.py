@@ -28,7 +28,7 @@ from kestrel.inference.errors import (
     WorkerStartError,
 )
 from kestrel.inference.events import Done, Message, Objects, Progress, Started, WasCanceled, WorkerEvent
-from kestrel.inference.job import DetectionJob
+from kestrel.inference.job import DetectionJob, RasterItem
 from kestrel.inference.versions import installed_versions
 from kestrel.inference.worker import client, main
 
@@ -55,7 +55,10 @@ def never() -> bool:
 
 
 def prepare(folder: Path, behaviour: str) -> None:
-    jobs.write_job(folder, DetectionJob("job", "raster.tif", "model.dlpk", arguments={"behaviour": behaviour}))
+    jobs.write_job(
+        folder,
+        DetectionJob("job", (RasterItem("gdal", "raster.tif"),), "model.dlpk", arguments={"behaviour": behaviour}),
+    )
 
 
 def run(

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import RasterioError
-from rasterio.vrt import WarpedVRT
 
 from ..errors import ModelIncompatibleError, RasterOpenError, RasterReadError
-from ..models.definition import InputSpec
+from ..job import RasterItem
 from ..models.fit_rules import find_band
 from ..tiling import Window
+from .grid import on_grid
 from .sampling import sample_values
-from .source import RasterInfo
-from .stretching import BandStretch
-
-_SQUARE_TOLERANCE = 0.01
-"""Share by which a pixel's sides may differ and still count as equal."""
+from .source import GridRequest, RasterInfo
 
 _PALETTE_BANDS: dict[int | str, int] = {0: 0, 1: 1, 2: 2, "red": 0, "green": 1, "blue": 2}
 
@@ -42,43 +38,38 @@ _SETTINGS = {
 }
 
 
-class GdalRaster:
-    """A raster on disk or behind a /vsi name.
+class GdalPixels:
+    """A raster on disk or behind a /vsi name; each thread that reads opens it for itself.
 
     Args:
-        name: GDAL connection string.
-        spec: The model's input: which bands, in which order, and which values are ordinary.
-        cell_size: Side of the square pixels to read, in map units; None: the raster's own pixels.
-        stretch: What becomes of the values; None: they stay.
+        item: The raster; `source` is GDAL's connection string.
+        bands: Which bands, in which order: 0-based numbers, or names.
+        grid: The grid of pixels to read.
 
     Raises:
         RasterOpenError: it cannot be opened, or has no usable georeference.
-        ModelIncompatibleError: it lacks bands that the model needs, or its type cannot be used.
+        ModelIncompatibleError: it lacks a band, or its type cannot be used.
     """
 
-    def __init__(self, name: str, spec: InputSpec, cell_size: float | None, stretch: BandStretch | None = None) -> None:
-        """Open the raster once to look at it; each reading thread opens it again."""
-        if "<" in name and ">" in name:  # GDAL finds XML anywhere in a name
+    def __init__(self, item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest) -> None:
+        """Open the raster once to look at it."""
+        if "<" in item.source and ">" in item.source:  # GDAL finds XML anywhere in a name
             raise RasterOpenError("A raster given as XML text is not opened.", hint="Save it as a .vrt file first.")
-        self._name = name
-        self._cell_size = cell_size
-        self.stretch = stretch
+        self._item, self._grid = item, grid
         self._settings: dict[str, Any] = dict(_SETTINGS)
         self._threads = threading.local()
         self._handles: list[Any] = []
         self._lock = threading.Lock()
         dataset = self._dataset()
         self._settings["GDAL_CACHEMAX"] = _cache_bytes(dataset)
-        self._palette = _palette(dataset, spec)
-        self._bands = (1,) if self._palette is not None else resolve_bands(dataset, spec.bands)
-        # Stretched, no value is special any more: what was nodata is as black as beyond the raster's edge.
-        self._fill = stretch is not None or _fills_invalid(dataset, spec)
-        self._service, self._pad_value = spec.service, spec.pad_value
+        self._palette = _palette(dataset, bands)
+        self._bands = (1,) if self._palette is not None else resolve_bands(dataset, bands)
         self._ignores_mask = all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums)
+        self._nodata = None if dataset.nodata is None else float(dataset.nodata)
         self._info = RasterInfo(
             dataset.width,
             dataset.height,
-            len(spec.bands),
+            len(bands),
             self._dtype(dataset),
             dataset.transform,
             dataset.crs.to_wkt(),
@@ -88,20 +79,12 @@ class GdalRaster:
     def _dtype(self, dataset: Any) -> str:
         if self._palette is not None:
             return "uint8"
-        if self.stretch is not None:
-            return self.stretch.dtype
         return str(np.result_type(*[dataset.dtypes[band - 1] for band in self._bands]))
 
     @property
-    def files(self) -> list[str]:
-        """Give the files that the raster consists of: of a mosaic by reference also those that it refers to."""
-        with rasterio.Env(**self._settings):
-            return sorted(_files_of(self._name, set()))
-
-    @property
     def name(self) -> str:
-        """Give the connection string that it was opened with."""
-        return self._name
+        """Give what messages call it."""
+        return self._item.source.split("?")[0] if _is_remote(self._item.source) else self._item.source
 
     @property
     def info(self) -> RasterInfo:
@@ -118,6 +101,21 @@ class GdalRaster:
         """Tell whether the pixels are colours of a colour table."""
         return self._palette is not None
 
+    @property
+    def nodata(self) -> float | None:
+        """Give the value that stands for no data."""
+        return self._nodata
+
+    def identity(self) -> list[Any] | None:
+        """Give name, size and time of change of each file, of a mosaic by reference also those that it refers to."""
+        with rasterio.Env(**self._settings):
+            files = sorted(_files_of(self._item.source, set()))
+        try:
+            stats = [(name, Path(name).stat()) for name in files]
+        except OSError:
+            return None
+        return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats] or None
+
     def sample(self) -> list[NDArray[Any]]:
         """Give valid values of each band as the file holds them, spread over the whole raster, see sampling.py.
 
@@ -125,28 +123,14 @@ class GdalRaster:
             RasterReadError: the pixels cannot be read.
         """
         whole = Window(0, 0, self.info.width, self.info.height)
-        with _as_read_error(self._name, whole), rasterio.Env(**self._settings), _open(self._name) as dataset:
+        with _as_read_error(self.name, whole), rasterio.Env(**self._settings), _open(self._item) as dataset:
             return sample_values(dataset, self._bands, ignores_mask=self._ignores_mask)
 
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Read a window, which may hang over the raster's edge, see `RasterSource.read`."""
-        info = self._info
-        pixels = np.full((info.n_bands, window.height, window.width), self._pad_value).astype(info.dtype)
-        valid = np.zeros((window.height, window.width), np.bool_)
-        inside = window.intersect(Window(0, 0, info.width, info.height))
-        if inside.width == 0 or inside.height == 0:
-            return pixels, valid
-        rows = slice(inside.y - window.y, inside.bottom - window.y)
-        columns = slice(inside.x - window.x, inside.right - window.x)
-        with _as_read_error(self._name, window):
-            part, part_valid = self._read_inside(inside)
-        pixels[:, rows, columns], valid[rows, columns] = part, part_valid
-        return pixels, valid
-
-    def _read_inside(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        dataset = self._dataset()
+        """Read a window that lies inside, see `PixelSource.read`."""
         area = rasterio.windows.Window(window.x, window.y, window.width, window.height)
-        with rasterio.Env(**self._settings):
+        with _as_read_error(self.name, window), rasterio.Env(**self._settings):
+            dataset = self._dataset()
             pixels = dataset.read(self._bands, window=area)
             if self._ignores_mask:
                 present = np.ones(pixels.shape, np.bool_)
@@ -155,25 +139,14 @@ class GdalRaster:
         if self._palette is not None:
             pixels = self._palette[:, np.clip(pixels[0], 0, self._palette.shape[1] - 1)]
             present = np.repeat(present, len(pixels), axis=0)
-        if np.issubdtype(pixels.dtype, np.floating):
-            finite = np.isfinite(pixels)
-            present &= finite
-            pixels[~finite] = 0
-        if self._service and np.issubdtype(pixels.dtype, np.floating):
-            pixels = service_numbers(pixels, self._service)
-        if self.stretch is not None:
-            pixels = self.stretch.apply(pixels)
-        if self._fill:
-            pixels[~present] = self._pad_value
-        valid: NDArray[np.bool_] = np.any(present, axis=0)
-        return pixels, valid
+        return pixels, present
 
     def _dataset(self) -> Any:
         dataset = getattr(self._threads, "dataset", None)
         if dataset is None:
             with rasterio.Env(**self._settings):
-                opened = _open(self._name)
-                dataset = _resampled(opened, self._cell_size)
+                opened = _open(self._item)
+                dataset = on_grid(opened, self._grid)
             with self._lock:
                 self._handles += [dataset, opened]
             self._threads.dataset = dataset
@@ -188,6 +161,10 @@ class GdalRaster:
         self._threads = threading.local()
 
 
+def _is_remote(name: str) -> bool:
+    return "://" in name or name.startswith("/vsi")
+
+
 def _cache_bytes(dataset: Any) -> int:
     """Give the size of GDAL's block cache: what the rows of tiles that overlap share is to be decoded once.
 
@@ -198,7 +175,8 @@ def _cache_bytes(dataset: Any) -> int:
     return int(min(max(row * _CACHED_ROWS, low), high))
 
 
-def _open(name: str) -> Any:
+def _open(item: RasterItem) -> Any:
+    name = item.source
     try:
         dataset = rasterio.open(name)
     except (RasterioError, ValueError) as error:
@@ -226,43 +204,6 @@ def _files_of(name: str, known: set[str]) -> set[str]:
         if file.lower().endswith(".vrt") and file != name:
             _files_of(file, known)
     return known
-
-
-def _resampled(dataset: Any, cell_size: float | None) -> Any:
-    """Give the raster on square pixels: of `cell_size`, or of its shorter side where its own are not square."""
-    t = dataset.transform
-    across, down = math.hypot(t.a, t.d), math.hypot(t.b, t.e)
-    if cell_size is None:
-        if abs(across - down) <= _SQUARE_TOLERANCE * max(across, down):
-            return dataset
-        cell_size = min(across, down)
-    scale_x, scale_y = cell_size / across, cell_size / down
-    if max(abs(scale_x - 1), abs(scale_y - 1)) < 1e-9:
-        return dataset
-    width, height = math.ceil(dataset.width / scale_x - 1e-6), math.ceil(dataset.height / scale_y - 1e-6)
-    if max(width, height) > 2**31 - 1:
-        raise RasterOpenError(f"A cell size of {cell_size:g} gives {width} x {height} pixels; that is too many.")
-    return WarpedVRT(
-        dataset,
-        crs=dataset.crs,
-        src_crs=dataset.crs,
-        transform=t * Affine.scale(scale_x, scale_y),
-        width=width,
-        height=height,
-        resampling=_resampling(dataset, max(scale_x, scale_y)),
-        tolerance=1e-6,  # the same pixel must come out whatever window it is read with
-        add_alpha=dataset.nodata is None and not _has_alpha(dataset),
-    )
-
-
-def _resampling(dataset: Any, scale: float) -> Resampling:
-    if ColorInterp.palette in dataset.colorinterp:
-        return Resampling.nearest  # the mean of two entries of a colour table is a third colour
-    return Resampling.average if scale > 1.5 else Resampling.bilinear
-
-
-def _has_alpha(dataset: Any) -> bool:
-    return ColorInterp.alpha in dataset.colorinterp
 
 
 def resolve_bands(dataset: Any, bands: tuple[int | str, ...]) -> tuple[int, ...]:
@@ -299,46 +240,20 @@ def _band_number(dataset: Any, band: int | str) -> int:
     return [index for index, color in enumerate(colors, 1) if color != ColorInterp.alpha][band]
 
 
-def _palette(dataset: Any, spec: InputSpec) -> NDArray[np.uint8] | None:
+def _palette(dataset: Any, wanted: tuple[int | str, ...]) -> NDArray[np.uint8] | None:
     """Give the colour table as (C, entries) where one paletted band stands for the three that the model wants."""
     n_colors = sum(color != ColorInterp.alpha for color in dataset.colorinterp)
-    if n_colors != 1 or len(spec.bands) != 3 or dataset.colorinterp[0] != ColorInterp.palette:
+    if n_colors != 1 or len(wanted) != 3 or dataset.colorinterp[0] != ColorInterp.palette:
         return None
     table = dataset.colormap(1)
     colors = np.zeros((3, max(table) + 1), np.uint8)
     for index, color in table.items():
         colors[:, index] = color[:3]
-    bands = [band.lower() if isinstance(band, str) else band for band in spec.bands]
+    bands = [band.lower() if isinstance(band, str) else band for band in wanted]
     if not set(bands) <= set(_PALETTE_BANDS):
-        wanted = ", ".join(str(band) for band in spec.bands)
-        raise ModelIncompatibleError(f"The model needs the bands {wanted}, and the raster's colour table has RGB only.")
+        shown = ", ".join(str(band) for band in wanted)
+        raise ModelIncompatibleError(f"The model needs the bands {shown}, and the raster's colour table has RGB only.")
     return np.ascontiguousarray(colors[[_PALETTE_BANDS[band] for band in bands]])
-
-
-def service_numbers(reflectance: NDArray[Any], service: str) -> NDArray[Any]:
-    """Turn reflectances 0 to 1 into the whole numbers in which an image service delivers them.
-
-    Args:
-        reflectance: Pixels of a floating type.
-        service: "sentinel" (times 10000) or "landsat" (Collection 2: an offset of -0.2, a factor of 0.0000275).
-    """
-    if service == "landsat":
-        numbers: NDArray[Any] = (np.clip(reflectance, 0, 1) + 0.2) / 0.0000275
-    else:
-        numbers = np.clip(np.rint(reflectance * 10000), 0, 65535)
-    return numbers
-
-
-def _fills_invalid(dataset: Any, spec: InputSpec) -> bool:
-    """Tell whether invalid pixels become 0.
-
-    A nodata value that is an ordinary value for the model (255 in an 8-bit photo, where saturated white looks like
-    nodata) stays: the model has seen it in training, and black dots it has not.
-    """
-    if dataset.nodata is None or spec.data_range is None or math.isnan(dataset.nodata):
-        return True
-    low, high = spec.data_range
-    return not low <= dataset.nodata <= high
 
 
 @contextmanager

@@ -12,9 +12,8 @@ from affine import Affine
 
 from kestrel.inference.errors import ModelIncompatibleError, RasterOpenError, RasterReadError
 from kestrel.inference.models.definition import InputSpec
-from kestrel.inference.rasters.gdal_raster import GdalRaster
 from kestrel.inference.tiling import Window
-from kestrel.tests.fixtures.rasters import NORTH_UP, UTM, noise, write_raster
+from kestrel.tests.fixtures.rasters import NORTH_UP, UTM, model_raster, noise, write_raster
 
 RGB = InputSpec()
 GREY = InputSpec(bands=(0,))
@@ -23,7 +22,7 @@ COLOURS = {0: (10, 20, 30, 255), 1: (200, 0, 0, 255), 2: (0, 150, 0, 255), 7: (1
 
 def read(path: Path, spec: InputSpec = RGB, window: Window | None = None, cell_size: float | None = None) -> Any:
     """Give pixels and valid mask of a window, or of everything."""
-    source = GdalRaster(str(path), spec, cell_size)
+    source = model_raster(path, spec, cell_size)
     try:
         return source.read(window or Window(0, 0, source.info.width, source.info.height))
     finally:
@@ -76,8 +75,8 @@ def test_nodata_in_one_band_alone_is_filled_there_and_leaves_the_pixel_valid(tmp
 def test_the_block_cache_follows_the_width_of_the_raster_and_not_its_area(tmp_path: Path) -> None:
     sizes = []
     for width, height in ((20_000, 1), (20_000, 50), (40_000, 1)):
-        source = GdalRaster(str(write_raster(tmp_path / "r.tif", np.zeros((3, height, width), np.uint8))), RGB, None)
-        sizes.append(source._settings["GDAL_CACHEMAX"])
+        source = model_raster(write_raster(tmp_path / "r.tif", np.zeros((3, height, width), np.uint8)), RGB)
+        sizes.append(source.pixels._settings["GDAL_CACHEMAX"])
         source.close()
     assert (sizes[0], 2 * sizes[0]) == (sizes[1], sizes[2])
 
@@ -201,7 +200,7 @@ def test_a_model_of_one_band_gets_the_indices_of_a_colour_table(paletted: Path) 
 @pytest.mark.parametrize("factor", [0.5, 2, 4])
 def test_another_cell_size_gives_square_pixels_of_that_size_over_the_same_ground(tmp_path: Path, factor: float) -> None:
     path = write_raster(tmp_path / "r.tif", noise(3, 40, 60))
-    source = GdalRaster(str(path), RGB, 0.5 * factor)
+    source = model_raster(path, RGB, 0.5 * factor)
     info = source.info
     source.close()
     assert (60 / factor, 40 / factor) == (info.width, info.height)
@@ -231,7 +230,7 @@ def test_resampling_keeps_every_place_whatever_the_orientation(tmp_path: Path, t
 
 @pytest.mark.parametrize("cell_size", [0.31, 0.5, 0.9])
 def test_a_pixel_is_the_same_whatever_window_it_is_read_with(tmp_path: Path, cell_size: float) -> None:
-    source = GdalRaster(str(write_raster(tmp_path / "r.tif", noise(3, 300, 310))), RGB, cell_size)
+    source = model_raster(str(write_raster(tmp_path / "r.tif", noise(3, 300, 310))), RGB, cell_size)
     whole, _ = source.read(Window(0, 0, source.info.width, source.info.height))
     for window in (Window(0, 0, 64, 64), Window(37, 41, 90, 53), Window(60, 0, 50, 100)):
         part, _ = source.read(window)
@@ -242,7 +241,7 @@ def test_a_pixel_is_the_same_whatever_window_it_is_read_with(tmp_path: Path, cel
 def test_pixels_that_are_not_square_are_made_so(tmp_path: Path) -> None:
     pixels = noise(3, 20, 60)
     path = write_raster(tmp_path / "r.tif", pixels, Affine(0.5, 0, 500000, 0, -1.5, 5400000))
-    source = GdalRaster(str(path), RGB, None)
+    source = model_raster(path, RGB)
     info = source.info
     result, _ = source.read(Window(0, 0, 60, 60))
     source.close()
@@ -269,7 +268,7 @@ def test_nothing_is_valid_beyond_a_resampled_raster_s_edge(tmp_path: Path, kind:
 
 def test_many_threads_read_the_same_pixels(tmp_path: Path) -> None:
     pixels = noise(3, 256, 256)
-    source = GdalRaster(str(write_raster(tmp_path / "r.tif", pixels, tiled=True, compress="deflate")), RGB, None)
+    source = model_raster(str(write_raster(tmp_path / "r.tif", pixels, tiled=True, compress="deflate")), RGB)
     windows = [Window(x, y, 40, 40) for x in range(0, 216, 24) for y in range(0, 216, 24)]
     start = threading.Barrier(4)
 
@@ -375,12 +374,12 @@ def test_what_is_no_raster_is_refused(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize("name", ["", "/nowhere/r.tif", "<VRTDataset/>", "  <VRTDataset rasterXSize='1'/>"])
 def test_a_name_that_opens_nothing_is_refused(name: str) -> None:
     with pytest.raises(RasterOpenError):
-        GdalRaster(name, GREY, None)
+        model_raster(name, GREY)
 
 
 def test_a_folder_is_no_raster(tmp_path: Path) -> None:
     with pytest.raises(RasterOpenError):
-        GdalRaster(str(tmp_path), GREY, None)
+        model_raster(str(tmp_path), GREY)
 
 
 @pytest.mark.parametrize("name", ["Übersicht Wald.tif", "a b#c%20d?.tif", "日本 'x' & y.tif", "-o x.tif"])
@@ -411,11 +410,11 @@ def test_reflectances_become_the_numbers_of_the_service_that_a_model_was_trained
     tmp_path: Path, service: str, expected: float
 ) -> None:
     path = write_raster(tmp_path / "reflectance.tif", np.full((1, 8, 8), 0.25, np.float32))
-    pixels, _ = GdalRaster(str(path), InputSpec(bands=(0,), service=service), None).read(Window(0, 0, 8, 8))
+    pixels, _ = model_raster(path, InputSpec(bands=(0,), service=service)).read(Window(0, 0, 8, 8))
     assert np.allclose(expected, pixels)
 
 
 def test_whole_numbers_of_a_service_stay_as_they_are(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "numbers.tif", np.full((1, 8, 8), 2500, np.uint16))
-    pixels, _ = GdalRaster(str(path), InputSpec(bands=(0,), service="sentinel"), None).read(Window(0, 0, 8, 8))
+    pixels, _ = model_raster(path, InputSpec(bands=(0,), service="sentinel")).read(Window(0, 0, 8, 8))
     assert (pixels == 2500).all()
