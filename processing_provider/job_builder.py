@@ -36,9 +36,12 @@ from .feature_sink import FieldNames
 from .fit_check import fit_warnings
 from .interpreter import find_interpreter
 from .mask import dissolve
+from .outputs.targets import Targets, read_targets
 from .raster_source import SourceRaster, check_bands, source_raster
 
-JSON_KEYS = (keys.MODEL, keys.ARGUMENTS, keys.OBJECTS_OF_INTEREST, keys.ALLOW_PACKAGE_CODE)
+JSON_KEYS = (
+    keys.MODEL, keys.ARGUMENTS, keys.OBJECTS_OF_INTEREST, keys.ALLOW_PACKAGE_CODE, keys.FIELD_MAP, keys.OUTPUT_SERVICE,
+)  # fmt: skip
 """Text parameters that programs may also give as a JSON value."""
 
 
@@ -53,6 +56,7 @@ class DetectionPlan:
     fields: FieldNames
     output: Path | None
     """The file that is written; None: the output is no file."""
+    targets: Targets
     mask: QgsProcessingFeatureSource | None
     transforms: QgsCoordinateTransformContext
     warnings: tuple[str, ...]
@@ -114,7 +118,8 @@ def build_plan(
     resolved = resolve_arguments(package.definition, arguments).values
     extent, warnings = search_extent(reader, raster)
     fields = FieldNames(reader.text(keys.CONFIDENCE_SCORE_FIELD), reader.text(keys.CLASS_VALUE_FIELD))
-    output = output_file(parameters.get(keys.OUTPUT))
+    targets = read_targets(reader, fields, package.definition, resolved, raster.crs)
+    output = output_file(targets.layer)
     if output is not None:
         output = check_destination(output, fields, context.project())
     job = DetectionJob(
@@ -135,9 +140,14 @@ def build_plan(
         raster=raster,
         fields=fields,
         output=output,
+        targets=targets,
         mask=_mask_source(reader),
         transforms=context.transformContext(),
-        warnings=(*warnings, *fit_warnings(package.definition, raster, resolved.get("stretch", "model"))),
+        warnings=(
+            *warnings,
+            *targets.warnings,
+            *fit_warnings(package.definition, raster, resolved.get("stretch", "model")),
+        ),
     )
 
 

@@ -20,9 +20,11 @@ from qgis.core import (
     QgsProcessingParameterExtent,
     QgsProcessingParameterFeatureSink,
     QgsProcessingParameterFeatureSource,
+    QgsProcessingParameterFileDestination,
     QgsProcessingParameterNumber,
     QgsProcessingParameterRasterLayer,
     QgsProcessingParameterString,
+    QgsProcessingParameterVectorLayer,
 )
 
 from .text import tr
@@ -119,7 +121,7 @@ class Output:
 
 def parameter_table() -> tuple[Parameter, ...]:
     """Give the parameters in the order of the dialog, in the user's language."""
-    return (*_what_to_detect(), *_where_to_look(), *_what_to_keep(), *_how_to_run(), _output_layer())
+    return (*_what_to_detect(), *_where_to_look(), *_what_to_keep(), *_how_to_run(), *_where_to_write())
 
 
 def _what_to_detect() -> tuple[Parameter, ...]:
@@ -229,12 +231,39 @@ def _how_to_run() -> tuple[Parameter, ...]:
     )  # fmt: skip
 
 
-def _output_layer() -> Parameter:
-    return Parameter(
-        OUTPUT, tr("Detected objects"), QgsProcessingParameterFeatureSink,
-        tr("One feature for each object: a box, an outline, or - where the model's own program gives them - a point or "
-           "a line."),
-        options={"type": Qgis.ProcessingSourceType.VectorAnyGeometry},
+def _where_to_write() -> tuple[Parameter, ...]:
+    return (
+        Parameter(
+            APPEND_TO, tr("Append to layer"), QgsProcessingParameterVectorLayer,
+            tr("An existing layer that takes the objects: GeoPackage, PostGIS, or any other that can be edited. Its "
+               "fields, geometry type and place are checked before the run. Each object carries the run's name in "
+               "JobId, and 'Undo a detection run' takes a run out again."),
+            is_optional=True, is_advanced=True, options={"types": [Qgis.ProcessingSourceType.VectorAnyGeometry]},
+        ),
+        Parameter(
+            FIELD_MAP, tr("Field map"), QgsProcessingParameterString,
+            tr('Where the values go in an existing layer whose fields have other names, as JSON: {"Class": "species", '
+               '"Tile": null} writes the class into the field species and leaves the tile out.'),
+            is_optional=True, is_advanced=True,
+        ),
+        Parameter(
+            OUTPUT_SERVICE, tr("Feature service"), QgsProcessingParameterString,
+            tr('A feature service of ArcGIS that gets the objects after they are saved here, as JSON: {"url": '
+               '".../FeatureServer/0"} or {"itemId": "..."} adds to an existing layer, {"serviceProperties": {"name": '
+               '"Trees"}} makes a new one. A run that broke off while it published goes on where it stopped.'),
+            is_optional=True, is_advanced=True,
+        ),
+        Parameter(
+            SUMMARY_FILE, tr("Summary"), QgsProcessingParameterFileDestination,
+            tr("What was done with what, what became of every tile and where the objects are, as JSON."),
+            is_optional=True, is_advanced=True, options={"fileFilter": "JSON (*.json)", "createByDefault": False},
+        ),
+        Parameter(
+            OUTPUT, tr("Detected objects"), QgsProcessingParameterFeatureSink,
+            tr("One feature for each object: a box, an outline, or - where the model's own program gives them - a "
+               "point or a line. May be left out where the objects go into an existing layer or a feature service."),
+            is_optional=True, options={"type": Qgis.ProcessingSourceType.VectorAnyGeometry},
+        ),
     )  # fmt: skip
 
 
@@ -247,4 +276,16 @@ def output_table() -> tuple[Output, ...]:
         Output(TILE_COUNT, tr("Number of tiles"), number, tr("How many tiles the search was cut into.")),
         Output(ELAPSED_SECONDS, tr("Elapsed seconds"), number, tr("How long the run took.")),
         Output(JOB_ID, tr("Job ID"), text, tr("Name of the run; it stands in the field JobId of each object.")),
+        Output(
+            SUMMARY,
+            tr("Summary"),
+            text,
+            tr("The run as JSON: counts, what became of every tile, model, rasters, versions, outputs."),
+        ),
+        Output(
+            OUT_OBJECTS,
+            tr("Result"),
+            text,
+            tr('Where the objects are, as JSON: {"uri": ...}, or {"url": ..., "itemId": ...} of a feature service.'),
+        ),
     )

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from qgis.core import Qgis, QgsCoordinateReferenceSystem, QgsFeature, QgsProject, QgsVectorLayer
+from qgis.core import Qgis, QgsCoordinateReferenceSystem, QgsFeature, QgsProject, QgsProviderRegistry, QgsVectorLayer
 
 from ...inference.errors import OutputError
 from ...inference.models.definition import ModelDefinition
@@ -139,10 +140,14 @@ def append(
     placed = replace(facts, placement=replace(facts.placement, target=fit.crs))
     rows = lambda: fitted(_features(files, placed), layer, fit)  # noqa: E731
     write(layer, fit.job_field, facts.job_id, rows, is_cancelled)
-    written = count_of_run(_open(plan), fit.job_field, facts.job_id)
+    _check_count(plan, fit.job_field, facts.job_id, count)
+    return Appended(count, False, left_out)
+
+
+def _check_count(plan: AppendPlan, job_field: str, job_id: str, count: int) -> None:
+    written = count_of_run(_open(plan), job_field, job_id)
     if written != count:
         raise OutputError(f"Of {count} objects {written} can be read back from the layer '{plan.name}'.", hint=KEPT)
-    return Appended(count, False, left_out)
 
 
 def _features(files: Sequence[Path], facts: RunFacts) -> Iterator[QgsFeature]:
@@ -170,8 +175,15 @@ def show_appended(project: QgsProject | None, plan: AppendPlan) -> None:
 
     In the main thread only.
     """
+    table = _table(plan.provider, plan.source)
     for layer in project.mapLayers().values() if project else ():
-        if isinstance(layer, QgsVectorLayer) and (layer.providerType(), layer.source()) == (plan.provider, plan.source):
+        if isinstance(layer, QgsVectorLayer) and _table(layer.providerType(), layer.source()) == table:
             layer.reload()
             layer.updateExtents()
             layer.triggerRepaint()
+
+
+def _table(provider: str, source: str) -> tuple[str, dict[str, Any]]:
+    """Give what a layer shows, whatever its filter."""
+    parts = QgsProviderRegistry.instance().decodeUri(provider, source)
+    return provider, {key: value for key, value in parts.items() if key not in ("subset", "sql")}

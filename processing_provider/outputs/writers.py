@@ -82,9 +82,7 @@ def write(layer: QgsVectorLayer, job_field: str, job_id: str, rows: Rows, is_can
         _write_provider(layer, job_field, job_id, rows, is_cancelled)
 
 
-def _write_file(
-    layer: QgsVectorLayer, job_field: str, job_id: str, rows: Rows, is_cancelled: IsCancelled
-) -> None:
+def _write_file(layer: QgsVectorLayer, job_field: str, job_id: str, rows: Rows, is_cancelled: IsCancelled) -> None:
     until = time.monotonic() + _PATIENCE
     while True:
         try:
@@ -187,9 +185,7 @@ def _quiet_gdal() -> Iterator[None]:
         gdal.PopErrorHandler()
 
 
-def _write_provider(
-    layer: QgsVectorLayer, job_field: str, job_id: str, rows: Rows, is_cancelled: IsCancelled
-) -> None:
+def _write_provider(layer: QgsVectorLayer, job_field: str, job_id: str, rows: Rows, is_cancelled: IsCancelled) -> None:
     transaction = QgsTransaction.create({layer}) if QgsTransaction.supportsTransaction(layer) else None
     if transaction is not None:
         _told(layer, transaction.begin(_STATEMENT_SECONDS))
