@@ -9,6 +9,7 @@ from .describe_model import DescribeModelAlgorithm
 from .detect_objects import DetectObjectsAlgorithm
 from .icon import ICON_PATH
 from .package_model import PackageModelAlgorithm
+from .undo_run import UndoRunAlgorithm
 
 
 class KestrelProvider(QgsProcessingProvider):
@@ -36,5 +37,5 @@ class KestrelProvider(QgsProcessingProvider):
 
     def loadAlgorithms(self) -> None:
         """Register the algorithms."""
-        for algorithm in (DetectObjectsAlgorithm(), DescribeModelAlgorithm(), PackageModelAlgorithm()):
-            self.addAlgorithm(algorithm)
+        for make in (DetectObjectsAlgorithm, DescribeModelAlgorithm, PackageModelAlgorithm, UndoRunAlgorithm):
+            self.addAlgorithm(make())
