@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..errors import DiskFullError, OutputError
 
@@ -116,7 +117,7 @@ class Ledger:
         with self._database() as database:
             database.execute("INSERT OR REPLACE INTO place VALUES (?, ?, ?)", (self._target, item_id, url))
 
-    def _rows(self, statement: str, *values: int) -> list[tuple[object, ...]]:
+    def _rows(self, statement: str, *values: int) -> list[tuple[Any, ...]]:
         with self._database() as database:
             return list(database.execute(statement, (self._target, *values)))
 
