@@ -40,17 +40,18 @@ class Picture:
     nodata: float | None = None
 
 
-def picture_taker(width: int, height: int, found: list[Picture]) -> Callable[[Reply], None]:
+def picture_taker(width: int, height: int, found: list[Picture], n_bands: int | None = None) -> Callable[[Reply], None]:
     """Give an `accept` for HttpClient.get that decodes the picture of an answer into `found`.
 
     Args:
         width: Columns that were asked for.
         height: Rows.
         found: Holds the one picture afterwards.
+        n_bands: Bands that were asked for, see `decode`.
     """
 
     def accept(reply: Reply) -> None:
-        picture = decode(reply)
+        picture = decode(reply, n_bands)
         rows, columns = picture.pixels.shape[1:]
         if (columns, rows) != (width, height):
             raise TryAgain(
@@ -64,8 +65,13 @@ def picture_taker(width: int, height: int, found: list[Picture]) -> Callable[[Re
     return accept
 
 
-def decode(reply: Reply) -> Picture:
+def decode(reply: Reply, n_bands: int | None = None) -> Picture:
     """Decode a picture.
+
+    Args:
+        reply: The server's answer.
+        n_bands: Bands that were asked for: as many are pixels, whatever the file calls the fourth; None: alpha is told
+            by its name.
 
     Raises:
         TryAgain: the answer is none: the page of a proxy, something damaged, or that the server is busy.
@@ -74,7 +80,7 @@ def decode(reply: Reply) -> Picture:
     _raise_told_error(reply)
     try:
         with rasterio.Env(**_SETTINGS), MemoryFile(reply.content) as file, file.open(driver=_driver(reply)) as dataset:
-            return _picture(dataset)
+            return _picture(dataset, n_bands)
     except (RasterioError, ValueError) as error:
         kind = reply.content_type or "unknown type"
         raise TryAgain(
@@ -82,10 +88,16 @@ def decode(reply: Reply) -> Picture:
         ) from error
 
 
-def _picture(dataset: Any) -> Picture:
-    bands = [number for number, color in enumerate(dataset.colorinterp, 1) if color != ColorInterp.alpha]
+def _picture(dataset: Any, n_bands: int | None) -> Picture:
+    alpha = [number for number, color in enumerate(dataset.colorinterp, 1) if color == ColorInterp.alpha]
+    if dataset.count == n_bands:
+        alpha = []
+    bands = [number for number in range(1, dataset.count + 1) if number not in alpha]
     pixels = dataset.read(bands)
-    present = dataset.read_masks(bands) > 0
+    if ColorInterp.alpha in dataset.colorinterp and not alpha:
+        present = np.ones(pixels.shape, np.bool_)  # its mask would be the fourth band
+    else:
+        present = dataset.read_masks(bands) > 0
     colors = None
     if dataset.colorinterp[0] == ColorInterp.palette:
         table = dataset.colormap(1)

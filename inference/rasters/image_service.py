@@ -99,13 +99,14 @@ class ImageServicePixels:
         is_own = "renderingRule" not in self._rules  # a rule makes bands, values and types of its own
         self._sent_type = _pixel_type(service) if is_own else None
         self._sent_bands: str | None = (",".join(available) or None) if is_own else None
+        self._n_sent: int | None = (len(available) or _count(service)) if is_own else None
         probe = self._probe()
-        self._n_sent = len(probe.pixels)
+        self._n_sent = n_sent = len(probe.pixels)
         self._dtype = np.dtype(probe.pixels.dtype)
         self._nodata = nodata_values(service.data) if is_own else []
         if not self._nodata and probe.nodata is not None:
             self._nodata = [probe.nodata]
-        self._taken = list(range(self._n_sent))
+        self._taken = list(range(n_sent))
         self._palette = self._wanted_palette(probe, bands)
         chosen = (0,) if self._palette is not None else self._chosen(bands)
         ids = [int(available[place]) if available else place for place in chosen]
@@ -240,9 +241,10 @@ class ImageServicePixels:
     def _chosen(self, wanted: tuple[int | str, ...]) -> tuple[int, ...]:
         """Give the places of the model's bands among those that the service sends."""
         n_needed = max((band + 1 for band in wanted if isinstance(band, int)), default=0)
-        if n_needed > self._n_sent:
+        n_sent = len(self._taken)
+        if n_needed > n_sent:
             raise ModelIncompatibleError(
-                f"The model needs at least {n_needed} bands, and the service '{self.name}' has {self._n_sent}.",
+                f"The model needs at least {n_needed} bands, and the service '{self.name}' has {n_sent}.",
                 hint="Choose a raster with the bands that the model was trained on.",
             )
         names = self._names() if any(isinstance(band, str) for band in wanted) else []
@@ -263,7 +265,7 @@ class ImageServicePixels:
                 names = band_names(self._service.data, self._client.get_json(f"{self._service.url}/keyProperties"))
             except (ServiceError, NetworkError):
                 names = []  # an old server, or one without them
-        ids = self._item.options.get("bandIds") or range(self._n_sent)
+        ids = self._item.options.get("bandIds") or range(len(self._taken))
         return [(names[number] if number < len(names) else "") or f"band_{number + 1}" for number in ids]
 
     def _ask_for(self, ids: list[int]) -> None:
@@ -316,7 +318,7 @@ class ImageServicePixels:
             f"{self._service.url}/exportImage",
             parameters,
             max_bytes=_MAX_REPLY,
-            accept=picture_taker(window.width, window.height, found),
+            accept=picture_taker(window.width, window.height, found, self._n_sent),
         )
         return found[0]
 
@@ -325,6 +327,11 @@ def _bbox(transform: Affine, window: Window) -> str:
     xmin, ymax = transform * (window.x, window.y)
     xmax, ymin = transform * (window.right, window.bottom)
     return ",".join(f"{value:.17g}" for value in (xmin, ymin, xmax, ymax))
+
+
+def _count(service: Service) -> int | None:
+    stated = service.data.get("bandCount")
+    return stated if isinstance(stated, int) else None
 
 
 def _is(pixels: NDArray[Any], value: float) -> NDArray[np.bool_]:
