@@ -1,13 +1,14 @@
 """QGIS parameters -> DetectionJob: the only place where QGIS's values become the core's.
 
-`build_plan` runs twice, in checkParameterValues to refuse what cannot work and in prepareAlgorithm for the run itself,
-so that both say the same. It is quick: the slow parts (hash of the weights, union of the mask) are `complete_job`.
+The parameters are read twice, in checkParameterValues to refuse what cannot work and in prepareAlgorithm for the run
+itself, so that both say the same. `make_draft` is quick and needs no raster. `with_rasters` looks at the rasters: also
+quick where these are few and at hand, and otherwise done in the run's own thread. The slow parts (hash of the weights,
+union of the mask) are `complete_job`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -21,7 +22,6 @@ from qgis.core import (
     QgsProcessingContext,
     QgsProcessingFeatureSource,
     QgsRectangle,
-    QgsVariantUtils,
 )
 
 from ..inference.errors import JobError, ModelPackageError
@@ -34,12 +34,13 @@ from .code_consent import allowed_code
 from .destination import check_destination, output_file
 from .feature_sink import FieldNames
 from .fit_check import fit_warnings
+from .inputs import InputList, Told, always, check_all_bands, input_list, opened
 from .interpreter import find_interpreter
 from .mask import dissolve
-from .raster_source import SourceRaster, check_bands, source_raster
+from .parameter_reader import ParameterReader
+from .raster_source import SourceRaster
 
-JSON_KEYS = (keys.MODEL, keys.ARGUMENTS, keys.OBJECTS_OF_INTEREST, keys.ALLOW_PACKAGE_CODE)
-"""Text parameters that programs may also give as a JSON value."""
+_WKT = QgsCoordinateReferenceSystem.WktVariant.WKT2_2019
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class DetectionPlan:
     interpreter: str
     package: ModelPackage
     raster: SourceRaster
+    """What stands for all rasters: the first one, with the extent of all."""
     fields: FieldNames
     output: Path | None
     """The file that is written; None: the output is no file."""
@@ -59,85 +61,104 @@ class DetectionPlan:
 
 
 @dataclass(frozen=True)
-class ParameterReader:
-    """The parameters of one run, and what QGIS needs to read them."""
+class PlanDraft:
+    """What can be said of a run before its rasters are looked at."""
 
-    algorithm: QgsProcessingAlgorithm
-    parameters: dict[str, Any]
-    context: QgsProcessingContext
-
-    def is_given(self, key: str) -> bool:
-        """Tell whether a parameter has a value."""
-        value = self.parameters.get(key)
-        return not (QgsVariantUtils.isNull(value) or value == "")
-
-    def text(self, key: str) -> str:
-        """Give a text; a JSON value, which parameterAsString would turn into '', becomes JSON text."""
-        value = self.parameters.get(key)
-        if is_json(value):
-            return as_json_text(value)
-        if isinstance(value, os.PathLike):
-            return os.fsdecode(value)
-        return self.algorithm.parameterAsString(self.parameters, key, self.context).strip()
-
-    def number(self, key: str) -> float | None:
-        """Give a number, or None where there is none."""
-        if not self.is_given(key):
-            return None
-        return self.algorithm.parameterAsDouble(self.parameters, key, self.context)
+    inputs: InputList
+    package: ModelPackage
+    job: DetectionJob
+    """The job, with rasters that are only named."""
+    interpreter: str
+    stretch: str
+    """The model argument of that name."""
+    fields: FieldNames
+    output: Path | None
+    mask: QgsProcessingFeatureSource | None
+    transforms: QgsCoordinateTransformContext
 
 
-def is_json(value: Any) -> bool:
-    """Tell whether a parameter was given as a JSON object or list instead of a text."""
-    return isinstance(value, (dict, list))
+def make_draft(reader: ParameterReader) -> PlanDraft:
+    """Read and check all that does not depend on what the rasters are.
 
-
-def as_json_text(value: Any) -> str:
-    """Give a JSON value as text."""
-    return json.dumps(value, ensure_ascii=False)
+    Raises:
+        InferenceError: something that cannot work, with the reason and the way out.
+    """
+    inputs = input_list(reader)
+    reference = model_reference(reader.text(keys.MODEL))
+    package = open_package(reference)
+    arguments = parse_arguments(reader.text(keys.ARGUMENTS))
+    resolved = resolve_arguments(package.definition, arguments).values
+    fields = FieldNames(reader.text(keys.CONFIDENCE_SCORE_FIELD), reader.text(keys.CLASS_VALUE_FIELD))
+    output = output_file(reader.parameters.get(keys.OUTPUT))
+    if output is not None:
+        output = check_destination(output, fields, reader.context.project())
+    job = DetectionJob(
+        job_id=new_job_id(),
+        rasters=inputs.items,
+        processing_mode="items" if inputs.is_separate else "mosaic",
+        model=reference,
+        arguments=arguments,
+        objects_of_interest=objects_of_interest(reader.text(keys.OBJECTS_OF_INTEREST), package.definition),
+        allowed_code=allowed_code(package, reader.text(keys.ALLOW_PACKAGE_CODE)),
+        **_run_options(reader),
+    )
+    return PlanDraft(
+        inputs=inputs,
+        package=package,
+        job=job,
+        interpreter=find_interpreter(),
+        stretch=resolved.get("stretch", "model"),
+        fields=fields,
+        output=output,
+        mask=_mask_source(reader),
+        transforms=reader.context.transformContext(),
+    )
 
 
 def build_plan(
     algorithm: QgsProcessingAlgorithm, parameters: dict[str, Any], context: QgsProcessingContext
 ) -> DetectionPlan:
-    """Read and check all parameters.
+    """Read and check all parameters, and look at all rasters, however long that takes.
 
     Raises:
         InferenceError: something that cannot work, with the reason and the way out.
     """
     reader = ParameterReader(algorithm, parameters, context)
-    raster = source_raster(_raster_layer(reader))
-    reference = model_reference(reader.text(keys.MODEL))
-    package = open_package(reference)
-    check_bands(raster, package.definition)
-    arguments = parse_arguments(reader.text(keys.ARGUMENTS))
-    resolved = resolve_arguments(package.definition, arguments).values
+    return with_rasters(make_draft(reader), reader)
+
+
+def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always) -> DetectionPlan:
+    """Look at the rasters, and check what depends on them.
+
+    Args:
+        draft: The rest.
+        reader: The parameters.
+        told: See `inputs.opened`.
+
+    Raises:
+        InferenceError: something that cannot work, with the reason and the way out.
+    """
+    inputs = opened(draft.inputs, draft.transforms, told)
+    raster = inputs.whole
+    check_all_bands(inputs, draft.package.definition)
     extent, warnings = search_extent(reader, raster)
-    fields = FieldNames(reader.text(keys.CONFIDENCE_SCORE_FIELD), reader.text(keys.CLASS_VALUE_FIELD))
-    output = output_file(parameters.get(keys.OUTPUT))
-    if output is not None:
-        output = check_destination(output, fields, context.project())
-    job = DetectionJob(
-        job_id=new_job_id(),
-        rasters=(raster.item,),
-        model=reference,
-        arguments=arguments,
-        objects_of_interest=objects_of_interest(reader.text(keys.OBJECTS_OF_INTEREST), package.definition),
+    job = replace(
+        draft.job,
+        rasters=inputs.items,
+        crs_wkt=raster.crs.toWkt(_WKT) if inputs.is_separate else "",
         extent=extent,
         cell_size=reader.number(keys.CELL_SIZE),
-        allowed_code=allowed_code(package, reader.text(keys.ALLOW_PACKAGE_CODE)),
-        **_run_options(reader),
     )
     return DetectionPlan(
         job=job,
-        interpreter=find_interpreter(),
-        package=package,
+        interpreter=draft.interpreter,
+        package=draft.package,
         raster=raster,
-        fields=fields,
-        output=output,
-        mask=_mask_source(reader),
-        transforms=context.transformContext(),
-        warnings=(*warnings, *fit_warnings(package.definition, raster, resolved.get("stretch", "model"))),
+        fields=draft.fields,
+        output=draft.output,
+        mask=draft.mask,
+        transforms=draft.transforms,
+        warnings=(*warnings, *fit_warnings(draft.package.definition, raster, draft.stretch)),
     )
 
 
@@ -164,13 +185,6 @@ def _mask_wkb(source: QgsProcessingFeatureSource, plan: DetectionPlan) -> str:
 def new_job_id() -> str:
     """Give a name for a run that sorts by time and that no other run has."""
     return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-
-
-def _raster_layer(reader: ParameterReader) -> Any:
-    layer = reader.algorithm.parameterAsRasterLayer(reader.parameters, keys.INPUT, reader.context)
-    if layer is None:
-        raise JobError(reader.algorithm.invalidRasterError(reader.parameters, keys.INPUT))
-    return layer
 
 
 def model_reference(text: str) -> str:
