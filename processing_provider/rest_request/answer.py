@@ -14,7 +14,7 @@ _MEMBER_OF_CODE = (
     ("untrusted-code", "model"),
     ("backend-missing", "model"),
     ("raster", "inputRaster"),
-    ("device", "context.processorType"),
+    ("device-unavailable", "context.processorType"),
     ("output", "outputObjects"),
     ("disk-full", "outputObjects"),
 )
