@@ -18,6 +18,9 @@
     │   └── DeviceMemoryError           batch_size
     ├── OutputError
     │   └── DiskFullError
+    ├── NetworkError                    no connection, no answer in time, or a server that is down, after all tries
+    ├── ServiceError                    a server answered with an error, or with something else than was asked for
+    ├── CredentialError                 a server wants a sign-in, or refuses the one it got
     └── WorkerError
         ├── WorkerStartError            the worker process could not be started
         ├── WorkerCrashError            it died: exit_code, stderr_tail
@@ -171,6 +174,24 @@ class DiskFullError(OutputError):
     """There is no room left on the disk."""
 
     code = "disk-full"
+
+
+class NetworkError(InferenceError):
+    """A server cannot be reached, or does not answer, after all tries."""
+
+    code = "network"
+
+
+class ServiceError(InferenceError):
+    """A server answered with an error, or with something else than was asked for."""
+
+    code = "service"
+
+
+class CredentialError(InferenceError):
+    """A server wants a sign-in, or refuses the one it got."""
+
+    code = "credentials"
 
 
 class WorkerError(InferenceError):
