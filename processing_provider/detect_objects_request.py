@@ -23,7 +23,7 @@ from .algorithm import KestrelAlgorithm
 from .detect_objects import DetectObjectsAlgorithm
 from .feedback import foreseen
 from .help import table_help
-from .job_builder import ParameterReader
+from .parameter_reader import ParameterReader
 from .parameters import Output, Parameter
 from .rest_request.answer import JobMessage, blamed, finished_job, out_objects
 from .rest_request.text import read_request

@@ -26,7 +26,11 @@ PARAMETERS = {
     "GPU_ID": ("number", None, "optional advanced"),
     "PARALLEL_PROCESSING_FACTOR": ("string", "100%", "optional advanced"),
     "ALLOW_PACKAGE_CODE": ("string", None, "optional advanced"),
-    "OUTPUT": ("sink", None, "required"),
+    "APPEND_TO": ("vector", None, "optional advanced"),
+    "FIELD_MAP": ("string", None, "optional advanced"),
+    "OUTPUT_SERVICE": ("string", None, "optional advanced"),
+    "SUMMARY_FILE": ("fileDestination", None, "optional advanced"),
+    "OUTPUT": ("sink", None, "optional"),
 }
 
 
@@ -49,6 +53,9 @@ def test_outputs_are_what_scripts_and_models_rely_on() -> None:
         "TILE_COUNT": "outputNumber",
         "ELAPSED_SECONDS": "outputNumber",
         "JOB_ID": "outputString",
+        "SUMMARY_FILE": "outputFile",
+        "SUMMARY": "outputString",
+        "OUT_OBJECTS": "outputString",
     }
 
 
