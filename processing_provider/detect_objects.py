@@ -34,19 +34,14 @@ from .feature_sink import (
 )
 from .feedback import EventListener, cancelled_exception, foreseen, is_main_thread
 from .help import algorithm_help
-from .job_builder import (
-    JSON_KEYS,
-    DetectionPlan,
-    ParameterReader,
-    build_plan,
-    complete_job,
-)
+from .job_builder import DetectionPlan, PlanDraft, complete_job, make_draft, with_rasters
 from .job_run import JobRun, start_run
 from .layer_style import RunRecord, style_on_load
 from .outputs.append import show_appended
 from .outputs.delivery import deliver
 from .outputs.placement import Placement
 from .outputs.summary import RunStory, Written, as_text, result_of, summary, write_summary
+from .parameter_reader import JSON_KEYS, ParameterReader
 from .parameters import Output, Parameter, output_table, parameter_table
 from .text import to_plain, tr, without_secrets
 
@@ -61,8 +56,9 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         return parameter_table(), output_table()
 
     def __init__(self) -> None:
-        """Start without a plan; prepareAlgorithm makes it."""
+        """Start without a plan; prepareAlgorithm makes it, where looking at the rasters takes no time."""
         super().__init__()
+        self._draft: PlanDraft | None = None
         self._plan: DetectionPlan | None = None
 
     def name(self) -> str:
@@ -92,7 +88,10 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
             with foreseen():
                 is_valid, reason = super().checkParameterValues(self.preprocessParameters(parameters), context)
                 if is_valid:
-                    build_plan(self, parameters, context)
+                    reader = ParameterReader(self, parameters, context)
+                    draft = make_draft(reader)
+                    if draft.inputs.is_quick:
+                        with_rasters(draft, reader)
         except QgsProcessingException as error:
             return False, str(error)
         return is_valid, reason
@@ -102,18 +101,22 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
     ) -> bool:
         """Take from the layers what is bound to this thread."""
         with foreseen():
-            self._plan = plan = build_plan(self, parameters, context)
-        for warning in plan.warnings:
-            feedback.pushWarning(to_plain(warning))
+            reader = ParameterReader(self, parameters, context)
+            self._draft = make_draft(reader)
+            if self._draft.inputs.is_quick:
+                self._plan = _planned(self._draft, reader, feedback)
         return True
 
     def processAlgorithm(
         self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
     ) -> dict[str, Any]:
         """Run the worker and write what it found."""
-        plan, started, begun = self._plan, time.monotonic(), datetime.now(timezone.utc)
-        if plan is None:
+        if self._draft is None:
             raise QgsProcessingException("prepareAlgorithm was not called.")
+        started, begun = time.monotonic(), datetime.now(timezone.utc)
+        request = ParameterReader(self, parameters, context)
+        with foreseen():
+            self._plan = plan = self._plan or _planned(self._draft, request, feedback)
         run: JobRun | None = None
         try:
             with foreseen(lambda: run.log if run else None), sole_writer(plan.output):
@@ -122,7 +125,6 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
                 outcome = run.execute(plan.interpreter, listener, feedback)
                 if isinstance(outcome, WasCanceled):
                     return _cancelled(feedback)
-                request = ParameterReader(self, parameters, context)
                 story = _Story(plan, run, outcome.summary, listener, begun)
                 try:
                     results = _write(request, story, feedback)
@@ -145,6 +147,18 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         return {}
 
 
+def _planned(draft: PlanDraft, reader: ParameterReader, feedback: QgsProcessingFeedback) -> DetectionPlan:
+    def told(done: int, total: int) -> bool:
+        if total > 1 and done % 10 == 0:
+            feedback.setProgressText(tr("Looking at raster {number} of {total}").format(number=done + 1, total=total))
+        return not feedback.isCanceled()
+
+    plan = with_rasters(draft, reader, told)
+    for warning in plan.warnings:
+        feedback.pushWarning(to_plain(warning))
+    return plan
+
+
 @dataclass(frozen=True)
 class _Story:
     """What is known when the worker has ended."""
@@ -164,7 +178,7 @@ class _Story:
             fields,
             extra_fields(self.told.get("fields"), fields),
             output_geometry(self.told.get("geometry"), self.listener.object_files),
-            Placement(plan.raster.crs, transforms=plan.transforms),
+            Placement(plan.raster.crs, plan.output_crs, plan.transforms),
         )
 
 

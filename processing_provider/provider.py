@@ -7,6 +7,7 @@ from qgis.PyQt.QtGui import QIcon
 
 from .describe_model import DescribeModelAlgorithm
 from .detect_objects import DetectObjectsAlgorithm
+from .detect_objects_request import DetectObjectsRequestAlgorithm
 from .icon import ICON_PATH
 from .package_model import PackageModelAlgorithm
 from .undo_run import UndoRunAlgorithm
@@ -37,5 +38,11 @@ class KestrelProvider(QgsProcessingProvider):
 
     def loadAlgorithms(self) -> None:
         """Register the algorithms."""
-        for make in (DetectObjectsAlgorithm, DescribeModelAlgorithm, PackageModelAlgorithm, UndoRunAlgorithm):
+        for make in (
+            DetectObjectsAlgorithm,
+            DetectObjectsRequestAlgorithm,
+            DescribeModelAlgorithm,
+            PackageModelAlgorithm,
+            UndoRunAlgorithm,
+        ):
             self.addAlgorithm(make())

@@ -25,9 +25,9 @@ from ..inference.errors import JobError, OutputError
 from .algorithm import KestrelAlgorithm
 from .feedback import foreseen
 from .help import table_help
-from .job_builder import ParameterReader
 from .outputs.target_fields import JOB_COLUMN
 from .outputs.writers import delete_run
+from .parameter_reader import ParameterReader
 from .parameters import Output, Parameter
 from .text import to_plain, tr
 

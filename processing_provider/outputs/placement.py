@@ -13,10 +13,12 @@ from qgis.core import (
     QgsCoordinateTransformContext,
     QgsCsException,
     QgsGeometry,
+    QgsPoint,
 )
 
 from ...inference.errors import OutputError
 
+_HALF_THE_WORLD = 180.0
 _WAY_OUT = "Choose another coordinate reference system for the output, or leave it empty."
 
 
@@ -55,6 +57,8 @@ class Placement:
         def move(geometry: QgsGeometry) -> None:
             try:
                 is_moved = geometry.transform(transform) == Qgis.GeometryOperationResult.Success
+                if self.crs.isGeographic():
+                    make_whole(geometry)
                 reason = "no reason was given"
             except QgsCsException as error:
                 is_moved, reason = False, str(error).strip().splitlines()[0]
@@ -63,6 +67,17 @@ class Placement:
                 raise OutputError(f"An object cannot be transformed {names}: {reason}.", hint=_WAY_OUT)
 
         return move
+
+
+def make_whole(geometry: QgsGeometry) -> None:
+    """Put an object that lies across the date line together again, at longitudes beyond 180 degrees.
+
+    Its corners come out at both ends of the world: drawn as they are they would span all of it.
+    """
+    if geometry.boundingBox().width() <= _HALF_THE_WORLD:
+        return
+    shape = geometry.get()
+    shape.transformVertices(lambda point: QgsPoint(point.x() + 360 if point.x() < 0 else point.x(), point.y()))
 
 
 def _name(crs: QgsCoordinateReferenceSystem) -> str:

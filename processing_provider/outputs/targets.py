@@ -18,7 +18,7 @@ from .service_request import ServiceRequest, read_service_request
 from .target_fields import read_field_map, unknown_columns
 
 if TYPE_CHECKING:
-    from ..job_builder import ParameterReader
+    from ..parameter_reader import ParameterReader
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,7 @@ def make_layer(
     declared = "".join(f"&field={field}" for field in fields)
     template = QgsVectorLayer(f"{kind}?crs={crs}{declared}", "template", "memory")
     options = QgsVectorFileWriter.SaveVectorOptions()
-    options.driverName = {".gpkg": "GPKG", ".shp": "ESRI Shapefile", ".geojson": "GeoJSON", ".gml": "GML"}[
-        path.suffix
-    ]
+    options.driverName = {".gpkg": "GPKG", ".shp": "ESRI Shapefile", ".geojson": "GeoJSON", ".gml": "GML"}[path.suffix]
     options.layerName = table
     if path.exists():
         options.actionOnExistingFile = QgsVectorFileWriter.ActionOnExistingFile.CreateOrOverwriteLayer
