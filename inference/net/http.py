@@ -228,6 +228,29 @@ class HttpClient:
         with PartFile(target, shown(url)) as part:
             return self._patiently(lambda: self._fetch(question, part, progress, max_bytes), tries=True)
 
+    def signs(self, url: str) -> bool:
+        """Tell whether requests to this server carry a sign-in."""
+        return origin_of(url) in self._credentials
+
+    def share_token(self, owner: str, other: str) -> None:
+        """Send the token of one server to another one, which the first says to be its own.
+
+        Passwords are not shared, nor is a token whose new way would be less safe.
+        """
+        headers = self._credentials.get(origin_of(owner), {})
+        tokens = {name: value for name, value in headers.items() if value.lower().startswith("bearer ")}
+        if tokens and not (origin_of(owner).startswith("https") and origin_of(other).startswith("http:")):
+            self._credentials.setdefault(origin_of(other), tokens)
+
+    def check_reference(self, source: str, target: str) -> None:
+        """Look at an address that a server's answer holds, before it is asked.
+
+        Raises:
+            ServiceError: it would lead from a public server into the own network.
+        """
+        if not is_inner(host_of(source), self._resolve):
+            check_jump(source, target, self._resolve)
+
     def close(self) -> None:
         """Let go of the connections."""
         self._session.close()
