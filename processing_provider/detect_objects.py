@@ -25,15 +25,11 @@ from .destination import HalfOutput, sole_writer
 from .feature_sink import RunFacts, check_written, extra_fields, fill_sink, output_fields, output_geometry
 from .feedback import EventListener, cancelled_exception, foreseen, is_main_thread
 from .help import algorithm_help
-from .job_builder import (
-    JSON_KEYS,
-    DetectionPlan,
-    ParameterReader,
-    build_plan,
-    complete_job,
-)
+from .job_builder import DetectionPlan, build_plan, complete_job
 from .job_run import JobRun, start_run
 from .layer_style import RunRecord, style_on_load
+from .outputs.placement import Placement
+from .parameter_reader import JSON_KEYS, ParameterReader
 from .parameters import Output, Parameter, output_table, parameter_table
 from .text import to_plain, tr
 
@@ -130,6 +126,7 @@ def _facts(plan: DetectionPlan, job: DetectionJob, summary: Mapping[str, Any], f
         plan.fields,
         extra_fields(summary.get("fields"), plan.fields),
         output_geometry(summary.get("geometry"), files),
+        Placement(plan.raster.crs, plan.output_crs, plan.transforms),
     )
 
 
@@ -176,7 +173,7 @@ def _open_sink(request: ParameterReader, plan: DetectionPlan, facts: RunFacts) -
             request.context,
             output_fields(facts.fields, facts.extra),
             facts.geometry,
-            plan.raster.crs,
+            facts.placement.crs,
         )
     except QgsProcessingException as error:
         sink, destination, reason = None, "", str(error).strip()

@@ -7,7 +7,6 @@ so that both say the same. It is quick: the slow parts (hash of the weights, uni
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -21,7 +20,6 @@ from qgis.core import (
     QgsProcessingContext,
     QgsProcessingFeatureSource,
     QgsRectangle,
-    QgsVariantUtils,
 )
 
 from ..inference.errors import JobError, ModelPackageError
@@ -30,16 +28,17 @@ from ..inference.models.arguments import parse_arguments, resolve_arguments
 from ..inference.models.definition import ModelDefinition
 from ..inference.models.package import ModelPackage, open_package
 from . import parameters as keys
+from .bands import chosen_bands, with_bands
+from .cell_size import chosen_crs, snap_point, wanted_cell_size
 from .code_consent import allowed_code
 from .destination import check_destination, output_file
 from .feature_sink import FieldNames
 from .fit_check import fit_warnings
 from .interpreter import find_interpreter
 from .mask import dissolve
+from .parameter_reader import ParameterReader
 from .raster_source import SourceRaster, check_bands, source_raster
-
-JSON_KEYS = (keys.MODEL, keys.ARGUMENTS, keys.OBJECTS_OF_INTEREST, keys.ALLOW_PACKAGE_CODE)
-"""Text parameters that programs may also give as a JSON value."""
+from .search_extent import search_extent
 
 
 @dataclass(frozen=True)
@@ -54,47 +53,9 @@ class DetectionPlan:
     output: Path | None
     """The file that is written; None: the output is no file."""
     mask: QgsProcessingFeatureSource | None
+    output_crs: QgsCoordinateReferenceSystem
     transforms: QgsCoordinateTransformContext
     warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ParameterReader:
-    """The parameters of one run, and what QGIS needs to read them."""
-
-    algorithm: QgsProcessingAlgorithm
-    parameters: dict[str, Any]
-    context: QgsProcessingContext
-
-    def is_given(self, key: str) -> bool:
-        """Tell whether a parameter has a value."""
-        value = self.parameters.get(key)
-        return not (QgsVariantUtils.isNull(value) or value == "")
-
-    def text(self, key: str) -> str:
-        """Give a text; a JSON value, which parameterAsString would turn into '', becomes JSON text."""
-        value = self.parameters.get(key)
-        if is_json(value):
-            return as_json_text(value)
-        if isinstance(value, os.PathLike):
-            return os.fsdecode(value)
-        return self.algorithm.parameterAsString(self.parameters, key, self.context).strip()
-
-    def number(self, key: str) -> float | None:
-        """Give a number, or None where there is none."""
-        if not self.is_given(key):
-            return None
-        return self.algorithm.parameterAsDouble(self.parameters, key, self.context)
-
-
-def is_json(value: Any) -> bool:
-    """Tell whether a parameter was given as a JSON object or list instead of a text."""
-    return isinstance(value, (dict, list))
-
-
-def as_json_text(value: Any) -> str:
-    """Give a JSON value as text."""
-    return json.dumps(value, ensure_ascii=False)
 
 
 def build_plan(
@@ -106,10 +67,12 @@ def build_plan(
         InferenceError: something that cannot work, with the reason and the way out.
     """
     reader = ParameterReader(algorithm, parameters, context)
-    raster = source_raster(_raster_layer(reader))
+    raster = source_raster(reader.raster_layer(keys.INPUT))
     reference = model_reference(reader.text(keys.MODEL))
     package = open_package(reference)
-    check_bands(raster, package.definition)
+    bands = chosen_bands(reader.text(keys.BANDS), raster, package.definition)
+    definition = with_bands(package.definition, bands)
+    check_bands(raster, definition)
     arguments = parse_arguments(reader.text(keys.ARGUMENTS))
     resolved = resolve_arguments(package.definition, arguments).values
     extent, warnings = search_extent(reader, raster)
@@ -124,7 +87,9 @@ def build_plan(
         arguments=arguments,
         objects_of_interest=objects_of_interest(reader.text(keys.OBJECTS_OF_INTEREST), package.definition),
         extent=extent,
-        cell_size=reader.number(keys.CELL_SIZE),
+        cell_size=wanted_cell_size(reader, raster, raster.extent if extent is None else QgsRectangle(*extent)),
+        snap=snap_point(reader, raster),
+        bands=bands,
         allowed_code=allowed_code(package, reader.text(keys.ALLOW_PACKAGE_CODE)),
         **_run_options(reader),
     )
@@ -136,8 +101,9 @@ def build_plan(
         fields=fields,
         output=output,
         mask=_mask_source(reader),
+        output_crs=chosen_crs(reader) or raster.crs,
         transforms=context.transformContext(),
-        warnings=(*warnings, *fit_warnings(package.definition, raster, resolved.get("stretch", "model"))),
+        warnings=(*warnings, *fit_warnings(definition, raster, resolved.get("stretch", "model"))),
     )
 
 
@@ -164,13 +130,6 @@ def _mask_wkb(source: QgsProcessingFeatureSource, plan: DetectionPlan) -> str:
 def new_job_id() -> str:
     """Give a name for a run that sorts by time and that no other run has."""
     return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-
-
-def _raster_layer(reader: ParameterReader) -> Any:
-    layer = reader.algorithm.parameterAsRasterLayer(reader.parameters, keys.INPUT, reader.context)
-    if layer is None:
-        raise JobError(reader.algorithm.invalidRasterError(reader.parameters, keys.INPUT))
-    return layer
 
 
 def model_reference(text: str) -> str:
@@ -216,33 +175,6 @@ def objects_of_interest(text: str, definition: ModelDefinition) -> tuple[str, ..
     return tuple(dict.fromkeys(names))
 
 
-def search_extent(
-    reader: ParameterReader, raster: SourceRaster
-) -> tuple[tuple[float, float, float, float] | None, tuple[str, ...]]:
-    """Give the extent in the raster's coordinate reference system, cut to the raster, and what to tell about it.
-
-    Raises:
-        JobError: it is empty or does not meet the raster.
-    """
-    if not reader.is_given(keys.EXTENT):
-        return None, ()
-    wanted = reader.algorithm.parameterAsExtent(reader.parameters, keys.EXTENT, reader.context, raster.crs)
-    if not (wanted.width() > 0 and wanted.height() > 0):
-        raise JobError("The extent is empty.", hint="Draw a larger one, or leave it empty to search the whole raster.")
-    common = wanted.intersect(raster.extent)
-    if not (common.width() > 0 and common.height() > 0):
-        raise JobError(
-            f"The extent lies outside the raster '{raster.name}'.",
-            hint=f"The raster covers {_described(raster.extent, raster.crs)}.",
-        )
-    warnings = () if raster.extent.contains(wanted) else ("The extent reaches beyond the raster and was cut to it.",)
-    return (common.xMinimum(), common.yMinimum(), common.xMaximum(), common.yMaximum()), warnings
-
-
-def _described(extent: QgsRectangle, crs: QgsCoordinateReferenceSystem) -> str:
-    return f"{extent.toString(2)} in {crs.userFriendlyIdentifier()}"
-
-
 def _mask_source(reader: ParameterReader) -> QgsProcessingFeatureSource | None:
     if not reader.is_given(keys.MASK):
         return None
@@ -257,10 +189,14 @@ def _mask_source(reader: ParameterReader) -> QgsProcessingFeatureSource | None:
 def _run_options(reader: ParameterReader) -> dict[str, Any]:
     algorithm, parameters, context = reader.algorithm, reader.parameters, reader.context
     gpu_id = reader.number(keys.GPU_ID)
+    resampling = reader.choice(keys.RESAMPLING).lower()
     return {
-        "run_nms": algorithm.parameterAsBoolean(parameters, keys.RUN_NMS, context),
+        "run_nms": reader.flag(keys.RUN_NMS),
         "max_overlap_ratio": algorithm.parameterAsDouble(parameters, keys.MAX_OVERLAP_RATIO, context),
-        "processor": algorithm.parameterAsEnumString(parameters, keys.PROCESSOR_TYPE, context).lower(),
+        "resampling": "auto" if resampling == keys.RESAMPLINGS[0].lower() else resampling,
+        "processor": reader.choice(keys.PROCESSOR_TYPE).lower(),
         "gpu_id": None if gpu_id is None else int(gpu_id),
+        "max_tiles": algorithm.parameterAsInt(parameters, keys.MAX_TILES, context),
+        "plan_only": reader.flag(keys.PLAN_ONLY),
         "parallel_processing_factor": reader.text(keys.PARALLEL_PROCESSING_FACTOR),
     }

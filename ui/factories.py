@@ -29,7 +29,7 @@ from qgis.gui import (
 )
 from qgis.PyQt.QtWidgets import QVBoxLayout, QWidget
 
-from ..processing_provider.job_builder import as_json_text, is_json
+from ..processing_provider.parameter_reader import as_json_text, is_json
 from ..processing_provider.parameters import ARGUMENTS_WIDGET, CELL_SIZE, INPUT, MODEL, MODEL_WIDGET
 from .arguments_widget import ArgumentsTable, CompactArguments, ModelerArguments
 from .model_widget import ModelChooser

@@ -12,8 +12,9 @@ import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import RasterioError
+from rasterio.errors import CRSError, RasterioError
 
 from ..errors import ModelIncompatibleError, RasterOpenError, RasterReadError
 from ..job import RasterItem
@@ -72,7 +73,7 @@ class GdalPixels:
             len(bands),
             self._dtype(dataset),
             dataset.transform,
-            dataset.crs.to_wkt(),
+            crs_of(item, dataset).to_wkt(),
             dataset.block_shapes[0][0],
         )
 
@@ -146,7 +147,7 @@ class GdalPixels:
         if dataset is None:
             with rasterio.Env(**self._settings):
                 opened = _open(self._item)
-                dataset = on_grid(opened, self._grid)
+                dataset = on_grid(opened, self._grid, crs_of(self._item, opened))
             with self._lock:
                 self._handles += [dataset, opened]
             self._threads.dataset = dataset
@@ -186,14 +187,30 @@ def _open(item: RasterItem) -> Any:
         raise RasterOpenError(
             f"The raster '{name}' has {kind}.", hint="Georeference it first (Georeferencer, gdalwarp)."
         )
-    if dataset.crs is None:
-        raise RasterOpenError(
-            f"The raster '{name}' has no coordinate reference system.",
-            hint="Assign one first, for example with 'Assign projection' of the raster menu.",
-        )
     if dataset.transform.determinant == 0:
         raise RasterOpenError(f"The raster '{name}' has pixels without area: its georeference is damaged.")
     return dataset
+
+
+def crs_of(item: RasterItem, dataset: Any) -> CRS:
+    """Give a raster's coordinate reference system: the one that the user gave it, else its own.
+
+    Raises:
+        RasterOpenError: it has none, or none that can be understood.
+    """
+    try:
+        crs = CRS.from_wkt(item.crs_wkt) if item.crs_wkt else dataset.crs
+    except CRSError as error:
+        raise RasterOpenError(
+            f"The coordinate reference system that was given to the raster '{item.shown}' cannot be used: {error}.",
+            hint="Give the layer another one.",
+        ) from error
+    if crs is None:
+        raise RasterOpenError(
+            f"The raster '{item.source}' has no coordinate reference system.",
+            hint="Give its layer one in QGIS, or write it into the file with 'Assign projection' of the raster menu.",
+        )
+    return crs
 
 
 def _files_of(name: str, known: set[str]) -> set[str]:
