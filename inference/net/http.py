@@ -22,6 +22,7 @@ import requests
 
 from ..errors import CredentialError, InferenceError, NetworkError, ServiceError, first_line
 from ..events import Canceled
+from ..secrets import Secrets
 from .addresses import (
     Resolver,
     check_given,
@@ -393,6 +394,24 @@ class HttpClient:
         raise Canceled
 
 
+def make_client(
+    secrets: Secrets,
+    *,
+    limits: HttpLimits | None = None,
+    is_cancelled: Callable[[], bool] = lambda: False,
+    on_wait: Callable[[str, float], None] | None = None,
+) -> HttpClient:
+    """Give a client that signs with a run's secrets, see HttpClient."""
+    return HttpClient(
+        [Credential(entry["origin"], entry["headers"]) for entry in secrets.credentials],
+        proxies=secrets.proxies,
+        ca_file=secrets.ca_file or None,
+        limits=limits,
+        is_cancelled=is_cancelled,
+        on_wait=on_wait,
+    )
+
+
 def json_object(reply: Reply) -> dict[str, Any]:
     """Read an answer of ArcGIS's REST interface.
 
@@ -535,6 +554,11 @@ def _told(url: str, limits: HttpLimits) -> Iterator[None]:
         raise NetworkError(
             f"The certificate of '{origin_of(url)}' is not trusted: {_certificate_reason(error)}.",
             hint="Add the authority's certificate to QGIS (Settings, Options, Authentication), or repair the server's.",
+        ) from None
+    except requests.exceptions.InvalidSchema:
+        raise NetworkError(
+            "A SOCKS proxy cannot be used: the Python package PySocks is missing.",
+            hint="Choose an HTTP proxy in QGIS's network settings, or add PySocks to the environment.",
         ) from None
     except requests.exceptions.ProxyError:
         raise TryAgain(_unreachable(url, "the proxy does not let it through")) from None
