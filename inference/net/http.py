@@ -152,6 +152,7 @@ class HttpClient:
         max_bytes: int = _MAX_BYTES,
         post: bool = False,
         tries: bool = True,
+        missing: bool = False,
         accept: Callable[[Reply], None] = lambda _reply: None,
     ) -> Reply:
         """Ask, and give the whole answer.
@@ -163,6 +164,7 @@ class HttpClient:
             max_bytes: Longest answer.
             post: Send the parameters as a form in any case.
             tries: False: ask once only, where asking twice would do something twice.
+            missing: The status 404 is an answer, too: the server does not have it.
             accept: Looks at the answer; may raise TryAgain, or an error of Kestrel's.
 
         Raises:
@@ -173,7 +175,7 @@ class HttpClient:
         question = _question(url, params, headers or {}, post=post)
 
         def once() -> Reply:
-            reply = self._once(question, max_bytes)
+            reply = self._once(question, max_bytes, (404,) if missing else ())
             accept(reply)
             return reply
 
@@ -285,10 +287,10 @@ class HttpClient:
             raise
         return part.finish()
 
-    def _once(self, question: _Question, max_bytes: int) -> Reply:
+    def _once(self, question: _Question, max_bytes: int, accepts: tuple[int, ...]) -> Reply:
         """Try once to get an answer."""
         end = time.monotonic() + self._limits.total
-        with self._opened(question) as (exchange, response):
+        with self._opened(question, accepts) as (exchange, response):
             content = bytearray()
             for chunk in exchange.chunks():
                 content += chunk
