@@ -25,7 +25,7 @@ from .destination import HalfOutput, sole_writer
 from .feature_sink import RunFacts, check_written, extra_fields, fill_sink, output_fields, output_geometry
 from .feedback import EventListener, cancelled_exception, foreseen, is_main_thread
 from .help import algorithm_help
-from .job_builder import DetectionPlan, build_plan, complete_job
+from .job_builder import DetectionPlan, PlanDraft, complete_job, make_draft, with_rasters
 from .job_run import JobRun, start_run
 from .layer_style import RunRecord, style_on_load
 from .outputs.placement import Placement
@@ -44,8 +44,9 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         return parameter_table(), output_table()
 
     def __init__(self) -> None:
-        """Start without a plan; prepareAlgorithm makes it."""
+        """Start without a plan; prepareAlgorithm makes it, where looking at the rasters takes no time."""
         super().__init__()
+        self._draft: PlanDraft | None = None
         self._plan: DetectionPlan | None = None
 
     def name(self) -> str:
@@ -75,7 +76,10 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
             with foreseen():
                 is_valid, reason = super().checkParameterValues(self.preprocessParameters(parameters), context)
                 if is_valid:
-                    build_plan(self, parameters, context)
+                    reader = ParameterReader(self, parameters, context)
+                    draft = make_draft(reader)
+                    if draft.inputs.is_quick:
+                        with_rasters(draft, reader)
         except QgsProcessingException as error:
             return False, str(error)
         return is_valid, reason
@@ -85,18 +89,21 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
     ) -> bool:
         """Take from the layers what is bound to this thread."""
         with foreseen():
-            self._plan = plan = build_plan(self, parameters, context)
-        for warning in plan.warnings:
-            feedback.pushWarning(to_plain(warning))
+            reader = ParameterReader(self, parameters, context)
+            self._draft = make_draft(reader)
+            if self._draft.inputs.is_quick:
+                self._plan = _planned(self._draft, reader, feedback)
         return True
 
     def processAlgorithm(
         self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
     ) -> dict[str, Any]:
         """Run the worker and write what it found."""
-        plan, started = self._plan, time.monotonic()
-        if plan is None:
+        if self._draft is None:
             raise QgsProcessingException("prepareAlgorithm was not called.")
+        started, request = time.monotonic(), ParameterReader(self, parameters, context)
+        with foreseen():
+            plan = self._plan or _planned(self._draft, request, feedback)
         run: JobRun | None = None
         try:
             with foreseen(lambda: run.log if run else None), sole_writer(plan.output):
@@ -105,7 +112,6 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
                 outcome = run.execute(plan.interpreter, listener, feedback)
                 if isinstance(outcome, WasCanceled):
                     return _cancelled(feedback)
-                request = ParameterReader(self, parameters, context)
                 facts = _facts(plan, run.job, outcome.summary, listener.object_files)
                 results = _write(request, plan, run.job, facts, listener.object_files, feedback)
         finally:
@@ -116,6 +122,18 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         results[keys.TILE_COUNT] = outcome.summary.get("tiles", 0)
         results[keys.ELAPSED_SECONDS] = round(time.monotonic() - started, 2)
         return results
+
+
+def _planned(draft: PlanDraft, reader: ParameterReader, feedback: QgsProcessingFeedback) -> DetectionPlan:
+    def told(done: int, total: int) -> bool:
+        if total > 1 and done % 10 == 0:
+            feedback.setProgressText(tr("Looking at raster {number} of {total}").format(number=done + 1, total=total))
+        return not feedback.isCanceled()
+
+    plan = with_rasters(draft, reader, told)
+    for warning in plan.warnings:
+        feedback.pushWarning(to_plain(warning))
+    return plan
 
 
 def _facts(plan: DetectionPlan, job: DetectionJob, summary: Mapping[str, Any], files: list[Path]) -> RunFacts:

@@ -12,7 +12,7 @@ from qgis.core import QgsProcessingAlgorithm, QgsProcessingContext, QgsRasterLay
 from ..inference.errors import JobError
 from . import parameters as keys
 
-JSON_KEYS = (keys.MODEL, keys.ARGUMENTS, keys.OBJECTS_OF_INTEREST, keys.ALLOW_PACKAGE_CODE)
+JSON_KEYS = (keys.INPUT_SOURCE, keys.MODEL, keys.ARGUMENTS, keys.OBJECTS_OF_INTEREST, keys.ALLOW_PACKAGE_CODE)
 """Text parameters that programs may also give as a JSON value."""
 
 

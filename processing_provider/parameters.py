@@ -21,6 +21,7 @@ from qgis.core import (
     QgsProcessingParameterExtent,
     QgsProcessingParameterFeatureSink,
     QgsProcessingParameterFeatureSource,
+    QgsProcessingParameterMultipleLayers,
     QgsProcessingParameterNumber,
     QgsProcessingParameterRasterLayer,
     QgsProcessingParameterString,
@@ -71,6 +72,7 @@ PLAN = "PLAN"
 SUMMARY = "SUMMARY"
 OUT_OBJECTS = "OUT_OBJECTS"
 
+PROCESSING_MODES = ("PROCESS_AS_MOSAICKED_IMAGE", "PROCESS_ITEMS_SEPARATELY")
 PROCESSORS = ("Auto", "CPU", "GPU")
 CELL_SIZE_UNITS = ("Raster", "Metres", "Feet")
 RESAMPLINGS = ("Automatic", "Nearest", "Bilinear", "Cubic", "Average")
@@ -129,11 +131,7 @@ def parameter_table() -> tuple[Parameter, ...]:
 
 def _what_to_detect() -> tuple[Parameter, ...]:
     return (
-        Parameter(
-            INPUT, tr("Input raster"), QgsProcessingParameterRasterLayer,
-            tr("The image to search: a georeferenced raster file (GeoTIFF, JPEG 2000, VRT mosaic, ...), local or "
-               "remote."),
-        ),
+        *_rasters(),
         Parameter(
             MODEL, tr("Model definition"), QgsProcessingParameterString,
             tr("The trained model: a .dlpk package, an .emd or .json definition that lies beside its weights, a model "
@@ -151,6 +149,40 @@ def _what_to_detect() -> tuple[Parameter, ...]:
             OBJECTS_OF_INTEREST, tr("Objects of interest"), QgsProcessingParameterString,
             tr("Class names to keep, separated by semicolons: Palm;House. Empty: all classes of the model."),
             is_optional=True,
+        ),
+    )  # fmt: skip
+
+
+def _rasters() -> tuple[Parameter, ...]:
+    return (
+        Parameter(
+            INPUT, tr("Input raster"), QgsProcessingParameterRasterLayer,
+            tr("The image to search: a georeferenced raster file (GeoTIFF, JPEG 2000, VRT mosaic, ...), local or "
+               "remote. A picture without georeference (a photo) works, too: its objects lie where QGIS shows it, in "
+               "pixels. May stay empty where further rasters or an input source are given."),
+            is_optional=True,
+        ),
+        Parameter(
+            MORE_INPUTS, tr("Further input rasters"), QgsProcessingParameterMultipleLayers,
+            tr("More images for the same run; the processing mode says what becomes of them."),
+            is_optional=True, options={"layerType": Qgis.ProcessingSourceType.Raster},
+        ),
+        Parameter(
+            INPUT_SOURCE, tr("Input source"), QgsProcessingParameterString,
+            tr("Images in other words, instead of the input raster: a folder (all images in it, by name; folders "
+               "inside are left out), a pattern (C:/flight/*.jpg), a path, an address, a name of GDAL (/vsis3/...), a "
+               'JSON list of these, or JSON as ArcGIS writes it: {"uri": ...}, {"url": ...}, {"uris": [...]}.'),
+            is_optional=True, is_advanced=True,
+        ),
+        Parameter(
+            PROCESSING_MODE, tr("Processing mode"), QgsProcessingParameterEnum,
+            tr("What several images are. PROCESS_AS_MOSAICKED_IMAGE: one image; a later one in the list lies on top, "
+               "the first one gives coordinate reference system and grid of pixels, and an object on the join of two "
+               "images is found once. PROCESS_ITEMS_SEPARATELY: each is searched by itself, an image that cannot be "
+               "read does not stop the others, and the field Source tells which image an object comes from. Photos "
+               "without georeference can only be searched separately; their objects overlay one photo at a time."),
+            default=PROCESSING_MODES[0], is_advanced=True,
+            options={"options": list(PROCESSING_MODES), "usesStaticStrings": True},
         ),
     )  # fmt: skip
 

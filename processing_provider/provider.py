@@ -7,6 +7,7 @@ from qgis.PyQt.QtGui import QIcon
 
 from .describe_model import DescribeModelAlgorithm
 from .detect_objects import DetectObjectsAlgorithm
+from .detect_objects_request import DetectObjectsRequestAlgorithm
 from .icon import ICON_PATH
 from .package_model import PackageModelAlgorithm
 
@@ -36,5 +37,10 @@ class KestrelProvider(QgsProcessingProvider):
 
     def loadAlgorithms(self) -> None:
         """Register the algorithms."""
-        for algorithm in (DetectObjectsAlgorithm(), DescribeModelAlgorithm(), PackageModelAlgorithm()):
+        for algorithm in (
+            DetectObjectsAlgorithm(),
+            DetectObjectsRequestAlgorithm(),
+            DescribeModelAlgorithm(),
+            PackageModelAlgorithm(),
+        ):
             self.addAlgorithm(algorithm)

@@ -8,7 +8,10 @@ from kestrel.processing_provider.parameters import output_table, parameter_table
 from kestrel.tests.qgis.examples import algorithm
 
 PARAMETERS = {
-    "INPUT": ("raster", None, "required"),
+    "INPUT": ("raster", None, "optional"),
+    "MORE_INPUTS": ("multilayer", None, "optional"),
+    "INPUT_SOURCE": ("string", None, "optional advanced"),
+    "PROCESSING_MODE": ("enum", "PROCESS_AS_MOSAICKED_IMAGE", "required advanced"),
     "MODEL": ("string", None, "required"),
     "ARGUMENTS": ("string", None, "optional"),
     "OBJECTS_OF_INTEREST": ("string", None, "optional"),
