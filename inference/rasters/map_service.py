@@ -155,7 +155,7 @@ class MapServicePixels:
             raise RasterReadError(f"The picture '{self.name}' cannot be sampled: {error.message}") from error
 
     def _coarse_tiles(self, scheme: TileScheme, side: int) -> Pixels:
-        """Give the finest level that is no larger than this, in one row; of a larger one tiles that are spread over it."""
+        """Give the finest level that is no larger than this, in one row; of a larger one tiles spread over it."""
         cuts = [_TileCut(scheme, level, self._service) for level in scheme.levels]
         small = [cut for cut in cuts if max(cut.width, cut.height) <= side]
         cut = small[-1] if small else cuts[0]
