@@ -1,4 +1,4 @@
-"""An ArcGIS portal: who is signed in, an item's address, and a new hosted feature layer.
+"""Hosted feature layers of an ArcGIS portal: who is signed in, an item's service, and a new one.
 
 Source: Esri's REST documentation, "Portal Self", "Item", "Create Service", "Add to Definition (Feature Service)".
 """
@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import CredentialError, NetworkError, OutputError, ServiceError
 from .feature_service import layer_numbers
 from .http import HttpClient
+from .portal import portal_url, read_item, service_of
 
 _MOST_FOUND = 100
 
@@ -36,19 +37,13 @@ class NewService:
     item: Mapping[str, str] = field(default_factory=dict)
 
 
-def rest_of(portal: str) -> str:
-    """Give the address of a portal's REST interface."""
-    base = portal.rstrip("/")
-    return base if base.endswith("/sharing/rest") else f"{base}/sharing/rest"
-
-
 def signed_in_user(client: HttpClient, portal: str) -> str:
     """Give the name of the user that the requests are signed by.
 
     Raises:
         CredentialError: nobody is signed in.
     """
-    user = client.get_json(f"{rest_of(portal)}/portals/self").get("user")
+    user = client.get_json(f"{_rest(portal)}/portals/self").get("user")
     name = user.get("username") if isinstance(user, dict) else None
     if not isinstance(name, str) or not name:
         raise CredentialError(
@@ -59,19 +54,18 @@ def signed_in_user(client: HttpClient, portal: str) -> str:
 
 
 def feature_url(client: HttpClient, portal: str, item_id: str) -> str:
-    """Give the address of the feature service that an item stands for.
+    """Give the address of the feature service that an item stands for; the portal's sign-in may go there then.
 
     Raises:
         ServiceError: the item is something else.
     """
-    item = client.get_json(f"{rest_of(portal)}/content/items/{item_id}")
-    url = item.get("url")
-    if item.get("type") != "Feature Service" or not isinstance(url, str) or not url:
+    item = read_item(client, portal, item_id)
+    if item.type != "Feature Service":
         raise ServiceError(
-            f"The item {item_id} of '{portal}' is of the type '{item.get('type')}', not a feature service.",
+            f"The item {item.shown} is of the type '{item.type}', not a feature service.",
             hint="Give the item of a feature layer.",
         )
-    return url
+    return service_of(client, item).rstrip("/")
 
 
 def create_service(client: HttpClient, portal: str, user: str, new: NewService) -> tuple[str, str]:
@@ -100,35 +94,39 @@ def create_service(client: HttpClient, portal: str, user: str, new: NewService) 
     form = {"createParameters": json.dumps(parameters), "targetType": "featureService"}
     try:
         reply = client.get_json(
-            f"{rest_of(portal)}/content/users/{user}{folder}/createService", form, post=True, tries=False
+            f"{_rest(portal)}/content/users/{user}{folder}/createService", form, post=True, tries=False
         )
     except (NetworkError, ServiceError) as error:
         found = find_service(client, portal, user, new)
         if found is None:
             raise _name_taken(error, new.name) from error
         return found
-    item_id, url = reply.get("itemId") or reply.get("serviceItemId"), reply.get("serviceurl") or reply.get("serviceUrl")
-    if not isinstance(item_id, str) or not isinstance(url, str):
-        raise ServiceError(f"The portal '{portal}' does not say where the new service '{new.name}' is.")
-    return item_id, url
+    item_id = reply.get("itemId") or reply.get("serviceItemId")
+    if not isinstance(item_id, str):
+        raise ServiceError(f"The portal '{portal}' does not say which item the new service '{new.name}' is.")
+    return item_id, feature_url(client, portal, item_id)
 
 
 def find_service(client: HttpClient, portal: str, user: str, new: NewService) -> tuple[str, str] | None:
     """Give item id and address of the service that this run has made already, or None."""
     folder = f"/{new.folder_id}" if new.folder_id else ""
-    content = client.get_json(f"{rest_of(portal)}/content/users/{user}{folder}", {"num": _MOST_FOUND})
+    content = client.get_json(f"{_rest(portal)}/content/users/{user}{folder}", {"num": _MOST_FOUND})
     items = content.get("items")
     for item in items if isinstance(items, list) else []:
-        url = item.get("url")
         is_like = item.get("type") == "Feature Service" and new.name in (item.get("title"), item.get("name"))
-        if is_like and isinstance(url, str) and client.get_json(url).get("serviceDescription") == new.mark:
-            return str(item.get("id")), url
+        if is_like:
+            url = feature_url(client, portal, str(item.get("id")))
+            if client.get_json(url).get("serviceDescription") == new.mark:
+                return str(item.get("id")), url
     return None
 
 
-def describe_item(client: HttpClient, portal: str, user: str, item_id: str, texts: Mapping[str, str]) -> None:
+def describe_item(
+    client: HttpClient, portal: str, user: str, folder_id: str, item_id: str, texts: Mapping[str, str]
+) -> None:
     """Give an item its title, tags and other texts."""
-    client.get_json(f"{rest_of(portal)}/content/users/{user}/items/{item_id}/update", dict(texts), post=True)
+    folder = f"/{folder_id}" if folder_id else ""
+    client.get_json(f"{_rest(portal)}/content/users/{user}{folder}/items/{item_id}/update", dict(texts), post=True)
 
 
 def define_layer(client: HttpClient, service_url: str, definition: Mapping[str, Any]) -> None:
@@ -144,6 +142,10 @@ def define_layer(client: HttpClient, service_url: str, definition: Mapping[str, 
     except (NetworkError, ServiceError):
         if not layer_numbers(client, service_url):
             raise
+
+
+def _rest(portal: str) -> str:
+    return f"{portal_url(portal)}/sharing/rest"
 
 
 def _name_taken(error: NetworkError | ServiceError, name: str) -> Exception:

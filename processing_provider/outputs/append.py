@@ -20,7 +20,7 @@ from ...inference.errors import OutputError
 from ...inference.models.definition import ModelDefinition
 from ...inference.object_file import read_objects
 from ..feature_sink import FieldNames, RunFacts, columns, features
-from .layer_fit import check_crs, check_fit, check_geometry, fitted
+from .layer_fit import check_fit, check_geometry, fitted
 from .target_fields import JOB_COLUMN
 from .writers import KEPT, count_of_run, write
 
@@ -44,6 +44,7 @@ class AppendPlan:
         source: Its source as the provider knows it; it may hold a password and is never shown.
         field_map: What `read_field_map` gave.
         is_edited: Whether the user was editing it when the run began.
+        crs: Its coordinate reference system.
     """
 
     name: str
@@ -51,6 +52,7 @@ class AppendPlan:
     source: str
     field_map: Mapping[str, str | None]
     is_edited: bool
+    crs: QgsCoordinateReferenceSystem
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,6 @@ def plan_append(
     definition: ModelDefinition,
     field_map: Mapping[str, str | None],
     geometry: str,
-    crs: QgsCoordinateReferenceSystem,
 ) -> AppendPlan:
     """Check a layer before the run.
 
@@ -85,7 +86,6 @@ def plan_append(
         field_map: What `read_field_map` gave.
         geometry: What the objects are going to be: "box", "polygon", "point", "line", or anything else where only the
             loaded model knows.
-        crs: Coordinate reference system of the objects.
 
     Raises:
         OutputError: it cannot take the objects.
@@ -101,10 +101,9 @@ def plan_append(
             hint="Change that in Project > Properties > Data Sources, or choose another layer.",
         )
     check_fit(layer, columns(names), (), field_map, text_lengths(names, definition))
-    check_crs(layer, crs)
     if geometry in _TYPES:
         check_geometry(layer, _TYPES[geometry])
-    return AppendPlan(layer.name(), layer.providerType(), layer.source(), field_map, layer.isEditable())
+    return AppendPlan(layer.name(), layer.providerType(), layer.source(), field_map, layer.isEditable(), layer.crs())
 
 
 def append(

@@ -11,9 +11,13 @@ from qgis.core import QgsCoordinateReferenceSystem, QgsProcessingOutputLayerDefi
 
 from ...inference.errors import JobError, OutputError
 from ...inference.models.definition import ModelDefinition
+from ...inference.net.portal import portal_url
 from .. import parameters as keys
+from ..credentials import secrets_for
 from ..feature_sink import FieldNames, columns
 from .append import AppendPlan, plan_append
+from .layer_fit import check_crs
+from .publish import ServiceTarget
 from .service_request import ServiceRequest, read_service_request
 from .target_fields import read_field_map, unknown_columns
 
@@ -45,16 +49,16 @@ def read_targets(
     names: FieldNames,
     definition: ModelDefinition,
     arguments: Mapping[str, Any],
-    crs: QgsCoordinateReferenceSystem,
 ) -> Targets:
     """Read and check the parameters of the outputs, except the new layer's format (destination.py).
+
+    In the main thread: layers of the project are looked at.
 
     Args:
         reader: The parameters.
         names: The names that the user chose for the columns.
         definition: The model.
         arguments: Its arguments with their defaults.
-        crs: Coordinate reference system of the objects.
 
     Raises:
         JobError: nothing says where the objects go, or a text is not what it should be.
@@ -64,7 +68,7 @@ def read_targets(
     request = read_service_request(reader.text(keys.OUTPUT_SERVICE), field_map)
     layer = _new_layer(reader, request)
     service = request if isinstance(request, ServiceRequest) else None
-    append = _append_plan(reader, names, definition, field_map, _geometry(definition, arguments), crs)
+    append = _append_plan(reader, names, definition, field_map, _geometry(definition, arguments))
     if layer is None and append is None and service is None:
         raise JobError(
             "Nothing says where the objects are to be written.",
@@ -78,10 +82,32 @@ def read_targets(
         warnings.append(f"The field map names {', '.join(unknown)}: no field of every model's objects is called so.")
     if append is not None and append.provider == "arcgisfeatureserver":
         warnings.append(
-            f"The layer '{append.name}' is a feature service. OUTPUT_SERVICE writes to it more safely: it goes on where "
-            "the connection broke off, and nothing is sent twice."
+            f"The layer '{append.name}' is a feature service. OUTPUT_SERVICE writes to it more safely: it goes on "
+            "where the connection broke off, and nothing is sent twice."
         )
     return Targets(layer, append, service, _summary_file(reader), tuple(warnings))
+
+
+def check_place(targets: Targets, crs: QgsCoordinateReferenceSystem) -> None:
+    """Check that the objects have a place in the layer that they are appended to, once their own is known.
+
+    Raises:
+        OutputError: only one of them has a coordinate reference system.
+    """
+    if targets.append is not None:
+        check_crs(targets.append.name, targets.append.crs, crs)
+
+
+def service_target(reader: ParameterReader, targets: Targets) -> ServiceTarget | None:
+    """Give the feature service with what signs in to it; in the main thread, as a sign-in may ask for something.
+
+    Raises:
+        CredentialError, ServiceError: see credentials.py; the portal's address is none.
+    """
+    if targets.service is None:
+        return None
+    portal, authcfg = portal_url(reader.text(keys.PORTAL)), reader.text(keys.AUTHENTICATION)
+    return ServiceTarget(targets.service, portal, secrets_for([(authcfg, targets.service.url or portal)]))
 
 
 def _new_layer(reader: ParameterReader, request: ServiceRequest | str | None) -> Any:
@@ -104,7 +130,6 @@ def _append_plan(
     definition: ModelDefinition,
     field_map: Mapping[str, str | None],
     geometry: str,
-    crs: QgsCoordinateReferenceSystem,
 ) -> AppendPlan | None:
     if not reader.is_given(keys.APPEND_TO):
         return None
@@ -115,7 +140,7 @@ def _append_plan(
             hint="Choose a layer of the project, or write its source, as /data/trees.gpkg|layername=trees or "
             "postgres://dbname='gis' table=\"trees\" (geom).",
         )
-    return plan_append(layer, names, definition, field_map, geometry, crs)
+    return plan_append(layer, names, definition, field_map, geometry)
 
 
 def _geometry(definition: ModelDefinition, arguments: Mapping[str, Any]) -> str:

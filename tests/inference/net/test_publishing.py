@@ -20,10 +20,16 @@ from kestrel.inference.errors import CredentialError, NetworkError, OutputError,
 from kestrel.inference.events import Canceled
 from kestrel.inference.net import publishing
 from kestrel.inference.net.feature_service import check_editable, open_service
+from kestrel.inference.net.hosted_service import (
+    NewService,
+    create_service,
+    define_layer,
+    feature_url,
+    signed_in_user,
+)
 from kestrel.inference.net.http import Credential, HttpClient
 from kestrel.inference.net.ledger import Ledger
 from kestrel.inference.net.limits import HttpLimits
-from kestrel.inference.net.portal import NewService, create_service, define_layer, feature_url, signed_in_user
 from kestrel.inference.net.publishing import Publication, Publisher, chunks
 from kestrel.tests.fixtures.servers.base import Server, serving
 from kestrel.tests.fixtures.servers.feature_server import TREES, USER, FeatureServer, without_global_ids
