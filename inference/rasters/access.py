@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from ..secrets import Secrets
 
 
 def _never() -> bool:
@@ -16,9 +18,13 @@ class RasterAccess:
 
     Attributes:
         is_cancelled: Asked while a server is waited for.
+        secrets: What signs in to servers, and how they are reached.
+        on_wait: Told why a server is asked again, and the seconds until then.
     """
 
     is_cancelled: Callable[[], bool] = _never
+    secrets: Secrets = field(default_factory=Secrets)
+    on_wait: Callable[[str, float], None] | None = None
 
 
 ALONE = RasterAccess()

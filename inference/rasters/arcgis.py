@@ -18,6 +18,7 @@ from rasterio.errors import CRSError
 
 from ..errors import RasterOpenError
 from ..job import RasterItem
+from ..tiling import Window
 from .source import TargetGrid
 
 _SERVICE = re.compile(r"(https?://.+?/(ImageServer|MapServer))(?:[/?#].*)?", re.IGNORECASE)
@@ -208,6 +209,35 @@ def _whole(length: float, side: float) -> tuple[int, float]:
     if abs(count - nearest) <= _NEAR:
         return nearest, length / nearest
     return math.ceil(count), side
+
+
+def bbox_of(transform: Affine, window: Window) -> str:
+    """Write a window of a grid as a parameter, each number exact."""
+    xmin, ymax = transform * (window.x, window.y)
+    xmax, ymin = transform * (window.right, window.bottom)
+    return ",".join(f"{value:.17g}" for value in (xmin, ymin, xmax, ymax))
+
+
+def coarser(grid: TargetGrid, side: int) -> TargetGrid:
+    """Give a grid over the same area with at most so many pixels on its longer side."""
+    factor = max(1.0, max(grid.width, grid.height) / side)
+    width, height = max(1, round(grid.width / factor)), max(1, round(grid.height / factor))
+    scale = Affine.scale(grid.width / width, grid.height / height)
+    return TargetGrid(width, height, grid.transform * scale, grid.crs_wkt)
+
+
+def check_straight(grid: TargetGrid, url: str) -> None:
+    """Look at a grid that a server is to be asked for.
+
+    Raises:
+        RasterOpenError: its rows do not run from west to east, from north to south.
+    """
+    t = grid.transform
+    if not (math.isclose(t.b, 0, abs_tol=1e-12) and math.isclose(t.d, 0, abs_tol=1e-12) and t.a > 0 > t.e):
+        raise RasterOpenError(
+            f"The service '{url}' cannot be read on a grid that is rotated or mirrored.",
+            hint="Give a raster whose rows run from west to east first.",
+        )
 
 
 def band_names(data: Mapping[str, Any], properties: Mapping[str, Any]) -> list[str]:

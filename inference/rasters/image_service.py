@@ -10,12 +10,10 @@ Source: ArcGIS REST API, "Image service", "Key properties", "Export image".
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
@@ -28,6 +26,9 @@ from .arcgis import (
     PIXEL_TYPES,
     Service,
     band_names,
+    bbox_of,
+    check_straight,
+    coarser,
     native_grid,
     nodata_values,
     read_service,
@@ -92,7 +93,7 @@ class ImageServicePixels:
         self._target = wanted_grid(
             self._native.transform, self._native.width, self._native.height, item.crs_wkt or self._native.crs_wkt, grid
         )
-        _check_straight(self._target, url)
+        check_straight(self._target, url)
         self._image_reference = self._reference_of_image(grid)
         self._resampling = self._wanted_resampling(grid)
         available = [str(number) for number in item.options.get("bandIds") or ()]
@@ -175,7 +176,7 @@ class ImageServicePixels:
                 pixels, present = cache.read(Window(0, 0, own.width, own.height))
                 cache.close()
             else:
-                coarse = _coarser(own, min(_SAMPLE_SIDE, *self._service.most_pixels))
+                coarse = coarser(own, min(_SAMPLE_SIDE, *self._service.most_pixels))
                 pixels, present = self._export(coarse, Window(0, 0, coarse.width, coarse.height), nearest=True)
         except ServiceError as error:
             raise RasterReadError(f"The raster '{self.name}' cannot be sampled: {error.message}") from error
@@ -186,7 +187,7 @@ class ImageServicePixels:
 
         A service has no date of change: a change that shows in neither is not seen.
         """
-        coarse = _coarser(self._native, min(256, *self._service.most_pixels))
+        coarse = coarser(self._native, min(256, *self._service.most_pixels))
         pixels, _ = self._export(coarse, Window(0, 0, coarse.width, coarse.height), nearest=True)
         keys = ("bandCount", "pixelType", "pixelSizeX", "pixelSizeY", "minValues", "maxValues", "meanValues",
                 "stdvValues", "serviceDataType", "noDataValue")  # fmt: skip
@@ -307,7 +308,7 @@ class ImageServicePixels:
             "pixelType": self._sent_type,
             "bandIds": self._sent_bands,
             "interpolation": _RESAMPLINGS["nearest"] if nearest else self._resampling,
-            "bbox": _bbox(grid.transform, window),
+            "bbox": bbox_of(grid.transform, window),
             "size": f"{window.width},{window.height}",
             "bboxSR": self._service.reference if own else self._image_reference,
             "imageSR": self._service.reference if own else self._image_reference,
@@ -321,12 +322,6 @@ class ImageServicePixels:
             accept=picture_taker(window.width, window.height, found, self._n_sent),
         )
         return found[0]
-
-
-def _bbox(transform: Affine, window: Window) -> str:
-    xmin, ymax = transform * (window.x, window.y)
-    xmax, ymin = transform * (window.right, window.bottom)
-    return ",".join(f"{value:.17g}" for value in (xmin, ymin, xmax, ymax))
 
 
 def _count(service: Service) -> int | None:
@@ -360,20 +355,3 @@ def _block_side(service: Service, pixel_bytes: int) -> int:
     while side > 256 and side * side * pixel_bytes > _BLOCK_BYTES:
         side //= 2
     return min(side, *service.most_pixels)
-
-
-def _coarser(grid: TargetGrid, side: int) -> TargetGrid:
-    """Give a grid over the same area with at most so many pixels on its longer side."""
-    factor = max(1.0, max(grid.width, grid.height) / side)
-    width, height = max(1, round(grid.width / factor)), max(1, round(grid.height / factor))
-    scale = Affine.scale(grid.width / width, grid.height / height)
-    return TargetGrid(width, height, grid.transform * scale, grid.crs_wkt)
-
-
-def _check_straight(grid: TargetGrid, url: str) -> None:
-    t = grid.transform
-    if not (math.isclose(t.b, 0, abs_tol=1e-12) and math.isclose(t.d, 0, abs_tol=1e-12) and t.a > 0 > t.e):
-        raise RasterOpenError(
-            f"The service '{url}' cannot be read on a grid that is rotated or mirrored.",
-            hint="Give a raster whose rows run from west to east first.",
-        )

@@ -45,4 +45,18 @@ def _open_gdal(item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest
     return GdalPixels(item, bands, grid)
 
 
-_OPENERS = {"gdal": _open_gdal}
+def _open_service(
+    item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest, access: RasterAccess
+) -> PixelSource:
+    # Here, because runs without a server do without the library for it.
+    from ..net.http import make_client
+    from .arcgis import service_url
+    from .image_service import ImageServicePixels
+    from .map_service import MapServicePixels
+
+    client = make_client(access.secrets, is_cancelled=access.is_cancelled, on_wait=access.on_wait)
+    is_image = service_url(item).lower().endswith("/imageserver")
+    return (ImageServicePixels if is_image else MapServicePixels)(item, bands, grid, client)
+
+
+_OPENERS = {"gdal": _open_gdal, "image_service": _open_service}

@@ -23,10 +23,13 @@ from kestrel.inference.job import RasterItem
 from kestrel.inference.net.http import Credential, HttpClient
 from kestrel.inference.net.limits import HttpLimits
 from kestrel.inference.rasters import image_service
+from kestrel.inference.rasters.access import RasterAccess
 from kestrel.inference.rasters.block_cache import BlockCache
 from kestrel.inference.rasters.gdal_pixels import GdalPixels
 from kestrel.inference.rasters.image_service import ImageServicePixels
+from kestrel.inference.rasters.opening import open_pixels
 from kestrel.inference.rasters.source import GridRequest, TargetGrid
+from kestrel.inference.secrets import Secrets
 from kestrel.inference.tiling import Window
 from kestrel.tests.fixtures.rasters import noise
 from kestrel.tests.fixtures.servers.image_server import ArcGis, image_server
@@ -366,3 +369,13 @@ def test_a_real_plot_through_a_service_is_the_file(shared_data: Path) -> None:
     with image_server(open_image(path), max_size=(150, 150)) as arcgis:
         pixels, _ = whole(opened(arcgis))
     assert np.array_equal(whole(GdalPixels(RasterItem("gdal", str(path)), RGB, GridRequest()))[0], pixels)
+
+
+@pytest.mark.parametrize("kind", ["image", "map", "tiled"])
+def test_a_job_opens_services_with_the_secrets_of_its_run(kind: str) -> None:
+    with image_server(SMALL, token=TOKEN) as arcgis:
+        secrets = Secrets(({"origin": arcgis.server.url, "headers": {"Authorization": f"Bearer {TOKEN}"}},))
+        item = RasterItem("image_service", getattr(arcgis, kind))
+        source = open_pixels(item, RGB, GridRequest(0.5), RasterAccess(secrets=secrets))
+        assert (0.5, "uint8") == (source.info.cell_size[0], source.info.dtype)
+        source.close()
