@@ -23,7 +23,7 @@ from .algorithm import KestrelAlgorithm
 from .detect_objects import DetectObjectsAlgorithm
 from .feedback import foreseen
 from .help import table_help
-from .job_builder import ParameterReader
+from .parameter_reader import ParameterReader
 from .parameters import Output, Parameter
 from .rest_request.answer import JobMessage, blamed, finished_job, out_objects
 from .rest_request.text import read_request
@@ -34,7 +34,7 @@ from .text import to_plain, tr
 REQUEST = "REQUEST"
 JOB = "JOB"
 
-PASSED_ON = (keys.AUTHENTICATION, keys.PORTAL, keys.MAX_TILES, keys.ALLOW_PACKAGE_CODE)
+PASSED_ON = (keys.AUTHENTICATION, keys.PORTAL, keys.MAX_TILES, keys.PLAN_ONLY, keys.ALLOW_PACKAGE_CODE)
 """Parameters of `kestrel:detectobjects` for what the operation has no words for."""
 
 
@@ -158,8 +158,8 @@ class DetectObjectsRequestAlgorithm(KestrelAlgorithm):
         with _naming_the_member():
             keeper = _MessageKeeper(feedback, self._messages)
             results = child.algorithm.processAlgorithm(child.parameters, context, keeper)
-        if not results:
-            return {}
+        if keys.JOB_ID not in results:
+            return results  # cancelled, or only planned
         messages = self._messages if child.translation.has_messages else []
         job = finished_job(results[keys.JOB_ID], messages, child.translation.members)
         return {**results, keys.OUT_OBJECTS: out_objects(results), JOB: job}

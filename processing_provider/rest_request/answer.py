@@ -19,16 +19,17 @@ _MEMBER_OF_CODE = (
     ("disk-full", "outputObjects"),
 )
 _MEMBER_OF_WORDS = (
-    (r"^Model argument|^The model argument|text_prompt", "modelArguments"),
-    (r"\bmask\b", "context.mask"),
-    (r"\bextent\b", "context.extent"),
-    (r"\bsnap raster\b", "context.snapRaster"),
-    (r"\bcell size\b", "context.cellSize"),
+    (r"^(?:The m|M)odel argument|text_prompt|\bARGUMENTS\b", "modelArguments"),
+    (r"\bmask\b|\bMASK\b", "context.mask"),
+    (r"\bextent\b|\bEXTENT\b", "context.extent"),
+    (r"\bsnap raster\b|\bSNAP_RASTER\b", "context.snapRaster"),
+    (r"\bcell size\b|\bCELL_SIZE(?:_LAYER)?\b", "context.cellSize"),
     (r"\bGPU\b", "context.gpuId"),
-    (r"OUTPUT_SERVICE|APPEND_TO", "outputObjects"),
-    (r"INPUT_SOURCE|\braster layer\b", "inputRaster"),
+    (r"\bOUTPUT(?:_SERVICE)?\b", "outputObjects"),
+    (r"\bINPUT(?:_SOURCE)?\b", "inputRaster"),
     (r"\bfield\b", "confidenceScoreField, classValueField"),
 )
+"""Words of what Kestrel and QGIS say of a parameter, for errors whose code does not tell the member."""
 
 
 @dataclass(frozen=True)
