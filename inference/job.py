@@ -78,6 +78,9 @@ class DetectionJob:
     """Bands that the model gets, in its order: 0-based numbers, or names. Empty: as the model says."""
     processing_mode: str = "mosaic"
     """What several rasters are: one "mosaic", or "items" that are searched one by one."""
+    crs_wkt: str = ""
+    """Of items that are searched one by one: the coordinate reference system of extent, mask and cell size, in which
+    the objects are given, too. Empty: each item's own."""
     max_tiles: int | None = None
     """Most tiles that a run may have; None: any number."""
     plan_only: bool = False

@@ -19,7 +19,8 @@ from .models.definition import ModelDefinition
 from .models.fit_rules import AS_BYTES, chosen_stretch, depends_on_values, resolution, stretch_text
 from .rasters.access import ALONE, RasterAccess
 from .rasters.model_raster import ModelRaster
-from .rasters.opening import open_pixels
+from .rasters.mosaic import MosaicPixels
+from .rasters.opening import open_mosaic
 from .rasters.source import GridRequest, PixelSource, RasterInfo
 from .rasters.stretching import BandStretch, measured
 
@@ -50,15 +51,25 @@ def open_raster(
     """
     bands = job.bands or definition.input.bands
     grid = GridRequest(job.cell_size, job.snap, job.resampling)
-    pixels = open_pixels(job.rasters[0], bands, grid, access)
+    pixels = open_mosaic(job.rasters, bands, grid, access)
     told = list[Message]()
     if job.cell_size is None:
         cell_size, told = _wanted_cell_size(pixels.info, definition)
         if cell_size is not None:
             pixels.close()
-            pixels = open_pixels(job.rasters[0], bands, replace(grid, cell_size=cell_size), access)
+            pixels = open_mosaic(job.rasters, bands, replace(grid, cell_size=cell_size), access)
+    if isinstance(pixels, MosaicPixels):
+        told = [Message("info", "mosaic", _mosaic_text(pixels)), *told]
     stretch, message = _stretch(pixels, definition, str(arguments.get("stretch", "model")))
     return ModelRaster(pixels, definition.input, stretch), told + ([message] if message else [])
+
+
+def _mosaic_text(mosaic: MosaicPixels) -> str:
+    info = mosaic.info
+    text = f"{mosaic.n_items} rasters are searched as one mosaic of {info.width} x {info.height} pixels"
+    if mosaic.n_resampled:
+        text += f"; {mosaic.n_resampled} of them are resampled to the grid of the first one"
+    return f"{text}. A later one lies on top."
 
 
 def _wanted_cell_size(info: RasterInfo, definition: ModelDefinition) -> tuple[float | None, list[Message]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..job import RasterItem
 from .access import RasterAccess
 from .gdal_pixels import GdalPixels
+from .mosaic import MosaicPixels
 from .source import GridRequest, PixelSource
 
 
@@ -22,6 +25,20 @@ def open_pixels(item: RasterItem, bands: tuple[int | str, ...], grid: GridReques
         ModelIncompatibleError: it lacks a band, or its type cannot be used.
     """
     return _OPENERS[item.kind](item, bands, grid, access)
+
+
+def open_mosaic(
+    items: Sequence[RasterItem], bands: tuple[int | str, ...], grid: GridRequest, access: RasterAccess
+) -> PixelSource:
+    """Open rasters as one; the first one gives coordinate reference system and grid, a later one lies on top.
+
+    Raises:
+        RasterOpenError: one cannot be opened, or they do not go together.
+        ModelIncompatibleError: one lacks a band, or its type cannot be used.
+    """
+    if len(items) == 1:
+        return open_pixels(items[0], bands, grid, access)
+    return MosaicPixels(items, grid, lambda item, wanted: open_pixels(item, bands, wanted, access))
 
 
 def _open_gdal(item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest, access: RasterAccess) -> PixelSource:
