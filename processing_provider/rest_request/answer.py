@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,15 +44,13 @@ class JobMessage:
         return {"type": f"esriJobMessageType{self.kind}", "description": self.text}
 
 
-def out_objects(results: Mapping[str, Any]) -> str:
+def out_objects(value: str) -> str:
     """Give the result `outObjects` as JSON.
 
     Args:
-        results: What `kestrel:detectobjects` gave: OUTPUT, and OUT_OBJECTS where it says more.
+        value: What `kestrel:detectobjects` says of where the objects are, as JSON.
     """
-    stated = results.get("OUT_OBJECTS")
-    value = json.loads(stated) if stated else {"uri": results.get("OUTPUT")}
-    return _text({"paramName": "outObjects", "dataType": "GPString", "value": value})
+    return _text({"paramName": "outObjects", "dataType": "GPString", "value": json.loads(value)})
 
 
 def finished_job(job_id: str, messages: Iterable[JobMessage], members: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from ...inference.errors import JobError
 from ...inference.models.arguments import parse_arguments
 from .context import CONTEXT, Handler, translate_context
-from .draft import Draft, is_address
+from .draft import Draft, feature_class, is_address
 from .spatial_reference import crs_text
 from .text import Request
 from .values import as_boolean, as_number, as_object, as_text, given, refused, unpacked
@@ -96,10 +96,7 @@ def _input_raster(draft: Draft, member: str, value: Any) -> None:
             draft.tell(f"{member}.tiled_url", "the pixels themselves are read, not their tiles")
     if not set(source) - {"renderingRule", "mosaicRule"}:
         raise refused(member, "names no raster", f"Write for example {_EXAMPLES[member]}.")
-    if set(source) == {"uri"}:
-        draft.values["INPUT"] = source["uri"]
-    else:
-        draft.values["INPUT_SOURCE"] = json.dumps(source, ensure_ascii=False)
+    draft.values["INPUT_SOURCE"] = json.dumps(source, ensure_ascii=False)
 
 
 def _reference(member: str, value: Any) -> dict[str, Any]:
@@ -182,7 +179,9 @@ def _output_objects(draft: Draft, member: str, value: Any) -> None:
         service = {name: unpacked(f"{member}.{name}", content[name]) for name in named}
         draft.values["OUTPUT_SERVICE"] = json.dumps(service, ensure_ascii=False)
     elif "uri" in content:
-        draft.values["OUTPUT"] = draft.place(f"{member}.uri", content["uri"])
+        path = draft.place(f"{member}.uri", content["uri"])
+        file, table = feature_class(path)
+        draft.values["OUTPUT"] = f"ogr:dbname='{file}' table=\"{table}\" (geom)" if table else path
     else:
         raise refused(member, "names no output", f"Write for example {_EXAMPLES[member]}.")
 

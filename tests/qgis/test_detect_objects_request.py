@@ -124,6 +124,27 @@ def test_an_extent_may_be_in_a_system_given_as_wkt(
     assert job["extent"][2] == pytest.approx(500028.3, abs=1)
 
 
+def test_a_factor_of_the_cell_size_is_one_of_the_rasters_own(
+    members: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert job_of({**members, "context": {"cellSize": {"factor": 2.5}}}, tmp_path, monkeypatch)["cell_size"] == 2.5
+
+
+@pytest.mark.parametrize("path", ["city.gpkg/main.trees", "city.gdb/trees"])
+def test_a_feature_class_is_a_table_of_its_file(members: dict[str, Any], tmp_path: Path, path: str) -> None:
+    results = run({**members, "outputObjects": {"uri": str(tmp_path / path)}})
+    layer = QgsVectorLayer(results["OUTPUT"], "out", "ogr")
+    assert (layer.featureCount(), results["OUTPUT"].rpartition("|")[2]) == (3, "layername=trees")
+
+
+def test_several_rasters_are_searched_one_by_one_where_the_request_says_so(
+    members: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uris = [members["inputRaster"]["uri"], write_raster(tmp_path / "other.tif")]
+    job = job_of({**members, "inputRaster": {"uris": uris}, "processAllRasterItems": "true"}, tmp_path, monkeypatch)
+    assert ([item["source"] for item in job["rasters"]], job["processing_mode"]) == (uris, "items")
+
+
 def test_output_crs_and_field_names_reach_the_layer(members: dict[str, Any]) -> None:
     results = run({**members, "context": {"outSR": {"wkid": 102100}}, "confidenceScoreField": "Score"})
     layer = QgsVectorLayer(results["OUTPUT"], "out", "ogr")
