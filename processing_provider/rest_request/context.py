@@ -156,7 +156,7 @@ def _raster(draft: Draft, member: str, value: Any) -> str:
 def _service(provider: str, url: str) -> str:
     """Give a layer source that names its provider, as QGIS's parameters take it."""
     quoted = url.rstrip("/").replace("\\", "\\\\").replace("'", "\\'")
-    return f"{provider}:url='{quoted}'"
+    return f"{provider}://url='{quoted}'"
 
 
 # -- How to run --------------------------------------------------------------------------------------------------------
