@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ INPUT_MEMBERS = ("itemId", "url", "uri", "itemIds", "urls", "uris", "renderingRu
 OUTPUT_MEMBERS = ("itemId", "url", "uri", "serviceProperties", "itemProperties")
 MODEL_MEMBERS = ("itemId", "url", "uri")
 _DESCRIBED = ("serviceProperties", "itemProperties")
+_FEATURES = re.compile(r"/FeatureServer(?:/\d*)?/?(?:\?|$)", re.IGNORECASE)
 _NOT_READ = {
     "function": "The url of an image service with that function as a rendering template is read.",
     "images": "Give the images as uris, or make an image service of them.",
@@ -87,6 +89,13 @@ def _input_raster(draft: Draft, member: str, value: Any) -> None:
             raise refused(f"{member}.{name}", "is a form of input that Kestrel does not read", hint)
     draft.tell_unknown(member, content, (*INPUT_MEMBERS, *_DESCRIBED))
     content = _resolved(draft, member, _from_properties(member, content))
+    for url in (content.get("url", ""), *content.get("urls", ())):
+        if _FEATURES.search(url):
+            raise refused(
+                member,
+                "is a feature service, whose attached images Kestrel does not read",
+                "Save the attachments in a folder, and give the folder as uri.",
+            )
     source = {name: unpacked(f"{member}.{name}", content[name]) for name in INPUT_MEMBERS if name in content}
     if "tiled_url" in source:
         tiled = source.pop("tiled_url")

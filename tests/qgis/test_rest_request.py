@@ -217,6 +217,7 @@ REFUSED = [
     ({"inputRaster": {"uri": 7}}, "inputRaster.uri", "is not a text"),
     ({"inputRaster": {"uri": "a\x00b"}}, "inputRaster.uri", "control characters"),
     ({"inputRaster": {"function": {"name": "Clip"}}}, "inputRaster.function", "rendering template"),
+    ({"inputRaster": {"url": "https://s/Photos/FeatureServer/0"}}, "inputRaster", "Save the attachments"),
     ({"inputRaster": {"folderId": "0a"}}, "inputRaster.folderId", "itemIds"),
     ({"inputRaster": {"serviceProperties": {"name": "x", "serviceUrl": ""}}}, "inputRaster", "names no raster"),
     ({"inputRaster": '{"uri": "/a.tif"'}, "inputRaster", "is not valid JSON"),
