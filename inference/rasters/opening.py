@@ -6,6 +6,7 @@ from ..job import RasterItem
 from .access import RasterAccess
 from .gdal_pixels import GdalPixels
 from .source import GridRequest, PixelSource
+from .virtual_parts import check_parts
 
 
 def open_pixels(item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest, access: RasterAccess) -> PixelSource:
@@ -25,6 +26,7 @@ def open_pixels(item: RasterItem, bands: tuple[int | str, ...], grid: GridReques
 
 
 def _open_gdal(item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest, access: RasterAccess) -> PixelSource:
+    check_parts(item.source)
     return GdalPixels(item, bands, grid)
 
 
