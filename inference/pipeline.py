@@ -120,7 +120,7 @@ class Pipeline:
     def try_tile(self, tile: Tile) -> Trial | None:
         """Read a tile and run it as often as a run has tiles in the network at a time; None: it holds no pixels.
 
-        The first pass of a network is slower than the others: where it is quick it is done twice, and the second counts.
+        The first pass of a network is slower than the others: where it is quick, the second counts.
 
         Raises:
             DeviceMemoryError: the memory does not even hold one tile.

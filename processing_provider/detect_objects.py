@@ -105,6 +105,9 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
                 outcome = run.execute(plan.interpreter, listener, feedback)
                 if isinstance(outcome, WasCanceled):
                     return _cancelled(feedback)
+                if run.job.plan_only:
+                    run.remove()
+                    return _planned(outcome.summary, started)
                 request = ParameterReader(self, parameters, context)
                 facts = _facts(plan, run.job, outcome.summary, listener.object_files)
                 results = _write(request, plan, run.job, facts, listener.object_files, feedback)
@@ -113,9 +116,23 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
                 run.release()
         if not feedback.isCanceled():
             run.remove()
+        results[keys.PLAN] = _plan_text(outcome.summary)
         results[keys.TILE_COUNT] = outcome.summary.get("tiles", 0)
         results[keys.ELAPSED_SECONDS] = round(time.monotonic() - started, 2)
         return results
+
+
+def _planned(summary: Mapping[str, Any], started: float) -> dict[str, Any]:
+    """Give the results of a run that was only planned: no layer, and nothing about objects."""
+    return {
+        keys.PLAN: _plan_text(summary),
+        keys.TILE_COUNT: summary.get("tiles", 0),
+        keys.ELAPSED_SECONDS: round(time.monotonic() - started, 2),
+    }
+
+
+def _plan_text(summary: Mapping[str, Any]) -> str:
+    return json.dumps(summary.get("plan") or {}, ensure_ascii=False)
 
 
 def _facts(plan: DetectionPlan, job: DetectionJob, summary: Mapping[str, Any], files: list[Path]) -> RunFacts:

@@ -57,8 +57,8 @@ def _missing(path: Path, depth: int) -> Iterator[Path]:
         text = path.read_text("utf-8", "replace")
     except OSError:
         return  # GDAL says what is wrong with it
-    for name in dict.fromkeys(_PART.findall(text)):
-        part = _path_of(*name, path.parent)
+    for attributes, name in dict.fromkeys(_PART.findall(text)):
+        part = _path_of(attributes, name, path.parent)
         if part is None:
             continue
         if not part.exists():
