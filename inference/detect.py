@@ -15,9 +15,10 @@ from typing import Any
 
 from .detectors.protocol import close_detector
 from .errors import JobError
-from .events import Report
+from .events import Message, Report
 from .job import DetectionJob
 from .journal import JobState, Journal, TileState
+from .outlook import Outlook, check_limit, look_ahead
 from .rasters.access import ALONE, RasterAccess
 from .reshaping import reshaped_geometry
 from .results import hand_out
@@ -52,15 +53,35 @@ def detect(
     with tempfile.TemporaryDirectory(prefix="model-", dir=folder, ignore_cleanup_errors=True) as unpacked:
         run = prepare(job, Path(unpacked), report, access)
         try:
+            outlook = look_ahead(run, is_cancelled)
+            report(Message("info", "plan", outlook.text))
+            if job.plan_only:
+                return _plan_summary(run, outlook, time.monotonic() - start)
+            check_limit(outlook, job.max_tiles)
             with Journal.open(folder, fingerprint(run), len(run.plan.grid)) as journal:
                 search(run, journal, report, is_cancelled)
                 tell_quarantined(run, journal, report)
                 counts = hand_out(run, journal, folder, report, is_cancelled)
                 journal.set_state(JobState.done)
-                return _summary(run, journal, counts, time.monotonic() - start)
+                return {
+                    **_summary(run, journal, counts, time.monotonic() - start), "plan": outlook.to_dict()
+                }  # fmt: skip
         finally:
             run.source.close()
             close_detector(run.detector)
+
+
+def _plan_summary(run: Run, outlook: Outlook, seconds: float) -> dict[str, Any]:
+    grid = run.plan.grid
+    return {
+        "plan": outlook.to_dict(),
+        "tiles": len(grid),
+        "tile_size": grid.tile_size,
+        "padding": grid.padding,
+        "device": run.device,
+        "model_sha256": run.sha256,
+        "seconds": round(seconds, 3),
+    }
 
 
 def _summary(run: Run, journal: Journal, counts: dict[str, int], seconds: float) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +19,12 @@ from rasterio.errors import CRSError, RasterioError
 
 from ..errors import ModelIncompatibleError, RasterOpenError, RasterReadError
 from ..job import RasterItem
-from ..models.fit_rules import find_band
+from ..models.fit_rules import NO_INKS, are_inks, find_band
 from ..tiling import Window
 from .grid import on_grid
 from .sampling import sample_values
 from .source import GridRequest, RasterInfo
+from .virtual_parts import is_part_missing, part_error
 
 _PALETTE_BANDS: dict[int | str, int] = {0: 0, 1: 1, 2: 2, "red": 0, "green": 1, "blue": 2}
 
@@ -187,7 +189,7 @@ def _open(item: RasterItem) -> Any:
         raise RasterOpenError(
             f"The raster '{name}' has {kind}.", hint="Georeference it first (Georeferencer, gdalwarp)."
         )
-    if dataset.transform.determinant == 0:
+    if dataset.transform.determinant == 0 or not all(math.isfinite(value) for value in dataset.transform[:6]):
         raise RasterOpenError(f"The raster '{name}' has pixels without area: its georeference is damaged.")
     return dataset
 
@@ -237,6 +239,9 @@ def resolve_bands(dataset: Any, bands: tuple[int | str, ...]) -> tuple[int, ...]
             hint="Choose a raster with the bands that the model was trained on.",
         )
     numbers = tuple(_band_number(dataset, band) for band in bands)
+    inks = are_inks([dataset.colorinterp[number - 1].name for number in numbers])
+    if inks and not all(isinstance(band, str) for band in bands):
+        raise ModelIncompatibleError(inks, hint=NO_INKS)
     for number in numbers:
         if dataset.dtypes[number - 1].startswith("complex"):
             raise ModelIncompatibleError(f"Band {number} holds complex numbers, which no model takes.")
@@ -279,6 +284,8 @@ def _as_read_error(name: str, window: Window) -> Iterator[None]:
         yield
     except RasterioError as error:
         reason = error.__cause__ or error
+        if is_part_missing(name, error):
+            raise part_error(name, str(reason)) from error
         raise RasterReadError(
             f"The raster '{name}' cannot be read at columns {window.x} to {window.right}, "
             f"rows {window.y} to {window.bottom}: {reason}.",

@@ -9,6 +9,7 @@ from .access import RasterAccess
 from .gdal_pixels import GdalPixels
 from .mosaic import MosaicPixels
 from .source import GridRequest, PixelSource
+from .virtual_parts import check_parts
 
 
 def open_pixels(item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest, access: RasterAccess) -> PixelSource:
@@ -42,6 +43,7 @@ def open_mosaic(
 
 
 def _open_gdal(item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest, access: RasterAccess) -> PixelSource:
+    check_parts(item.source)
     return GdalPixels(item, bands, grid)
 
 

@@ -69,7 +69,7 @@ def read_targets(
     layer = _new_layer(reader, request)
     service = request if isinstance(request, ServiceRequest) else None
     append = _append_plan(reader, names, definition, field_map, _geometry(definition, arguments))
-    if layer is None and append is None and service is None:
+    if layer is None and append is None and service is None and not reader.flag(keys.PLAN_ONLY):
         raise JobError(
             "Nothing says where the objects are to be written.",
             hint="Give OUTPUT (a new layer), APPEND_TO (an existing one) or OUTPUT_SERVICE (a feature service).",
