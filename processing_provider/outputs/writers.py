@@ -84,7 +84,7 @@ def _write_file(layer: QgsVectorLayer, job_field: str, job_id: str, rows: Rows, 
         if is_cancelled():
             raise Canceled
         if time.monotonic() > until:
-            raise _refused(layer.name(), f"another program is writing to it ({reason})")
+            raise _refused(layer.name(), f"another program, or an edit session in QGIS, holds the file ({reason})")
         time.sleep(0.2)
 
 
@@ -231,5 +231,6 @@ def _refused(layer_name: str, reason: str) -> OutputError:
     return OutputError(
         f"The objects could not be written to the layer '{layer_name}': {reason.strip() or 'no reason was given'}; "
         "nothing of them is in it.",
-        hint=f"Check that the disk has room and that no other program holds the layer. {KEPT}",
+        hint="Check that the disk has room and that no other program holds the layer. Save or discard edits of it. "
+        f"{KEPT}",
     )

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from qgis.core import (
     QgsCoordinateTransformContext,
     QgsFeature,
     QgsGeometry,
+    QgsProcessingAlgRunnerTask,
     QgsProcessingException,
     QgsProject,
     QgsVectorFileWriter,
     QgsVectorLayer,
 )
+from qgis.PyQt.QtCore import QCoreApplication
 
 from kestrel.inference.jobs import jobs_folder
 from kestrel.processing_provider.outputs import append, writers
@@ -364,3 +367,36 @@ def test_outlines_in_parts_need_a_layer_of_parts(
     good["APPEND_TO"] = make_layer(tmp_path / "parts.gpkg", "MultiPolygon")
     assert run(good)["OBJECT_COUNT"] == 3
     assert len(rows(good["APPEND_TO"], "JobId")) == 3
+
+
+def test_an_edit_session_that_holds_the_file_is_told_and_loses_nothing(
+    good: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    QgsProject.instance().setTransactionMode(Qgis.TransactionMode.AutomaticGroups)
+    run(good)
+    layer = in_project(good["APPEND_TO"])
+    assert layer.startEditing()
+    layer.changeAttributeValue(next(layer.getFeatures()).id(), layer.fields().indexOf("Class"), "Date palm")
+    monkeypatch.setattr(writers, "_PATIENCE", 0.3)
+    with pytest.raises(QgsProcessingException, match=r"another program, or an edit session in QGIS.*Save or discard"):
+        run({**good, "APPEND_TO": layer.id()})
+    assert layer.commitChanges()
+    run({**good, "APPEND_TO": layer.id()})
+    assert sorted(f["Class"] for f in layer.getFeatures()) == ["Date palm", "House", "House", "Palm", "Palm", "Palm"]
+
+
+def test_a_run_in_a_thread_of_its_own_appends_and_the_project_shows_it(good: dict[str, Any]) -> None:
+    layer, where, feedback, ends = in_project(good["APPEND_TO"]), context(), Listener(), []
+    changes: list[int] = []
+    layer.dataProvider().dataChanged.connect(lambda: changes.append(1))
+    task = QgsProcessingAlgRunnerTask(algorithm(), {**good, "APPEND_TO": layer.id()}, where, feedback)
+    task.executed.connect(lambda is_good, results: ends.append((is_good, results["OBJECT_COUNT"])))
+    thread = threading.Thread(target=lambda: ends.append(task.run()))
+    thread.start()
+    while thread.is_alive():
+        QCoreApplication.processEvents()
+    assert ends == [True]
+    task.finished(True)
+    assert ends == [True, (True, 3)]
+    assert layer.featureCount() == 3
+    assert changes
