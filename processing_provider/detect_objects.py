@@ -152,8 +152,8 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
     def postProcessAlgorithm(self, context: QgsProcessingContext, feedback: QgsProcessingFeedback) -> dict[str, Any]:
         """Show in the project what was appended; QGIS calls this in the main thread."""
         plan = self._plan
-        if plan is not None and plan.targets.append is not None:
-            show_appended(context.project(), plan.targets.append)
+        if plan is not None and plan.targets.shown:
+            show_appended(context.project(), *plan.targets.shown)
         return {}
 
 

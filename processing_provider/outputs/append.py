@@ -14,7 +14,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qgis.core import Qgis, QgsCoordinateReferenceSystem, QgsFeature, QgsProject, QgsProviderRegistry, QgsVectorLayer
+from qgis.core import (
+    Qgis,
+    QgsCoordinateReferenceSystem,
+    QgsDataProvider,
+    QgsFeature,
+    QgsNetworkAccessManager,
+    QgsProject,
+    QgsProviderRegistry,
+    QgsVectorLayer,
+)
+from qgis.PyQt.QtCore import QUrl
 
 from ...inference.errors import OutputError
 from ...inference.models.definition import ModelDefinition
@@ -23,6 +33,9 @@ from ..feature_sink import FieldNames, RunFacts, columns, features
 from .layer_fit import check_fit, check_geometry, fitted
 from .target_fields import JOB_COLUMN
 from .writers import KEPT, count_of_run, write
+
+FEATURE_SERVICE = "arcgisfeatureserver"
+"""QGIS's data provider of feature services."""
 
 _JOB_ID_LENGTH = 22
 """Of what `new_job_id` gives."""
@@ -169,17 +182,34 @@ def _open(plan: AppendPlan) -> QgsVectorLayer:
     return layer
 
 
-def show_appended(project: QgsProject | None, plan: AppendPlan) -> None:
+def show_appended(project: QgsProject | None, provider: str, source: str) -> None:
     """Have the project's layers look again at what they show; edits that were not saved stay.
 
     In the main thread only.
+
+    Args:
+        project: The project, if there is one.
+        provider: The data provider of what was written to.
+        source: Its source.
     """
-    table = _table(plan.provider, plan.source)
+    table = _table(provider, source)
     for layer in project.mapLayers().values() if project else ():
         if isinstance(layer, QgsVectorLayer) and _table(layer.providerType(), layer.source()) == table:
-            layer.reload()
-            layer.updateExtents()
-            layer.triggerRepaint()
+            show_again(layer)
+
+
+def show_again(layer: QgsVectorLayer) -> None:
+    """Have a layer of the project look again at its data; in the main thread only."""
+    if layer.providerType() == FEATURE_SERVICE and not layer.isEditable():
+        # This provider lists its rows once, when it is made, and takes an answer of yesterday if QGIS has kept one.
+        url = QgsProviderRegistry.instance().decodeUri(FEATURE_SERVICE, layer.source()).get("url")
+        cache = QgsNetworkAccessManager.instance().cache()
+        if cache is not None:
+            cache.remove(QUrl(f"{url}/query?f=json&where=1%3D1&returnIdsOnly=true"))
+        layer.setDataSource(layer.source(), layer.name(), FEATURE_SERVICE, QgsDataProvider.ProviderOptions())
+    layer.reload()
+    layer.updateExtents()
+    layer.triggerRepaint()
 
 
 def _table(provider: str, source: str) -> tuple[str, dict[str, Any]]:

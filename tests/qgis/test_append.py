@@ -385,18 +385,23 @@ def test_an_edit_session_that_holds_the_file_is_told_and_loses_nothing(
     assert sorted(f["Class"] for f in layer.getFeatures()) == ["Date palm", "House", "House", "Palm", "Palm", "Palm"]
 
 
-def test_a_run_in_a_thread_of_its_own_appends_and_the_project_shows_it(good: dict[str, Any]) -> None:
-    layer, where, feedback, ends = in_project(good["APPEND_TO"]), context(), Listener(), []
-    changes: list[int] = []
-    layer.dataProvider().dataChanged.connect(lambda: changes.append(1))
-    task = QgsProcessingAlgRunnerTask(algorithm(), {**good, "APPEND_TO": layer.id()}, where, feedback)
-    task.executed.connect(lambda is_good, results: ends.append((is_good, results["OBJECT_COUNT"])))
+def run_in_thread(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Run as a dialog does: the work in a thread, what comes after it here."""
+    where, feedback, ends, results = context(), Listener(), [], {}
+    task = QgsProcessingAlgRunnerTask(algorithm(), parameters, where, feedback)
+    task.executed.connect(lambda is_good, found: results.update(found))
     thread = threading.Thread(target=lambda: ends.append(task.run()))
     thread.start()
     while thread.is_alive():
         QCoreApplication.processEvents()
-    assert ends == [True]
+    assert ends == [True], feedback.said
     task.finished(True)
-    assert ends == [True, (True, 3)]
+    return results
+
+
+def test_a_run_in_a_thread_of_its_own_appends_and_the_project_shows_it(good: dict[str, Any]) -> None:
+    layer, changes = in_project(good["APPEND_TO"]), []
+    layer.dataProvider().dataChanged.connect(lambda: changes.append(1))
+    assert run_in_thread({**good, "APPEND_TO": layer.id()})["OBJECT_COUNT"] == 3
     assert layer.featureCount() == 3
     assert changes

@@ -35,6 +35,7 @@ from kestrel.tests.fixtures.servers.base import Server, serving
 from kestrel.tests.fixtures.servers.feature_server import TREES, FeatureServer, without_global_ids
 from kestrel.tests.qgis.examples import Listener, definition, refusal
 from kestrel.tests.qgis.test_append import good, run  # noqa: F401  # good is a fixture
+from kestrel.tests.qgis.test_undo_run import undo
 
 CANARY = "canary-77ab01"
 QUICK = HttpLimits(connect=2, read=0.5, total=2, patience=1, first_pause=0.01, longest_pause=0.05)
@@ -229,6 +230,26 @@ def test_a_request_that_names_no_service_is_refused(parameters: dict[str, Any], 
     reason = refusal({**parameters, "OUTPUT_SERVICE": value})
     assert expected in reason
     assert "secret" not in reason
+
+
+def test_a_feature_service_that_is_a_layer_of_qgis_takes_objects_and_gives_them_back(
+    good: dict[str, Any],  # noqa: F811
+    authcfg: str,
+) -> None:
+    double = FeatureServer(token=CANARY)
+    double.add_service("Trees", TREES)
+    with serving(double) as server:
+        source = f"crs='EPSG:3857' authcfg={authcfg} url='{server.url}/rest/services/Trees/FeatureServer/0'"
+        layer = QgsVectorLayer(source, "trees", "arcgisfeatureserver")
+        QgsProject.instance().addMapLayer(layer)
+        assert layer.isValid()
+        assert refusal({**good, "APPEND_TO": layer.id()}) == ""
+        first, second = (run({**good, "APPEND_TO": layer.id()})["JOB_ID"] for _ in range(2))
+        assert published(double) == [*THREE, *THREE]
+        assert layer.featureCount() == 6
+        assert undo(layer.id(), first)["DELETED_COUNT"] == 3
+        assert {row["attributes"]["JobId"] for row in double.rows()} == {second}
+        QgsProject.instance().clear()
 
 
 def test_holes_run_the_other_way_and_parts_stay_together(tmp_path: Path) -> None:
