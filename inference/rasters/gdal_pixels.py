@@ -84,7 +84,7 @@ class GdalPixels:
     @property
     def name(self) -> str:
         """Give what messages call it."""
-        return self._item.source.split("?")[0] if _is_remote(self._item.source) else self._item.source
+        return self._item.address
 
     @property
     def info(self) -> RasterInfo:
@@ -159,10 +159,6 @@ class GdalPixels:
                 handle.close()
             self._handles.clear()
         self._threads = threading.local()
-
-
-def _is_remote(name: str) -> bool:
-    return "://" in name or name.startswith("/vsi")
 
 
 def _cache_bytes(dataset: Any) -> int:
