@@ -68,6 +68,8 @@ class GdalPixels:
         self._palette = _palette(dataset, bands)
         self._bands = (1,) if self._palette is not None else resolve_bands(dataset, bands)
         self._ignores_mask = all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums)
+        self._alpha = _alpha_band(dataset) if self._ignores_mask else None
+        self._band_names = _band_names(dataset)
         self._nodata = None if dataset.nodata is None else float(dataset.nodata)
         self._info = RasterInfo(
             dataset.width,
@@ -87,7 +89,7 @@ class GdalPixels:
     @property
     def name(self) -> str:
         """Give what messages call it."""
-        return self._item.source.split("?")[0] if _is_remote(self._item.source) else self._item.source
+        return self._item.address
 
     @property
     def info(self) -> RasterInfo:
@@ -98,6 +100,11 @@ class GdalPixels:
     def bands(self) -> tuple[int, ...]:
         """Give the 1-based numbers of the bands that are read; one where a colour table stands for three."""
         return self._bands
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        """Give the description of each band, or its colour; bands of transparency are left out."""
+        return self._band_names
 
     @property
     def has_palette(self) -> bool:
@@ -135,7 +142,9 @@ class GdalPixels:
         with _as_read_error(self.name, window), rasterio.Env(**self._settings):
             dataset = self._dataset()
             pixels = dataset.read(self._bands, window=area)
-            if self._ignores_mask:
+            if self._alpha is not None:
+                present = np.repeat(dataset.read([self._alpha], window=area) > 0, len(pixels), axis=0)
+            elif self._ignores_mask:
                 present = np.ones(pixels.shape, np.bool_)
             else:
                 present = dataset.read_masks(self._bands, window=area) > 0
@@ -162,10 +171,6 @@ class GdalPixels:
                 handle.close()
             self._handles.clear()
         self._threads = threading.local()
-
-
-def _is_remote(name: str) -> bool:
-    return "://" in name or name.startswith("/vsi")
 
 
 def _cache_bytes(dataset: Any) -> int:
@@ -246,6 +251,17 @@ def resolve_bands(dataset: Any, bands: tuple[int | str, ...]) -> tuple[int, ...]
         if dataset.dtypes[number - 1].startswith("complex"):
             raise ModelIncompatibleError(f"Band {number} holds complex numbers, which no model takes.")
     return numbers
+
+
+def _alpha_band(dataset: Any) -> int | None:
+    """Give the 1-based number of a band of transparency that GDAL does not take for a mask: one that is not of bytes."""
+    colors = list(dataset.colorinterp)
+    return colors.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in colors else None
+
+
+def _band_names(dataset: Any) -> tuple[str, ...]:
+    bands = zip(dataset.descriptions, dataset.colorinterp)
+    return tuple(str(name or color.name) for name, color in bands if color != ColorInterp.alpha)
 
 
 def _band_number(dataset: Any, band: int | str) -> int:
