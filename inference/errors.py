@@ -12,7 +12,8 @@
     │   └── BackendMissingError         the inference environment lacks a library
     ├── RasterError
     │   ├── RasterOpenError
-    │   └── RasterReadError             window
+    │   ├── RasterReadError             window
+    │   └── RasterChangedError          its content is not what it was when the run began
     ├── DeviceError
     │   ├── DeviceUnavailableError
     │   └── DeviceMemoryError           batch_size
@@ -139,6 +140,12 @@ class RasterReadError(RasterError):
     """A window of the raster cannot be read."""
 
     code = "raster-read"
+
+
+class RasterChangedError(RasterError):
+    """The raster is not the one any more that the run began with."""
+
+    code = "raster-changed"
 
 
 class DeviceError(InferenceError):

@@ -531,7 +531,7 @@ def _short(url: str) -> NetworkError:
 
 
 def _too_long(url: str, max_bytes: int) -> ServiceError:
-    return ServiceError(f"The answer to '{shown(url)}' is longer than {max_bytes} bytes.")
+    return ServiceError(f"The answer to '{shown(url)}' is longer than {max_bytes} bytes.", max_bytes=max_bytes)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -25,7 +25,7 @@ def open_pixels(item: RasterItem, bands: tuple[int | str, ...], grid: GridReques
 
 
 def _open_gdal(item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest, access: RasterAccess) -> PixelSource:
-    return GdalPixels(item, bands, grid)
+    return GdalPixels(item, bands, grid, access)
 
 
 _OPENERS = {"gdal": _open_gdal}
