@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .detectors.protocol import close_detector
-from .errors import JobError
+from .errors import JobError, RasterChangedError
 from .events import Report
 from .job import DetectionJob
 from .journal import JobState, Journal, TileState
@@ -52,8 +52,11 @@ def detect(
     with tempfile.TemporaryDirectory(prefix="model-", dir=folder, ignore_cleanup_errors=True) as unpacked:
         run = prepare(job, Path(unpacked), report, access)
         try:
+            identity = run.source.pixels.identity()
             with Journal.open(folder, fingerprint(run), len(run.plan.grid)) as journal:
                 search(run, journal, report, is_cancelled)
+                if run.source.pixels.identity() != identity:
+                    raise RasterChangedError.of(run.source.name)
                 tell_quarantined(run, journal, report)
                 counts = hand_out(run, journal, folder, report, is_cancelled)
                 journal.set_state(JobState.done)

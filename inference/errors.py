@@ -147,6 +147,14 @@ class RasterChangedError(RasterError):
 
     code = "raster-changed"
 
+    @classmethod
+    def of(cls, name: str) -> RasterChangedError:
+        """Give the error for a raster that messages call so."""
+        return cls(
+            f"The raster '{name}' was changed while it was read.",
+            hint="Start the detection again: what was found so far belongs to the older content.",
+        )
+
 
 class DeviceError(InferenceError):
     """Something is wrong with the processor that was asked for."""

@@ -103,14 +103,6 @@ class GdalPixels:
         """Give what `GdalReading.identity` does, see gdal_reading.py."""
         return self._reading.identity()
 
-    def check_unchanged(self) -> None:
-        """Look whether the raster is still the one that was opened.
-
-        Raises:
-            RasterChangedError: it is not.
-        """
-        self._reading.check_unchanged()
-
     def sample(self) -> list[NDArray[Any]]:
         """Give valid values of each band as the file holds them, spread over the whole raster, see sampling.py.
 
@@ -126,9 +118,7 @@ class GdalPixels:
 
     def _sampled(self, dataset: Any, *, passes_over_damage: bool = False) -> list[NDArray[Any]]:
         own = getattr(dataset, "src_dataset", dataset)  # behind one that is resampled to another grid
-        return sample_values(
-            own, self._bands, ignores_mask=self._ignores_mask, passes_over_damage=passes_over_damage
-        )
+        return sample_values(own, self._bands, ignores_mask=self._ignores_mask, passes_over_damage=passes_over_damage)
 
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read a window that lies inside, see `PixelSource.read`."""

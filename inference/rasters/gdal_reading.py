@@ -17,12 +17,11 @@ from typing import Any, Protocol, TypeVar
 import rasterio
 from rasterio.errors import RasterioError
 
-from ..errors import CredentialError, NetworkError, RasterError, RasterOpenError, RasterReadError
+from ..errors import CredentialError, NetworkError, RasterError, RasterOpenError
 from ..events import Canceled
 from ..job import RasterItem
 from .access import RasterAccess
 from .gdal_options import environment, gdal_name, is_in_cloud, is_on_web, secret_for, settings_for
-from .remote_bytes import changed
 from .remote_files import RemoteFiles, ThreadFiles
 
 T = TypeVar("T")
@@ -30,12 +29,13 @@ Opener = Callable[[str], "list[Any]"]
 """From GDAL's name to the handles that were opened, the one to read from first."""
 
 _LOOK = 0.1
+_BLOCK_TAGS = ("BLOCK_OFFSET", "BLOCK_SIZE")
 _FEW_TRIES = 4
 """Of a read that fails while the raster can be opened: the file may be damaged there."""
 _REFUSED = ("HTTP response code: 401", "HTTP response code: 403", "InvalidAccessKeyId", "SignatureDoesNotMatch",
             "AccessDenied", "InvalidCredentials", "ExpiredToken")  # fmt: skip
-_PASSING = ("CURL error", "timed out", "Timeout", "HTTP response code: 5", "HTTP response code: 429", "Could not resolve",
-            "Failed to connect", "Connection re", "SlowDown", "ServiceUnavailable")  # fmt: skip
+_PASSING = ("CURL error", "timed out", "Timeout", "HTTP response code: 5", "HTTP response code: 429", "SlowDown",
+            "Could not resolve", "Failed to connect", "Connection re", "ServiceUnavailable")  # fmt: skip
 
 
 class GdalReading(Protocol):
@@ -57,14 +57,6 @@ class GdalReading(Protocol):
 
     def identity(self) -> list[Any] | None:
         """Give JSON values that tell this content from a changed one; None where nothing does."""
-        ...
-
-    def check_unchanged(self) -> None:
-        """Look whether the content is still the one that was opened.
-
-        Raises:
-            RasterChangedError: it is not.
-        """
         ...
 
     def close(self) -> None:
@@ -122,7 +114,6 @@ class _FileReading:
     def __init__(self, name: str, opener: Opener, settings: dict[str, Any], secret: Mapping[str, str]) -> None:
         self._name, self._opener, self.settings, self._secret = name, opener, settings, secret
         self._handles = _Handles()
-        self._before = self.identity()
 
     def call(self, action: Callable[[Any], T]) -> T:
         with environment(self.settings, self._secret):
@@ -137,10 +128,6 @@ class _FileReading:
         except (OSError, RasterioError):
             return None
         return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats] or None
-
-    def check_unchanged(self) -> None:
-        if self._before is not None and self.identity() != self._before:
-            raise changed(self._name)
 
     def close(self) -> None:
         self._handles.close()
@@ -190,10 +177,14 @@ class _WebReading:
         return own
 
     def identity(self) -> list[Any] | None:
-        return self._files.identity() if self._files.has_versions() else None
+        """Give URL, length and version of each file, of a mosaic by reference also those that it refers to."""
 
-    def check_unchanged(self) -> None:
-        """Do nothing: each part was compared when it came."""
+        def known(dataset: Any) -> None:
+            for name in _files_of(dataset.name, set()):
+                self._own().look_at(name)
+
+        self.call(lambda dataset: known(getattr(dataset, "src_dataset", dataset)))
+        return self._files.identity()
 
     def close(self) -> None:
         self._handles.close()
@@ -255,18 +246,37 @@ class _CloudReading:
             time.sleep(_LOOK)
 
     def identity(self) -> list[Any] | None:
-        return None
+        """Give where a compressed GeoTIFF keeps its blocks: GDAL does not tell the version of an object.
 
-    def check_unchanged(self) -> None:
-        """Do nothing: GDAL does not tell the version of an object."""
+        A block that changes its length moves those that follow it.
+        """
+        self._handles.drop()
+        settings, self.settings = self.settings, {**self.settings, "CPL_VSIL_CURL_NON_CACHED": self._name}
+        try:
+            return self.call(lambda dataset: _layout(getattr(dataset, "src_dataset", dataset)))
+        finally:
+            self.settings = settings
+            self._handles.drop()
 
     def close(self) -> None:
         self._handles.close()
 
 
+def _layout(dataset: Any) -> list[Any] | None:
+    """Give size, tags and places of some blocks of a compressed GeoTIFF, None of other rasters."""
+    if dataset.driver != "GTiff" or dataset.compression is None:
+        return None
+    rows, columns = (-(-size // block) for size, block in zip(dataset.shape, dataset.block_shapes[0]))
+    places = sorted({(round(y * (rows - 1) / 7), round(x * (columns - 1) / 7)) for y in range(8) for x in range(8)})
+    blocks = [[dataset.get_tag_item(f"{what}_{column}_{row}", "TIFF", bidx=1) for what in _BLOCK_TAGS]
+              for row, column in places]  # fmt: skip
+    return [*dataset.shape, sorted(dataset.tags().items()), blocks]
+
+
 def _story(error: BaseException) -> str:
     """Give the texts of an error and of all that led to it."""
-    texts, current = [], error
+    texts: list[str] = []
+    current = error
     while current is not None and len(texts) < 20:
         texts.append(str(current))
         current = current.__cause__ or current.__context__  # type: ignore[assignment]

@@ -27,9 +27,8 @@ _RUN = 128
 """Most blocks that one request asks for."""
 _REMEMBERED = 2048
 """Blocks of one file that are kept: what the tiles of two rows share."""
-_WHOLE = 64 * 2**20
+_WHOLE = 32 * 2**20
 """Bytes of the largest file that is read from a server which does not give out parts."""
-_NO_PARTS_TRIES = 3
 _PLACE = re.compile(r"bytes\s+(\d+)-(\d+)/(\d+)", re.IGNORECASE)
 
 
@@ -184,17 +183,13 @@ class RemoteFile:
 
         Raises: as `read`.
         """
-        error: ServiceError | None = None
-        for _ in range(_NO_PARTS_TRIES):
-            try:
-                return self._ask(start, end, 2 * (end - start), lambda reply: self._accept(reply, start, end)).content
-            except ServiceError as failure:
-                if failure.context.get("status") in (404, 410, 416):
-                    raise changed(self.url) from failure
-                if "max_bytes" not in failure.context:
-                    raise
-                error = failure  # all of the file came instead of a part of it
-        raise ServiceError(f"The server sends more of '{shown(self.url)}' than was asked for.") from error
+        try:
+            reply = self._ask(start, end, 2 * (end - start), lambda reply: self._accept(reply, start, end))
+        except ServiceError as error:
+            if error.context.get("status") in (404, 410, 416):
+                raise RasterChangedError.of(shown(self.url)) from error
+            raise
+        return reply.content
 
     def _ask(self, start: int, end: int, max_bytes: int, accept: Callable[[Reply], None]) -> Reply:
         # Compressed on the way, a part would not be a part of the file.
@@ -213,18 +208,12 @@ class RemoteFile:
             raise TryAgain(_nonsense(self.url, reply))
         first, last, total = (int(number) for number in place.groups())
         if end is not None and self.version.is_other(_version(reply)):
-            raise TryAgain(changed(self.url), few=True)  # or another server of the same name, which is behind
+            raise TryAgain(
+                RasterChangedError.of(shown(self.url)), few=True
+            )  # or another server of the same name, which is behind
         wanted = min(BLOCK, total) if end is None else end
         if (first, last + 1, len(reply.content)) != (start, wanted, wanted - start):
             raise TryAgain(_nonsense(self.url, reply))
-
-
-def changed(name: str) -> RasterChangedError:
-    """Give the error that ends a run whose raster is not what it was at the beginning."""
-    return RasterChangedError(
-        f"The raster '{shown(name) if '://' in name else name}' was changed while it was read.",
-        hint="Start the detection again: what was found so far belongs to the older content.",
-    )
 
 
 def _version(reply: Reply) -> FileVersion:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import rasterio
@@ -29,6 +29,8 @@ from ..net.http import Credential, HttpClient
 from ..net.limits import FIRST_CONTACT
 from .access import RasterAccess
 from .remote_bytes import RemoteFile
+
+T = TypeVar("T")
 
 CURL = "/vsicurl/"
 _LOCAL = "local-file"
@@ -120,7 +122,7 @@ class RemoteFiles:
         """Give parts of a file; raises as `RemoteFile.read`."""
         return self._told(lambda: file.read(ranges))
 
-    def _told(self, action: Callable[[], Any]) -> Any:
+    def _told(self, action: Callable[[], T]) -> T:
         """Do something; after the first failure that ends the run, all others end at once and with that one."""
         try:
             return action()
@@ -132,17 +134,13 @@ class RemoteFiles:
                 raise
             raise self._failure from None
 
-    def identity(self) -> list[Any]:
-        """Give name and version of each file that was looked for and found."""
+    def identity(self) -> list[Any] | None:
+        """Give name and version of each file that was found; None where a server says nothing about versions."""
         with self._lock:
             found = sorted((url, file.version) for url, file in self._files.items() if file is not None)
-        return [[url, version.size, version.etag, version.modified] for url, version in found]
-
-    def has_versions(self) -> bool:
-        """Tell whether the servers say something that a changed file would have otherwise."""
-        with self._lock:
-            found = [file.version for file in self._files.values() if file is not None]
-        return bool(found) and all(version.etag or version.modified for version in found)
+        if not all(version.etag or version.modified for _, version in found):
+            return None
+        return [[url.partition("?")[0], version.size, version.etag, version.modified] for url, version in found]
 
     def close(self) -> None:
         """Let go of the connections; nobody may be reading."""
@@ -171,6 +169,13 @@ class ThreadFiles(MultiByteRangeResourceContainer):  # type: ignore[misc]
         if CURL in source:
             return source.replace(CURL, self._prefix)
         return f"{self._prefix}{_LOCAL}{Path(source).absolute().as_posix()}"
+
+    def look_at(self, name: str) -> None:
+        """Get to know a file by GDAL's name, which may have been read not at all so far; others are passed over."""
+        place = name.find(self._prefix)
+        path = name[place + len(self._prefix) :] if place >= 0 else ""
+        if _is_url(path):
+            self._found(path)
 
     def raise_failure(self) -> None:
         """Raise what went wrong since the last call, whatever GDAL made of it."""
