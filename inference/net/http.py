@@ -292,10 +292,13 @@ class HttpClient:
         end = time.monotonic() + self._limits.total
         with self._opened(question, accepts) as (exchange, response):
             content = bytearray()
+            stated = response.headers.get("Content-Length", "")
+            if stated.isdigit() and int(stated) > max_bytes:
+                raise _too_long_answer(question, response, max_bytes)
             for chunk in exchange.chunks():
                 content += chunk
                 if len(content) > max_bytes:
-                    raise _too_long(question.url, max_bytes)
+                    raise _too_long_answer(question, response, max_bytes)
                 if time.monotonic() > end:
                     raise StallError(self._limits.total)
             headers = {name.lower(): value for name, value in response.headers.items()}
@@ -579,8 +582,14 @@ def _short(url: str) -> NetworkError:
     return NetworkError(f"The answer to '{shown(url)}' breaks off before its end.", hint="Run again.")
 
 
+def _too_long_answer(question: _Question, response: requests.Response, max_bytes: int) -> Exception:
+    error = _too_long(question.url, max_bytes)
+    # All of a file instead of a part of it: some caches do that for a while.
+    return TryAgain(error, few=True) if "Range" in question.headers and response.status_code == 200 else error
+
+
 def _too_long(url: str, max_bytes: int) -> ServiceError:
-    return ServiceError(f"The answer to '{shown(url)}' is longer than {max_bytes} bytes.")
+    return ServiceError(f"The answer to '{shown(url)}' is longer than {max_bytes} bytes.", max_bytes=max_bytes)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -63,7 +63,7 @@ def open_mosaic(
 
 def _open_gdal(item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest, access: RasterAccess) -> PixelSource:
     check_parts(item.source)
-    return GdalPixels(item, bands, grid)
+    return GdalPixels(item, bands, grid, access)
 
 
 def _open_service(
