@@ -14,7 +14,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Install QGIS where it is missing, make the environments and the profile (TORCH_BACKEND=auto|cpu|cu128 picks a torch build)
-	@bash tools/install_qgis.sh
+	@bash tools/install_qgis.sh tests
 	@$(SETUP)
 
 setup-demo:

@@ -1,13 +1,16 @@
 """QGIS parameters -> DetectionJob: the only place where QGIS's values become the core's.
 
-`build_plan` runs twice, in checkParameterValues to refuse what cannot work and in prepareAlgorithm for the run itself,
-so that both say the same. It is quick: the slow parts (hash of the weights, union of the mask) are `complete_job`.
+The parameters are read twice, in checkParameterValues to refuse what cannot work and in prepareAlgorithm for the run
+itself, so that both say the same. `make_draft` is quick and needs no raster. `with_rasters` looks at the rasters: also
+quick where these are few and at hand, and otherwise done in the run's own thread. The slow parts (hash of the weights,
+union of the mask) are `complete_job`.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -34,11 +37,15 @@ from .code_consent import allowed_code
 from .destination import check_destination, output_file
 from .feature_sink import FieldNames
 from .fit_check import fit_warnings
+from .inputs import InputList, Told, always, check_all_bands, input_list, opened
 from .interpreter import find_interpreter
 from .mask import dissolve
+from .outputs.targets import Targets, read_targets
 from .parameter_reader import ParameterReader
-from .raster_source import SourceRaster, check_bands, source_raster
+from .raster_source import SourceRaster
 from .search_extent import search_extent
+
+_WKT = QgsCoordinateReferenceSystem.WktVariant.WKT2_2019
 
 
 @dataclass(frozen=True)
@@ -49,61 +56,126 @@ class DetectionPlan:
     interpreter: str
     package: ModelPackage
     raster: SourceRaster
+    """What stands for all rasters: the first one, with the extent of all."""
     fields: FieldNames
     output: Path | None
     """The file that is written; None: the output is no file."""
+    targets: Targets
     mask: QgsProcessingFeatureSource | None
     output_crs: QgsCoordinateReferenceSystem
     transforms: QgsCoordinateTransformContext
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class PlanDraft:
+    """What can be said of a run before its rasters are looked at."""
+
+    inputs: InputList
+    package: ModelPackage
+    job: DetectionJob
+    """The job, with rasters that are only named."""
+    interpreter: str
+    arguments: Mapping[str, Any]
+    """Arguments of the model, with its defaults."""
+    fields: FieldNames
+    mask: QgsProcessingFeatureSource | None
+    transforms: QgsCoordinateTransformContext
+
+
+def make_draft(reader: ParameterReader) -> PlanDraft:
+    """Read and check all that does not depend on what the rasters are.
+
+    Raises:
+        InferenceError: something that cannot work, with the reason and the way out.
+    """
+    inputs = input_list(reader)
+    reference = model_reference(reader.text(keys.MODEL))
+    package = open_package(reference)
+    arguments = parse_arguments(reader.text(keys.ARGUMENTS))
+    resolved = resolve_arguments(package.definition, arguments).values
+    fields = FieldNames(reader.text(keys.CONFIDENCE_SCORE_FIELD), reader.text(keys.CLASS_VALUE_FIELD))
+    job = DetectionJob(
+        job_id=new_job_id(),
+        rasters=inputs.items,
+        processing_mode="items" if inputs.is_separate else "mosaic",
+        model=reference,
+        arguments=arguments,
+        objects_of_interest=objects_of_interest(reader.text(keys.OBJECTS_OF_INTEREST), package.definition),
+        allowed_code=allowed_code(package, reader.text(keys.ALLOW_PACKAGE_CODE)),
+        **_run_options(reader),
+    )
+    return PlanDraft(
+        inputs=inputs,
+        package=package,
+        job=job,
+        interpreter=find_interpreter(),
+        arguments=resolved,
+        fields=fields,
+        mask=_mask_source(reader),
+        transforms=reader.context.transformContext(),
+    )
+
+
 def build_plan(
     algorithm: QgsProcessingAlgorithm, parameters: dict[str, Any], context: QgsProcessingContext
 ) -> DetectionPlan:
-    """Read and check all parameters.
+    """Read and check all parameters, and look at all rasters, however long that takes.
 
     Raises:
         InferenceError: something that cannot work, with the reason and the way out.
     """
     reader = ParameterReader(algorithm, parameters, context)
-    raster = source_raster(reader.raster_layer(keys.INPUT))
-    reference = model_reference(reader.text(keys.MODEL))
-    package = open_package(reference)
-    bands = chosen_bands(reader.text(keys.BANDS), raster, package.definition)
-    definition = with_bands(package.definition, bands)
-    check_bands(raster, definition)
-    arguments = parse_arguments(reader.text(keys.ARGUMENTS))
-    resolved = resolve_arguments(package.definition, arguments).values
+    return with_rasters(make_draft(reader), reader)
+
+
+def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always) -> DetectionPlan:
+    """Look at the rasters, and check what depends on them.
+
+    Args:
+        draft: The rest.
+        reader: The parameters.
+        told: See `inputs.opened`.
+
+    Raises:
+        InferenceError: something that cannot work, with the reason and the way out.
+    """
+    inputs = opened(draft.inputs, draft.transforms, told)
+    raster = inputs.whole
+    bands = chosen_bands(reader.text(keys.BANDS), raster, draft.package.definition)
+    definition = with_bands(draft.package.definition, bands)
+    check_all_bands(inputs, definition)
     extent, warnings = search_extent(reader, raster)
-    fields = FieldNames(reader.text(keys.CONFIDENCE_SCORE_FIELD), reader.text(keys.CLASS_VALUE_FIELD))
-    output = output_file(parameters.get(keys.OUTPUT))
+    output_crs = chosen_crs(reader) or raster.crs
+    targets = read_targets(reader, draft.fields, definition, draft.arguments, output_crs)
+    output = output_file(targets.layer)
     if output is not None:
-        output = check_destination(output, fields, context.project())
-    job = DetectionJob(
-        job_id=new_job_id(),
-        rasters=(raster.item,),
-        model=reference,
-        arguments=arguments,
-        objects_of_interest=objects_of_interest(reader.text(keys.OBJECTS_OF_INTEREST), package.definition),
+        output = check_destination(output, draft.fields, reader.context.project())
+    job = replace(
+        draft.job,
+        rasters=inputs.items,
+        crs_wkt=raster.crs.toWkt(_WKT) if inputs.is_separate else "",
         extent=extent,
         cell_size=wanted_cell_size(reader, raster, raster.extent if extent is None else QgsRectangle(*extent)),
         snap=snap_point(reader, raster),
         bands=bands,
-        allowed_code=allowed_code(package, reader.text(keys.ALLOW_PACKAGE_CODE)),
-        **_run_options(reader),
     )
     return DetectionPlan(
         job=job,
-        interpreter=find_interpreter(),
-        package=package,
+        interpreter=draft.interpreter,
+        package=draft.package,
         raster=raster,
-        fields=fields,
+        fields=draft.fields,
         output=output,
-        mask=_mask_source(reader),
-        output_crs=chosen_crs(reader) or raster.crs,
-        transforms=context.transformContext(),
-        warnings=(*warnings, *fit_warnings(definition, raster, resolved.get("stretch", "model"))),
+        targets=targets,
+        mask=draft.mask,
+        output_crs=output_crs,
+        transforms=draft.transforms,
+        warnings=(
+            *warnings,
+            *targets.warnings,
+            *fit_warnings(definition, raster, draft.arguments.get("stretch", "model")),
+        ),
     )
 
 

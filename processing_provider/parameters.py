@@ -21,9 +21,12 @@ from qgis.core import (
     QgsProcessingParameterExtent,
     QgsProcessingParameterFeatureSink,
     QgsProcessingParameterFeatureSource,
+    QgsProcessingParameterFileDestination,
+    QgsProcessingParameterMultipleLayers,
     QgsProcessingParameterNumber,
     QgsProcessingParameterRasterLayer,
     QgsProcessingParameterString,
+    QgsProcessingParameterVectorLayer,
 )
 
 from .text import tr
@@ -71,6 +74,7 @@ PLAN = "PLAN"
 SUMMARY = "SUMMARY"
 OUT_OBJECTS = "OUT_OBJECTS"
 
+PROCESSING_MODES = ("PROCESS_AS_MOSAICKED_IMAGE", "PROCESS_ITEMS_SEPARATELY")
 PROCESSORS = ("Auto", "CPU", "GPU")
 CELL_SIZE_UNITS = ("Raster", "Metres", "Feet")
 RESAMPLINGS = ("Automatic", "Nearest", "Bilinear", "Cubic", "Average")
@@ -124,16 +128,12 @@ class Output:
 
 def parameter_table() -> tuple[Parameter, ...]:
     """Give the parameters in the order of the dialog, in the user's language."""
-    return (*_what_to_detect(), *_where_to_look(), *_what_to_keep(), *_how_to_run(), _output_crs(), _output_layer())
+    return (*_what_to_detect(), *_where_to_look(), *_what_to_keep(), *_how_to_run(), *_where_to_write())
 
 
 def _what_to_detect() -> tuple[Parameter, ...]:
     return (
-        Parameter(
-            INPUT, tr("Input raster"), QgsProcessingParameterRasterLayer,
-            tr("The image to search: a georeferenced raster file (GeoTIFF, JPEG 2000, VRT mosaic, ...), local or "
-               "remote."),
-        ),
+        *_rasters(),
         Parameter(
             MODEL, tr("Model definition"), QgsProcessingParameterString,
             tr("The trained model: a .dlpk package, an .emd or .json definition that lies beside its weights, a model "
@@ -151,6 +151,40 @@ def _what_to_detect() -> tuple[Parameter, ...]:
             OBJECTS_OF_INTEREST, tr("Objects of interest"), QgsProcessingParameterString,
             tr("Class names to keep, separated by semicolons: Palm;House. Empty: all classes of the model."),
             is_optional=True,
+        ),
+    )  # fmt: skip
+
+
+def _rasters() -> tuple[Parameter, ...]:
+    return (
+        Parameter(
+            INPUT, tr("Input raster"), QgsProcessingParameterRasterLayer,
+            tr("The image to search: a georeferenced raster file (GeoTIFF, JPEG 2000, VRT mosaic, ...), local or "
+               "remote. A picture without georeference (a photo) works, too: its objects lie where QGIS shows it, in "
+               "pixels. May stay empty where further rasters or an input source are given."),
+            is_optional=True,
+        ),
+        Parameter(
+            MORE_INPUTS, tr("Further input rasters"), QgsProcessingParameterMultipleLayers,
+            tr("More images for the same run; the processing mode says what becomes of them."),
+            is_optional=True, options={"layerType": Qgis.ProcessingSourceType.Raster},
+        ),
+        Parameter(
+            INPUT_SOURCE, tr("Input source"), QgsProcessingParameterString,
+            tr("Images in other words, instead of the input raster: a folder (all images in it, by name; folders "
+               "inside are left out), a pattern (C:/flight/*.jpg), a path, an address, a name of GDAL (/vsis3/...), a "
+               'JSON list of these, or JSON as ArcGIS writes it: {"uri": ...}, {"url": ...}, {"uris": [...]}.'),
+            is_optional=True, is_advanced=True,
+        ),
+        Parameter(
+            PROCESSING_MODE, tr("Processing mode"), QgsProcessingParameterEnum,
+            tr("What several images are. PROCESS_AS_MOSAICKED_IMAGE: one image; a later one in the list lies on top, "
+               "the first one gives coordinate reference system and grid of pixels, and an object on the join of two "
+               "images is found once. PROCESS_ITEMS_SEPARATELY: each is searched by itself, an image that cannot be "
+               "read does not stop the others, and the field Source tells which image an object comes from. Photos "
+               "without georeference can only be searched separately; their objects overlay one photo at a time."),
+            default=PROCESSING_MODES[0], is_advanced=True,
+            options={"options": list(PROCESSING_MODES), "usesStaticStrings": True},
         ),
     )  # fmt: skip
 
@@ -290,21 +324,45 @@ def _how_to_run() -> tuple[Parameter, ...]:
     )  # fmt: skip
 
 
-def _output_crs() -> Parameter:
-    return Parameter(
-        OUTPUT_CRS, tr("Output coordinate reference system"), QgsProcessingParameterCrs,
-        tr("The coordinate reference system that the objects are written in. Empty: the raster's. The search itself "
-           "is done in the raster's, corners are converted one by one when they are written."),
-        is_optional=True, is_advanced=True,
-    )  # fmt: skip
-
-
-def _output_layer() -> Parameter:
-    return Parameter(
-        OUTPUT, tr("Detected objects"), QgsProcessingParameterFeatureSink,
-        tr("One feature for each object: a box, an outline, or - where the model's own program gives them - a point or "
-           "a line."),
-        options={"type": Qgis.ProcessingSourceType.VectorAnyGeometry},
+def _where_to_write() -> tuple[Parameter, ...]:
+    return (
+        Parameter(
+            OUTPUT_CRS, tr("Output coordinate reference system"), QgsProcessingParameterCrs,
+            tr("The coordinate reference system that the objects are written in. Empty: the raster's. The search "
+               "itself is done in the raster's, corners are converted one by one when they are written."),
+            is_optional=True, is_advanced=True,
+        ),
+        Parameter(
+            APPEND_TO, tr("Append to layer"), QgsProcessingParameterVectorLayer,
+            tr("An existing layer that takes the objects: GeoPackage, PostGIS, or any other that can be edited. Its "
+               "fields, geometry type and place are checked before the run. Each object carries the run's name in "
+               "JobId, and 'Undo a detection run' takes a run out again."),
+            is_optional=True, is_advanced=True, options={"types": [Qgis.ProcessingSourceType.VectorAnyGeometry]},
+        ),
+        Parameter(
+            FIELD_MAP, tr("Field map"), QgsProcessingParameterString,
+            tr('Where the values go in an existing layer whose fields have other names, as JSON: {"Class": "species", '
+               '"Tile": null} writes the class into the field species and leaves the tile out.'),
+            is_optional=True, is_advanced=True,
+        ),
+        Parameter(
+            OUTPUT_SERVICE, tr("Feature service"), QgsProcessingParameterString,
+            tr('A feature service of ArcGIS that gets the objects after they are saved here, as JSON: {"url": '
+               '".../FeatureServer/0"} or {"itemId": "..."} adds to an existing layer, {"serviceProperties": {"name": '
+               '"Trees"}} makes a new one. A run that broke off while it published goes on where it stopped.'),
+            is_optional=True, is_advanced=True,
+        ),
+        Parameter(
+            SUMMARY_FILE, tr("Summary"), QgsProcessingParameterFileDestination,
+            tr("What was done with what, what became of every tile and where the objects are, as JSON."),
+            is_optional=True, is_advanced=True, options={"fileFilter": "JSON (*.json)", "createByDefault": False},
+        ),
+        Parameter(
+            OUTPUT, tr("Detected objects"), QgsProcessingParameterFeatureSink,
+            tr("One feature for each object: a box, an outline, or - where the model's own program gives them - a "
+               "point or a line. May be left out where the objects go into an existing layer or a feature service."),
+            is_optional=True, options={"type": Qgis.ProcessingSourceType.VectorAnyGeometry},
+        ),
     )  # fmt: skip
 
 
@@ -325,5 +383,17 @@ def output_table() -> tuple[Output, ...]:
                 "What the run had to do, as JSON: pixels, tiles, seconds that a trial tile led to expect, memory in "
                 "bytes."
             ),
+        ),
+        Output(
+            SUMMARY,
+            tr("Summary"),
+            text,
+            tr("The run as JSON: counts, what became of every tile, model, rasters, versions, outputs."),
+        ),
+        Output(
+            OUT_OBJECTS,
+            tr("Result"),
+            text,
+            tr('Where the objects are, as JSON: {"uri": ...}, or {"url": ..., "itemId": ...} of a feature service.'),
         ),
     )

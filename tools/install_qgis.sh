@@ -2,6 +2,8 @@
 # Installs QGIS 3.40 or newer with apt where there is none, and the few tools that tests and packaging need.
 # A QGIS that is already installed is left as it is, also one that is too old: upgrading it is its owner's decision.
 # Debian 12 and 13 (from their backports where their own is too old), Ubuntu from 25.04 on.
+# With the argument "tests" also the servers that tests start: QGIS Server of the same version, PostgreSQL with PostGIS.
+# Tests pass over themselves where these are missing, so that what cannot be installed is told and stops nothing.
 set -euo pipefail
 
 MINIMUM=34000   # QGIS 3.40
@@ -75,6 +77,21 @@ install_qgis() {
     apt_install "${release[@]}" qgis python3-qgis qgis-providers
 }
 
+install_test_servers() {
+    # The version that is installed, by name: another one would upgrade QGIS along with it.
+    local wanted=() version
+    version=$(dpkg-query -W -f='${Version}' python3-qgis 2>/dev/null || true)
+    [ -z "$version" ] || [ -x /usr/lib/cgi-bin/qgis_mapserv.fcgi ] || wanted+=("qgis-server-bin=$version")
+    compgen -G '/usr/share/postgresql/*/extension/postgis.control' >/dev/null || wanted+=(postgresql postgresql-postgis)
+    [ "${#wanted[@]}" -gt 0 ] || return 0
+    command -v apt-get >/dev/null || return 0
+    as_root apt-get update -q || true
+    local package
+    for package in "${wanted[@]}"; do
+        apt_install "$package" || echo "$package cannot be installed: tests that need it pass over themselves." >&2
+    done
+}
+
 main() {
     local version tools
     version=$(qgis_version)
@@ -103,4 +120,5 @@ main() {
     [ -z "$tools" ] || apt_install $tools
 }
 
-main "$@"
+main
+[ "${1:-}" != tests ] || install_test_servers

@@ -8,7 +8,10 @@ from kestrel.processing_provider.parameters import output_table, parameter_table
 from kestrel.tests.qgis.examples import algorithm
 
 PARAMETERS = {
-    "INPUT": ("raster", None, "required"),
+    "INPUT": ("raster", None, "optional"),
+    "MORE_INPUTS": ("multilayer", None, "optional"),
+    "INPUT_SOURCE": ("string", None, "optional advanced"),
+    "PROCESSING_MODE": ("enum", "PROCESS_AS_MOSAICKED_IMAGE", "required advanced"),
     "MODEL": ("string", None, "required"),
     "ARGUMENTS": ("string", None, "optional"),
     "OBJECTS_OF_INTEREST": ("string", None, "optional"),
@@ -31,7 +34,11 @@ PARAMETERS = {
     "PLAN_ONLY": ("boolean", False, "required advanced"),
     "ALLOW_PACKAGE_CODE": ("string", None, "optional advanced"),
     "OUTPUT_CRS": ("crs", None, "optional advanced"),
-    "OUTPUT": ("sink", None, "required"),
+    "APPEND_TO": ("vector", None, "optional advanced"),
+    "FIELD_MAP": ("string", None, "optional advanced"),
+    "OUTPUT_SERVICE": ("string", None, "optional advanced"),
+    "SUMMARY_FILE": ("fileDestination", None, "optional advanced"),
+    "OUTPUT": ("sink", None, "optional"),
 }
 
 
@@ -54,6 +61,9 @@ def test_outputs_are_what_scripts_and_models_rely_on() -> None:
         "TILE_COUNT": "outputNumber",
         "ELAPSED_SECONDS": "outputNumber",
         "JOB_ID": "outputString",
+        "SUMMARY_FILE": "outputFile",
+        "SUMMARY": "outputString",
+        "OUT_OBJECTS": "outputString",
         "PLAN": "outputString",
     }
 
