@@ -144,7 +144,8 @@ def check_bands(raster: SourceRaster, definition: ModelDefinition) -> None:
             raise ModelIncompatibleError(
                 f"The model '{definition.name}' reads {wanted}, but the raster '{raster.name}' has "
                 f"{len(names)} band{'s' if len(names) != 1 else ''}: {', '.join(raster.band_names)}.",
-                hint="Choose a raster with the bands that the model was trained on.",
+                hint="Choose a raster with the bands that the model was trained on, or say in the parameter Bands "
+                "(BANDS) which ones it gets.",
             )
 
 
