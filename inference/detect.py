@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from .errors import JobError
-from .events import Report
+from .events import Message, Report
 from .items import search_items
 from .job import DetectionJob
 from .jobs import item_folder, objects_path
 from .journal import JobState, Journal, TileState
 from .rasters.access import ALONE, RasterAccess
+from .rasters.camera import camera_frame
 from .reshaping import reshaped_geometry
 from .results import hand_out
 from .run import OpenModel, Run, fingerprint, prepare
@@ -82,12 +83,16 @@ def _detect_raster(
     try:
         key = fingerprint(run)
         place = item_folder(folder, key) if job.processing_mode == "items" else folder
+        camera = None if run.source.info.crs_wkt else camera_frame(job.rasters[0].source)
+        if camera is not None:
+            report(Message("info", "camera", camera.text))
         with Journal.open(place, key, len(run.plan.grid)) as journal:
             search(run, journal, report, is_cancelled)
             tell_quarantined(run, journal, report)
             counts = hand_out(run, journal, paths, report, is_cancelled)
             journal.set_state(JobState.done)
-            return _summary(run, journal, counts, time.monotonic() - start)
+            summary = _summary(run, journal, counts, time.monotonic() - start)
+            return summary if camera is None else {**summary, "camera": camera.as_json()}
     finally:
         run.source.close()
 

@@ -173,7 +173,9 @@ def unit_of(cell_size: CellSizeRange | None) -> Unit | None:
 
 
 def _ground(raster: SourceRaster) -> tuple[float, float] | None:
-    """Give a pixel's side on the ground in metres, and its latitude, at the raster's centre."""
+    """Give a pixel's side on the ground in metres, and its latitude, at the raster's centre; None: not known."""
+    if raster.is_picture or not raster.crs.isValid():
+        return None
     centre, side = raster.extent.center(), raster.cell_size
     globe = QgsCoordinateReferenceSystem("EPSG:4326")
     corners = [centre, QgsPointXY(centre.x() + side, centre.y()), QgsPointXY(centre.x(), centre.y() + side)]

@@ -145,7 +145,7 @@ def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always)
     job = replace(
         draft.job,
         rasters=inputs.items,
-        crs_wkt=raster.crs.toWkt(_WKT) if inputs.is_separate else "",
+        crs_wkt=raster.crs.toWkt(_WKT) if inputs.is_separate and not raster.is_picture else "",
         extent=extent,
         cell_size=reader.number(keys.CELL_SIZE),
     )

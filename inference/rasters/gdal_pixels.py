@@ -19,7 +19,8 @@ from ..errors import ModelIncompatibleError, RasterOpenError, RasterReadError
 from ..job import RasterItem
 from ..models.fit_rules import find_band
 from ..tiling import Window
-from .grid import on_grid
+from .camera import orientation_of
+from .grid import PICTURE, is_picture, on_grid
 from .sampling import sample_values
 from .source import GridRequest, RasterInfo
 
@@ -61,6 +62,9 @@ class GdalPixels:
         self._handles: list[Any] = []
         self._lock = threading.Lock()
         dataset = self._dataset()
+        stored = self._handles[-1]
+        self._is_picture = is_picture(stored)
+        self._orientation = orientation_of({**stored.tags(), **stored.tags(ns="EXIF")}) if self._is_picture else 1
         self._settings["GDAL_CACHEMAX"] = _cache_bytes(dataset)
         self._palette = _palette(dataset, bands)
         self._bands = (1,) if self._palette is not None else resolve_bands(dataset, bands)
@@ -73,8 +77,8 @@ class GdalPixels:
             dataset.height,
             len(bands),
             self._dtype(dataset),
-            dataset.transform,
-            dataset.crs.to_wkt(),
+            PICTURE if dataset is stored and self._is_picture else dataset.transform,
+            "" if self._is_picture else dataset.crs.to_wkt(),
             dataset.block_shapes[0][0],
         )
 
@@ -97,6 +101,11 @@ class GdalPixels:
     def bands(self) -> tuple[int, ...]:
         """Give the 1-based numbers of the bands that are read; one where a colour table stands for three."""
         return self._bands
+
+    @property
+    def orientation(self) -> int:
+        """Give EXIF's orientation of a picture without georeference; 1 of anything else: the map says how it lies."""
+        return self._orientation
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -186,6 +195,8 @@ def _open(item: RasterItem) -> Any:
         dataset = rasterio.open(name)
     except (RasterioError, ValueError) as error:
         raise RasterOpenError(f"The raster '{name}' cannot be opened: {error}.") from error
+    if is_picture(dataset):
+        return dataset
     if dataset.transform == Affine.identity():
         kind = "only ground control points or RPCs" if dataset.gcps[0] or dataset.rpcs else "no georeference"
         raise RasterOpenError(
@@ -232,7 +243,7 @@ def resolve_bands(dataset: Any, bands: tuple[int | str, ...]) -> tuple[int, ...]
 
 
 def _alpha_band(dataset: Any) -> int | None:
-    """Give the 1-based number of a band of transparency that GDAL does not take for a mask: one that is not of bytes."""
+    """Give the 1-based number of a band of transparency that GDAL takes for no mask, as it is not of bytes."""
     colors = list(dataset.colorinterp)
     return colors.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in colors else None
 

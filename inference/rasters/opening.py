@@ -11,6 +11,7 @@ from .band_order import same_bands
 from .gdal_pixels import GdalPixels
 from .mosaic import MosaicPixels
 from .source import GridRequest, PixelSource
+from .upright import UprightPixels
 
 
 def open_pixels(item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest, access: RasterAccess) -> PixelSource:
@@ -61,7 +62,8 @@ def open_mosaic(
 
 
 def _open_gdal(item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest, access: RasterAccess) -> PixelSource:
-    return GdalPixels(item, bands, grid)
+    pixels = GdalPixels(item, bands, grid)
+    return pixels if pixels.orientation == 1 else UprightPixels(pixels, pixels.orientation)
 
 
 _OPENERS = {"gdal": _open_gdal}
