@@ -12,12 +12,16 @@
     │   └── BackendMissingError         the inference environment lacks a library
     ├── RasterError
     │   ├── RasterOpenError
-    │   └── RasterReadError             window
+    │   ├── RasterReadError             window
+    │   └── RasterChangedError          its content is not what it was when the run began
     ├── DeviceError
     │   ├── DeviceUnavailableError
     │   └── DeviceMemoryError           batch_size
     ├── OutputError
     │   └── DiskFullError
+    ├── NetworkError                    no connection, no answer in time, or a server that is down, after all tries
+    ├── ServiceError                    a server answered with an error, or with something else than was asked for
+    ├── CredentialError                 a server wants a sign-in, or refuses the one it got
     └── WorkerError
         ├── WorkerStartError            the worker process could not be started
         ├── WorkerCrashError            it died: exit_code, stderr_tail
@@ -138,6 +142,20 @@ class RasterReadError(RasterError):
     code = "raster-read"
 
 
+class RasterChangedError(RasterError):
+    """The raster is not the one any more that the run began with."""
+
+    code = "raster-changed"
+
+    @classmethod
+    def of(cls, name: str) -> RasterChangedError:
+        """Give the error for a raster that messages call so."""
+        return cls(
+            f"The raster '{name}' was changed while it was read.",
+            hint="Start the detection again: what was found so far belongs to the older content.",
+        )
+
+
 class DeviceError(InferenceError):
     """Something is wrong with the processor that was asked for."""
 
@@ -171,6 +189,24 @@ class DiskFullError(OutputError):
     """There is no room left on the disk."""
 
     code = "disk-full"
+
+
+class NetworkError(InferenceError):
+    """A server cannot be reached, or does not answer, after all tries."""
+
+    code = "network"
+
+
+class ServiceError(InferenceError):
+    """A server answered with an error, or with something else than was asked for."""
+
+    code = "service"
+
+
+class CredentialError(InferenceError):
+    """A server wants a sign-in, or refuses the one it got."""
+
+    code = "credentials"
 
 
 class WorkerError(InferenceError):

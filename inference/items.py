@@ -121,6 +121,8 @@ class _Tally:
             )
             report(Message("warning", "items-failed", f"{text} from the result: {_names(failures)}."))
         parts = [summary for _, summary in self.done]
+        if "class_counts" not in parts[0]:
+            return {**parts[0], "tiles": sum(part["tiles"] for part in parts), "plan": _plan_of(parts)}
         counts, states = Counter[str](), Counter[str]()
         for part in parts:
             counts.update(part["class_counts"])
@@ -134,6 +136,7 @@ class _Tally:
             "tiles": sum(part["tiles"] for part in parts),
             "tiles_by_state": dict(states),
             "seconds": round(sum(part["seconds"] for part in parts), 3),
+            "plan": _plan_of(parts),
             "items": [_entry(name, part) for name, part in self.done]
             + [{"name": name, "error": error.code, "text": str(error)} for name, error in self.failed],
         }
@@ -147,6 +150,18 @@ class _Tally:
         return type(first)(
             f"None of the {len(self.failed)} rasters could be searched; {name}: {first.message}", hint=first.hint
         )
+
+
+def _plan_of(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Give the first raster's plan with the work of all."""
+    plans = [part["plan"] for part in parts]
+    seconds = [plan["seconds"] for plan in plans]
+    return {
+        **plans[0],
+        **{name: sum(plan[name] for plan in plans) for name in ("tiles", "outside")},
+        "seconds": None if None in seconds else round(sum(seconds), 3),
+        "rasters": len(plans),
+    }
 
 
 def _entry(name: str, summary: dict[str, Any]) -> dict[str, Any]:

@@ -89,6 +89,8 @@ class DetectionJob:
     the objects are given, too. Empty: each item's own."""
     max_tiles: int | None = None
     """Most tiles that a run may have; None: any number."""
+    plan_only: bool = False
+    """Tell what the run would have to do, and look for nothing."""
     mask_wkb: str | None = None
     """Polygons to search, hexadecimal WKB; an object counts when its anchor lies inside."""
     run_nms: bool = False
@@ -115,6 +117,8 @@ class DetectionJob:
             raise JobError("The job names no raster.", hint="Choose the raster to search.")
         if not 0 <= self.max_overlap_ratio <= 1:
             raise JobError(f"Maximum overlap ratio {self.max_overlap_ratio:g} is outside 0 to 1.")
+        if self.max_tiles is not None and self.max_tiles < 1:
+            raise JobError(f"Maximum number of tiles {self.max_tiles} is not a positive number.")
         if self.cell_size is not None and not 0 < self.cell_size < float("inf"):
             raise JobError(f"Cell size {self.cell_size:g} is not a positive number.")
         if self.extent is not None:

@@ -31,6 +31,7 @@ from .models.arguments import resolve_arguments
 from .models.definition import ModelDefinition
 from .models.overrides import overruled
 from .models.package import ModelPackage, open_package
+from .pipeline import BatchSize, Pipeline
 from .plan import Plan, make_plan, usable_cores
 from .preprocess import Preprocess
 from .rasters.access import ALONE, RasterAccess
@@ -231,6 +232,18 @@ class Sampler:
 def make_preprocess(info: RasterInfo, definition: ModelDefinition, size: tuple[int, int]) -> Preprocess:
     """Give the way of a raster's tiles into images of (width, height)."""
     return Preprocess(*size, (info.width, info.height), definition.input.pad_value)
+
+
+def make_pipeline(run: Run) -> Pipeline:
+    """Give the parts that a run's tiles go through."""
+    return Pipeline(
+        run.source,
+        make_preprocess(run.source.info, run.package.definition, run.plan.network_size),
+        run.detector,
+        BatchSize(run.plan.batch_size),
+        n_readers=max(1, run.n_threads // 2),
+        n_callers=run.detector.traits.n_callers,
+    )
 
 
 def _augmented(detector: Detector, definition: ModelDefinition, arguments: Mapping[str, Any]) -> Detector:

@@ -24,6 +24,7 @@ class EventListener:
 
     Attributes:
         object_files: Files of finished objects, in the order in which they came.
+        versions: The worker's libraries.
     """
 
     def __init__(self, feedback: QgsProcessingFeedback) -> None:
@@ -31,6 +32,7 @@ class EventListener:
         self._feedback = feedback
         self._next_text = 0.0
         self.object_files: list[Path] = []
+        self.versions: dict[str, str] = {}
 
     def __call__(self, event: WorkerEvent) -> None:
         """Take one event."""
@@ -41,6 +43,7 @@ class EventListener:
         elif isinstance(event, Objects):
             self.object_files.append(Path(event.path))
         elif isinstance(event, Started):
+            self.versions = dict(event.versions)
             versions = ", ".join(f"{name} {version}" for name, version in event.versions.items())
             self._feedback.pushDebugInfo(to_plain(f"Worker {event.pid}: {versions}"))
 

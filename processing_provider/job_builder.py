@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +31,8 @@ from ..inference.models.arguments import parse_arguments, resolve_arguments
 from ..inference.models.definition import ModelDefinition
 from ..inference.models.package import ModelPackage, open_package
 from . import parameters as keys
+from .bands import chosen_bands, with_bands
+from .cell_size import chosen_crs, snap_point, wanted_cell_size
 from .code_consent import allowed_code
 from .destination import check_destination, output_file
 from .feature_sink import FieldNames
@@ -37,8 +40,10 @@ from .fit_check import fit_warnings
 from .inputs import InputList, Told, always, check_all_bands, input_list, opened
 from .interpreter import find_interpreter
 from .mask import dissolve
+from .outputs.targets import Targets, read_targets
 from .parameter_reader import ParameterReader
 from .raster_source import SourceRaster
+from .search_extent import search_extent
 
 _WKT = QgsCoordinateReferenceSystem.WktVariant.WKT2_2019
 
@@ -55,7 +60,9 @@ class DetectionPlan:
     fields: FieldNames
     output: Path | None
     """The file that is written; None: the output is no file."""
+    targets: Targets
     mask: QgsProcessingFeatureSource | None
+    output_crs: QgsCoordinateReferenceSystem
     transforms: QgsCoordinateTransformContext
     warnings: tuple[str, ...]
 
@@ -69,10 +76,9 @@ class PlanDraft:
     job: DetectionJob
     """The job, with rasters that are only named."""
     interpreter: str
-    stretch: str
-    """The model argument of that name."""
+    arguments: Mapping[str, Any]
+    """Arguments of the model, with its defaults."""
     fields: FieldNames
-    output: Path | None
     mask: QgsProcessingFeatureSource | None
     transforms: QgsCoordinateTransformContext
 
@@ -89,9 +95,6 @@ def make_draft(reader: ParameterReader) -> PlanDraft:
     arguments = parse_arguments(reader.text(keys.ARGUMENTS))
     resolved = resolve_arguments(package.definition, arguments).values
     fields = FieldNames(reader.text(keys.CONFIDENCE_SCORE_FIELD), reader.text(keys.CLASS_VALUE_FIELD))
-    output = output_file(reader.parameters.get(keys.OUTPUT))
-    if output is not None:
-        output = check_destination(output, fields, reader.context.project())
     job = DetectionJob(
         job_id=new_job_id(),
         rasters=inputs.items,
@@ -107,9 +110,8 @@ def make_draft(reader: ParameterReader) -> PlanDraft:
         package=package,
         job=job,
         interpreter=find_interpreter(),
-        stretch=resolved.get("stretch", "model"),
+        arguments=resolved,
         fields=fields,
-        output=output,
         mask=_mask_source(reader),
         transforms=reader.context.transformContext(),
     )
@@ -140,14 +142,23 @@ def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always)
     """
     inputs = opened(draft.inputs, draft.transforms, told)
     raster = inputs.whole
-    check_all_bands(inputs, draft.package.definition)
+    bands = chosen_bands(reader.text(keys.BANDS), raster, draft.package.definition)
+    definition = with_bands(draft.package.definition, bands)
+    check_all_bands(inputs, definition)
     extent, warnings = search_extent(reader, raster)
+    output_crs = chosen_crs(reader) or raster.crs
+    targets = read_targets(reader, draft.fields, definition, draft.arguments, output_crs)
+    output = output_file(targets.layer)
+    if output is not None:
+        output = check_destination(output, draft.fields, reader.context.project())
     job = replace(
         draft.job,
         rasters=inputs.items,
         crs_wkt=raster.crs.toWkt(_WKT) if inputs.is_separate and not raster.is_picture else "",
         extent=extent,
-        cell_size=reader.number(keys.CELL_SIZE),
+        cell_size=wanted_cell_size(reader, raster, raster.extent if extent is None else QgsRectangle(*extent)),
+        snap=snap_point(reader, raster),
+        bands=bands,
     )
     return DetectionPlan(
         job=job,
@@ -155,10 +166,16 @@ def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always)
         package=draft.package,
         raster=raster,
         fields=draft.fields,
-        output=draft.output,
+        output=output,
+        targets=targets,
         mask=draft.mask,
+        output_crs=output_crs,
         transforms=draft.transforms,
-        warnings=(*warnings, *fit_warnings(draft.package.definition, raster, draft.stretch)),
+        warnings=(
+            *warnings,
+            *targets.warnings,
+            *fit_warnings(definition, raster, draft.arguments.get("stretch", "model")),
+        ),
     )
 
 
@@ -230,33 +247,6 @@ def objects_of_interest(text: str, definition: ModelDefinition) -> tuple[str, ..
     return tuple(dict.fromkeys(names))
 
 
-def search_extent(
-    reader: ParameterReader, raster: SourceRaster
-) -> tuple[tuple[float, float, float, float] | None, tuple[str, ...]]:
-    """Give the extent in the raster's coordinate reference system, cut to the raster, and what to tell about it.
-
-    Raises:
-        JobError: it is empty or does not meet the raster.
-    """
-    if not reader.is_given(keys.EXTENT):
-        return None, ()
-    wanted = reader.algorithm.parameterAsExtent(reader.parameters, keys.EXTENT, reader.context, raster.crs)
-    if not (wanted.width() > 0 and wanted.height() > 0):
-        raise JobError("The extent is empty.", hint="Draw a larger one, or leave it empty to search the whole raster.")
-    common = wanted.intersect(raster.extent)
-    if not (common.width() > 0 and common.height() > 0):
-        raise JobError(
-            f"The extent lies outside the raster '{raster.name}'.",
-            hint=f"The raster covers {_described(raster.extent, raster.crs)}.",
-        )
-    warnings = () if raster.extent.contains(wanted) else ("The extent reaches beyond the raster and was cut to it.",)
-    return (common.xMinimum(), common.yMinimum(), common.xMaximum(), common.yMaximum()), warnings
-
-
-def _described(extent: QgsRectangle, crs: QgsCoordinateReferenceSystem) -> str:
-    return f"{extent.toString(2)} in {crs.userFriendlyIdentifier()}"
-
-
 def _mask_source(reader: ParameterReader) -> QgsProcessingFeatureSource | None:
     if not reader.is_given(keys.MASK):
         return None
@@ -271,10 +261,14 @@ def _mask_source(reader: ParameterReader) -> QgsProcessingFeatureSource | None:
 def _run_options(reader: ParameterReader) -> dict[str, Any]:
     algorithm, parameters, context = reader.algorithm, reader.parameters, reader.context
     gpu_id = reader.number(keys.GPU_ID)
+    resampling = reader.choice(keys.RESAMPLING).lower()
     return {
-        "run_nms": algorithm.parameterAsBoolean(parameters, keys.RUN_NMS, context),
+        "run_nms": reader.flag(keys.RUN_NMS),
         "max_overlap_ratio": algorithm.parameterAsDouble(parameters, keys.MAX_OVERLAP_RATIO, context),
-        "processor": algorithm.parameterAsEnumString(parameters, keys.PROCESSOR_TYPE, context).lower(),
+        "resampling": "auto" if resampling == keys.RESAMPLINGS[0].lower() else resampling,
+        "processor": reader.choice(keys.PROCESSOR_TYPE).lower(),
         "gpu_id": None if gpu_id is None else int(gpu_id),
+        "max_tiles": algorithm.parameterAsInt(parameters, keys.MAX_TILES, context),
+        "plan_only": reader.flag(keys.PLAN_ONLY),
         "parallel_processing_factor": reader.text(keys.PARALLEL_PROCESSING_FACTOR),
     }

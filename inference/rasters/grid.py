@@ -22,7 +22,7 @@ PICTURE = Affine(1, 0, 0, 0, -1, 0)
 
 Source: QgsGdalProvider's transform where GDAL gives none.
 """
-_ANY_PLANE = CRS.from_epsg(3857)
+ANY_PLANE = CRS.from_epsg(3857)
 """For pictures that are resampled: GDAL wants some plane to do it in."""
 _MOST_PIXELS = 2**31 - 1
 """Of a side: GDAL counts in 32 bits."""
@@ -68,14 +68,18 @@ def _shift(transform: Affine, scale: tuple[float, float], snap: tuple[float, flo
     return shifts[0], shifts[1]
 
 
-def on_grid(dataset: Any, request: GridRequest) -> Any:
+def on_grid(dataset: Any, request: GridRequest, crs: CRS) -> Any:
     """Give an open raster on the grid that is asked for: itself, or a virtual one that is resampled while it is read.
+
+    Args:
+        dataset: The raster.
+        request: What is asked for.
+        crs: The raster's coordinate reference system, which need not be the one that its file states.
 
     Raises:
         RasterOpenError: the grid would have too many pixels.
     """
-    has_place = not is_picture(dataset)
-    own, crs = (dataset.transform, dataset.crs) if has_place else (PICTURE, _ANY_PLANE)
+    own = PICTURE if is_picture(dataset) else dataset.transform
     grid = wanted_grid(own, dataset.width, dataset.height, crs.to_wkt(), request)
     if is_same_grid(grid, own, dataset.width, dataset.height):
         return dataset
@@ -86,7 +90,7 @@ def on_grid(dataset: Any, request: GridRequest) -> Any:
         dataset,
         crs=target,
         src_crs=crs,
-        src_transform=None if has_place else own,
+        src_transform=own if is_picture(dataset) else None,
         transform=grid.transform,
         width=grid.width,
         height=grid.height,

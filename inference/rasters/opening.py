@@ -12,6 +12,7 @@ from .gdal_pixels import GdalPixels
 from .mosaic import MosaicPixels
 from .source import GridRequest, PixelSource
 from .upright import UprightPixels
+from .virtual_parts import check_parts
 
 
 def open_pixels(item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest, access: RasterAccess) -> PixelSource:
@@ -62,8 +63,23 @@ def open_mosaic(
 
 
 def _open_gdal(item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest, access: RasterAccess) -> PixelSource:
-    pixels = GdalPixels(item, bands, grid)
+    check_parts(item.source)
+    pixels = GdalPixels(item, bands, grid, access)
     return pixels if pixels.orientation == 1 else UprightPixels(pixels, pixels.orientation)
 
 
-_OPENERS = {"gdal": _open_gdal}
+def _open_service(
+    item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest, access: RasterAccess
+) -> PixelSource:
+    # Here, because runs without a server do without the library for it.
+    from ..net.http import make_client
+    from .arcgis import service_url
+    from .image_service import ImageServicePixels
+    from .map_service import MapServicePixels
+
+    client = make_client(access.secrets, is_cancelled=access.is_cancelled, on_wait=access.on_wait)
+    is_image = service_url(item).lower().endswith("/imageserver")
+    return (ImageServicePixels if is_image else MapServicePixels)(item, bands, grid, client)
+
+
+_OPENERS = {"gdal": _open_gdal, "image_service": _open_service}
