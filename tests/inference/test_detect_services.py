@@ -18,7 +18,7 @@ from kestrel.inference.job import DetectionJob, RasterItem
 from kestrel.inference.net import http
 from kestrel.inference.net.limits import HttpLimits
 from kestrel.inference.object_file import read_objects
-from kestrel.inference.rasters import image_service
+from kestrel.inference.rasters import image_export
 from kestrel.inference.rasters.access import RasterAccess
 from kestrel.inference.secrets import Secrets
 from kestrel.tests.fixtures.onnx_graphs import cell_network
@@ -47,7 +47,7 @@ def model(tmp_path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_service, "BLOCK", 32)
+    monkeypatch.setattr(image_export, "_BLOCK", 32)
 
 
 def run(folder: Path, rasters: tuple[RasterItem, ...], model: str, access: RasterAccess, **members: Any) -> Any:
