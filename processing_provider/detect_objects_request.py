@@ -9,7 +9,6 @@ from typing import Any
 
 from qgis.core import (
     QgsCoordinateReferenceSystem,
-    QgsProcessing,
     QgsProcessingContext,
     QgsProcessingException,
     QgsProcessingFeedback,
@@ -23,7 +22,8 @@ from .algorithm import KestrelAlgorithm
 from .detect_objects import DetectObjectsAlgorithm
 from .feedback import foreseen
 from .help import table_help
-from .job_builder import ParameterReader
+from .job_builder import make_draft, with_rasters
+from .parameter_reader import ParameterReader
 from .parameters import Output, Parameter
 from .rest_request.answer import JobMessage, blamed, finished_job, out_objects
 from .rest_request.text import read_request
@@ -34,7 +34,7 @@ from .text import to_plain, tr
 REQUEST = "REQUEST"
 JOB = "JOB"
 
-PASSED_ON = (keys.AUTHENTICATION, keys.PORTAL, keys.MAX_TILES, keys.ALLOW_PACKAGE_CODE)
+PASSED_ON = (keys.AUTHENTICATION, keys.PORTAL, keys.MAX_TILES, keys.PLAN_ONLY, keys.ALLOW_PACKAGE_CODE)
 """Parameters of `kestrel:detectobjects` for what the operation has no words for."""
 
 
@@ -158,11 +158,15 @@ class DetectObjectsRequestAlgorithm(KestrelAlgorithm):
         with _naming_the_member():
             keeper = _MessageKeeper(feedback, self._messages)
             results = child.algorithm.processAlgorithm(child.parameters, context, keeper)
-        if not results:
-            return {}
+        if keys.JOB_ID not in results:
+            return results  # cancelled, or only planned
         messages = self._messages if child.translation.has_messages else []
         job = finished_job(results[keys.JOB_ID], messages, child.translation.members)
-        return {**results, keys.OUT_OBJECTS: out_objects(results), JOB: job}
+        return {**results, keys.OUT_OBJECTS: out_objects(results[keys.OUT_OBJECTS]), JOB: job}
+
+    def postProcessAlgorithm(self, context: QgsProcessingContext, feedback: QgsProcessingFeedback) -> dict[str, Any]:
+        """Let the run do what it has to do in the main thread."""
+        return {} if self._child is None else self._child.algorithm.postProcessAlgorithm(context, feedback)
 
 
 def _child(reader: ParameterReader) -> _Child:
@@ -178,13 +182,26 @@ def _child(reader: ParameterReader) -> _Child:
     values = {**translation.values, **{key: reader.parameters[key] for key in PASSED_ON if reader.is_given(key)}}
     if reader.is_given(keys.OUTPUT):
         values[keys.OUTPUT] = reader.parameters[keys.OUTPUT]
-    elif keys.OUTPUT_SERVICE in values:
-        values[keys.OUTPUT] = QgsProcessing.TEMPORARY_OUTPUT
-    elif keys.OUTPUT not in values:
+    elif not {keys.OUTPUT, keys.OUTPUT_SERVICE} & set(values):
         raise refused("outputObjects", "is missing", 'Write for example {"uri": "/data/trees.gpkg"}, or set OUTPUT.')
     algorithm = DetectObjectsAlgorithm()
     algorithm.initAlgorithm()
-    return _Child(algorithm, algorithm.preprocessParameters(values), translation)
+    values = algorithm.preprocessParameters(values)
+    if translation.cell_factor is not None:
+        own = _cell_size(ParameterReader(algorithm, values, reader.context))
+        values[keys.CELL_SIZE] = translation.cell_factor * own
+    return _Child(algorithm, values, translation)
+
+
+def _cell_size(reader: ParameterReader) -> float:
+    draft = make_draft(reader)
+    if not draft.inputs.is_quick:
+        raise refused(
+            "context.cellSize.factor",
+            "cannot be used with rasters on a server: how large their cells are is not known before the run",
+            "Give the size as a number.",
+        )
+    return with_rasters(draft, reader).raster.cell_size
 
 
 @contextmanager

@@ -269,6 +269,15 @@ def fill_sink(sink: QgsFeatureSink, destination: str, files: Iterable[Path], run
     return counts
 
 
+def count_classes(files: Iterable[Path], run: RunFacts) -> Counter[str]:
+    """Count the objects of a run by class name."""
+    counts: Counter[str] = Counter()
+    for path in files:
+        objects = read_objects(path)
+        counts.update(_class(objects, index, run)[0] for index in range(len(objects)))
+    return counts
+
+
 def _add(sink: QgsFeatureSink, destination: str, batch: list[QgsFeature]) -> None:
     for start in range(0, len(batch), _BATCH):
         part = batch[start : start + _BATCH]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -39,6 +40,7 @@ from .fit_check import fit_warnings
 from .inputs import InputList, Told, always, check_all_bands, input_list, opened
 from .interpreter import find_interpreter
 from .mask import dissolve
+from .outputs.targets import Targets, read_targets
 from .parameter_reader import ParameterReader
 from .raster_source import SourceRaster
 from .search_extent import search_extent
@@ -58,6 +60,7 @@ class DetectionPlan:
     fields: FieldNames
     output: Path | None
     """The file that is written; None: the output is no file."""
+    targets: Targets
     mask: QgsProcessingFeatureSource | None
     output_crs: QgsCoordinateReferenceSystem
     transforms: QgsCoordinateTransformContext
@@ -73,10 +76,9 @@ class PlanDraft:
     job: DetectionJob
     """The job, with rasters that are only named."""
     interpreter: str
-    stretch: str
-    """The model argument of that name."""
+    arguments: Mapping[str, Any]
+    """Arguments of the model, with its defaults."""
     fields: FieldNames
-    output: Path | None
     mask: QgsProcessingFeatureSource | None
     transforms: QgsCoordinateTransformContext
 
@@ -93,9 +95,6 @@ def make_draft(reader: ParameterReader) -> PlanDraft:
     arguments = parse_arguments(reader.text(keys.ARGUMENTS))
     resolved = resolve_arguments(package.definition, arguments).values
     fields = FieldNames(reader.text(keys.CONFIDENCE_SCORE_FIELD), reader.text(keys.CLASS_VALUE_FIELD))
-    output = output_file(reader.parameters.get(keys.OUTPUT))
-    if output is not None:
-        output = check_destination(output, fields, reader.context.project())
     job = DetectionJob(
         job_id=new_job_id(),
         rasters=inputs.items,
@@ -111,9 +110,8 @@ def make_draft(reader: ParameterReader) -> PlanDraft:
         package=package,
         job=job,
         interpreter=find_interpreter(),
-        stretch=resolved.get("stretch", "model"),
+        arguments=resolved,
         fields=fields,
-        output=output,
         mask=_mask_source(reader),
         transforms=reader.context.transformContext(),
     )
@@ -148,6 +146,11 @@ def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always)
     definition = with_bands(draft.package.definition, bands)
     check_all_bands(inputs, definition)
     extent, warnings = search_extent(reader, raster)
+    output_crs = chosen_crs(reader) or raster.crs
+    targets = read_targets(reader, draft.fields, definition, draft.arguments, output_crs)
+    output = output_file(targets.layer)
+    if output is not None:
+        output = check_destination(output, draft.fields, reader.context.project())
     job = replace(
         draft.job,
         rasters=inputs.items,
@@ -163,11 +166,16 @@ def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always)
         package=draft.package,
         raster=raster,
         fields=draft.fields,
-        output=draft.output,
+        output=output,
+        targets=targets,
         mask=draft.mask,
-        output_crs=chosen_crs(reader) or raster.crs,
+        output_crs=output_crs,
         transforms=draft.transforms,
-        warnings=(*warnings, *fit_warnings(definition, raster, draft.stretch)),
+        warnings=(
+            *warnings,
+            *targets.warnings,
+            *fit_warnings(definition, raster, draft.arguments.get("stretch", "model")),
+        ),
     )
 
 

@@ -12,7 +12,10 @@ from qgis.core import QgsProcessingAlgorithm, QgsProcessingContext, QgsRasterLay
 from ..inference.errors import JobError
 from . import parameters as keys
 
-JSON_KEYS = (keys.INPUT_SOURCE, keys.MODEL, keys.ARGUMENTS, keys.OBJECTS_OF_INTEREST, keys.ALLOW_PACKAGE_CODE)
+JSON_KEYS = (
+    keys.INPUT_SOURCE, keys.MODEL, keys.ARGUMENTS, keys.OBJECTS_OF_INTEREST, keys.ALLOW_PACKAGE_CODE, keys.FIELD_MAP,
+    keys.OUTPUT_SERVICE,
+)  # fmt: skip
 """Text parameters that programs may also give as a JSON value."""
 
 

@@ -21,10 +21,12 @@ from qgis.core import (
     QgsProcessingParameterExtent,
     QgsProcessingParameterFeatureSink,
     QgsProcessingParameterFeatureSource,
+    QgsProcessingParameterFileDestination,
     QgsProcessingParameterMultipleLayers,
     QgsProcessingParameterNumber,
     QgsProcessingParameterRasterLayer,
     QgsProcessingParameterString,
+    QgsProcessingParameterVectorLayer,
 )
 
 from .text import tr
@@ -126,7 +128,7 @@ class Output:
 
 def parameter_table() -> tuple[Parameter, ...]:
     """Give the parameters in the order of the dialog, in the user's language."""
-    return (*_what_to_detect(), *_where_to_look(), *_what_to_keep(), *_how_to_run(), _output_crs(), _output_layer())
+    return (*_what_to_detect(), *_where_to_look(), *_what_to_keep(), *_how_to_run(), *_where_to_write())
 
 
 def _what_to_detect() -> tuple[Parameter, ...]:
@@ -322,21 +324,45 @@ def _how_to_run() -> tuple[Parameter, ...]:
     )  # fmt: skip
 
 
-def _output_crs() -> Parameter:
-    return Parameter(
-        OUTPUT_CRS, tr("Output coordinate reference system"), QgsProcessingParameterCrs,
-        tr("The coordinate reference system that the objects are written in. Empty: the raster's. The search itself "
-           "is done in the raster's, corners are converted one by one when they are written."),
-        is_optional=True, is_advanced=True,
-    )  # fmt: skip
-
-
-def _output_layer() -> Parameter:
-    return Parameter(
-        OUTPUT, tr("Detected objects"), QgsProcessingParameterFeatureSink,
-        tr("One feature for each object: a box, an outline, or - where the model's own program gives them - a point or "
-           "a line."),
-        options={"type": Qgis.ProcessingSourceType.VectorAnyGeometry},
+def _where_to_write() -> tuple[Parameter, ...]:
+    return (
+        Parameter(
+            OUTPUT_CRS, tr("Output coordinate reference system"), QgsProcessingParameterCrs,
+            tr("The coordinate reference system that the objects are written in. Empty: the raster's. The search "
+               "itself is done in the raster's, corners are converted one by one when they are written."),
+            is_optional=True, is_advanced=True,
+        ),
+        Parameter(
+            APPEND_TO, tr("Append to layer"), QgsProcessingParameterVectorLayer,
+            tr("An existing layer that takes the objects: GeoPackage, PostGIS, or any other that can be edited. Its "
+               "fields, geometry type and place are checked before the run. Each object carries the run's name in "
+               "JobId, and 'Undo a detection run' takes a run out again."),
+            is_optional=True, is_advanced=True, options={"types": [Qgis.ProcessingSourceType.VectorAnyGeometry]},
+        ),
+        Parameter(
+            FIELD_MAP, tr("Field map"), QgsProcessingParameterString,
+            tr('Where the values go in an existing layer whose fields have other names, as JSON: {"Class": "species", '
+               '"Tile": null} writes the class into the field species and leaves the tile out.'),
+            is_optional=True, is_advanced=True,
+        ),
+        Parameter(
+            OUTPUT_SERVICE, tr("Feature service"), QgsProcessingParameterString,
+            tr('A feature service of ArcGIS that gets the objects after they are saved here, as JSON: {"url": '
+               '".../FeatureServer/0"} or {"itemId": "..."} adds to an existing layer, {"serviceProperties": {"name": '
+               '"Trees"}} makes a new one. A run that broke off while it published goes on where it stopped.'),
+            is_optional=True, is_advanced=True,
+        ),
+        Parameter(
+            SUMMARY_FILE, tr("Summary"), QgsProcessingParameterFileDestination,
+            tr("What was done with what, what became of every tile and where the objects are, as JSON."),
+            is_optional=True, is_advanced=True, options={"fileFilter": "JSON (*.json)", "createByDefault": False},
+        ),
+        Parameter(
+            OUTPUT, tr("Detected objects"), QgsProcessingParameterFeatureSink,
+            tr("One feature for each object: a box, an outline, or - where the model's own program gives them - a "
+               "point or a line. May be left out where the objects go into an existing layer or a feature service."),
+            is_optional=True, options={"type": Qgis.ProcessingSourceType.VectorAnyGeometry},
+        ),
     )  # fmt: skip
 
 
@@ -357,5 +383,17 @@ def output_table() -> tuple[Output, ...]:
                 "What the run had to do, as JSON: pixels, tiles, seconds that a trial tile led to expect, memory in "
                 "bytes."
             ),
+        ),
+        Output(
+            SUMMARY,
+            tr("Summary"),
+            text,
+            tr("The run as JSON: counts, what became of every tile, model, rasters, versions, outputs."),
+        ),
+        Output(
+            OUT_OBJECTS,
+            tr("Result"),
+            text,
+            tr('Where the objects are, as JSON: {"uri": ...}, or {"url": ..., "itemId": ...} of a feature service.'),
         ),
     )

@@ -10,6 +10,7 @@ from .detect_objects import DetectObjectsAlgorithm
 from .detect_objects_request import DetectObjectsRequestAlgorithm
 from .icon import ICON_PATH
 from .package_model import PackageModelAlgorithm
+from .undo_run import UndoRunAlgorithm
 
 
 class KestrelProvider(QgsProcessingProvider):
@@ -37,10 +38,11 @@ class KestrelProvider(QgsProcessingProvider):
 
     def loadAlgorithms(self) -> None:
         """Register the algorithms."""
-        for algorithm in (
-            DetectObjectsAlgorithm(),
-            DetectObjectsRequestAlgorithm(),
-            DescribeModelAlgorithm(),
-            PackageModelAlgorithm(),
+        for make in (
+            DetectObjectsAlgorithm,
+            DetectObjectsRequestAlgorithm,
+            DescribeModelAlgorithm,
+            PackageModelAlgorithm,
+            UndoRunAlgorithm,
         ):
-            self.addAlgorithm(algorithm)
+            self.addAlgorithm(make())

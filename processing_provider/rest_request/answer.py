@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +19,17 @@ _MEMBER_OF_CODE = (
     ("disk-full", "outputObjects"),
 )
 _MEMBER_OF_WORDS = (
-    (r"^Model argument|^The model argument|text_prompt", "modelArguments"),
-    (r"\bmask\b", "context.mask"),
-    (r"\bextent\b", "context.extent"),
-    (r"\bsnap raster\b", "context.snapRaster"),
-    (r"\bcell size\b", "context.cellSize"),
+    (r"^(?:The m|M)odel argument|text_prompt|\bARGUMENTS\b", "modelArguments"),
+    (r"\bmask\b|\bMASK\b", "context.mask"),
+    (r"\bextent\b|\bEXTENT\b", "context.extent"),
+    (r"\bsnap raster\b|\bSNAP_RASTER\b", "context.snapRaster"),
+    (r"\bcell size\b|\bCELL_SIZE(?:_LAYER)?\b", "context.cellSize"),
     (r"\bGPU\b", "context.gpuId"),
-    (r"OUTPUT_SERVICE|APPEND_TO", "outputObjects"),
-    (r"INPUT_SOURCE|\braster layer\b", "inputRaster"),
+    (r"\bOUTPUT(?:_SERVICE)?\b", "outputObjects"),
+    (r"\bINPUT(?:_SOURCE)?\b", "inputRaster"),
     (r"\bfield\b", "confidenceScoreField, classValueField"),
 )
+"""Words of what Kestrel and QGIS say of a parameter, for errors whose code does not tell the member."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,13 @@ class JobMessage:
         return {"type": f"esriJobMessageType{self.kind}", "description": self.text}
 
 
-def out_objects(results: Mapping[str, Any]) -> str:
+def out_objects(value: str) -> str:
     """Give the result `outObjects` as JSON.
 
     Args:
-        results: What `kestrel:detectobjects` gave: OUTPUT, and OUT_OBJECTS where it says more.
+        value: What `kestrel:detectobjects` says of where the objects are, as JSON.
     """
-    stated = results.get("OUT_OBJECTS")
-    value = json.loads(stated) if stated else {"uri": results.get("OUTPUT")}
-    return _text({"paramName": "outObjects", "dataType": "GPString", "value": value})
+    return _text({"paramName": "outObjects", "dataType": "GPString", "value": json.loads(value)})
 
 
 def finished_job(job_id: str, messages: Iterable[JobMessage], members: Iterable[str]) -> str:

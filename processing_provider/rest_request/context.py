@@ -9,7 +9,7 @@ from typing import Any
 
 from ...inference.errors import JobError
 from ...inference.job import parse_parallel_factor
-from .draft import Draft, is_address
+from .draft import Draft, feature_class, is_address
 from .spatial_reference import crs_text
 from .values import as_number, as_object, as_text, given, refused, unpacked
 
@@ -69,7 +69,8 @@ def _extent(draft: Draft, member: str, value: Any) -> None:
 def _mask(draft: Draft, member: str, value: Any) -> None:
     source = _layer(draft, member, value)
     if not is_address(source):
-        draft.values["MASK"] = source
+        file, table = feature_class(source)
+        draft.values["MASK"] = f"{file}|layername={table}" if table else source
     elif _FEATURE_LAYER.fullmatch(source):
         draft.values["MASK"] = _service("arcgisfeatureserver", source)
     else:
@@ -155,7 +156,7 @@ def _raster(draft: Draft, member: str, value: Any) -> str:
 def _service(provider: str, url: str) -> str:
     """Give a layer source that names its provider, as QGIS's parameters take it."""
     quoted = url.rstrip("/").replace("\\", "\\\\").replace("'", "\\'")
-    return f"{provider}:url='{quoted}'"
+    return f"{provider}://url='{quoted}'"
 
 
 # -- How to run --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from .values import as_text, refused
 
 _SHOWN = 60  # characters of a foreign name that a message shows
 _WEB = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_FEATURE_CLASS = re.compile(r"""([^'"]+\.(?:gdb|gpkg))[\\/](?:[^'"]*[\\/])?(?:main\.)?([^\\/'"]+)""", re.IGNORECASE)
 _STORES = re.compile(r"/(?:fileShares|rasterStores|cloudStores|bigDataFileShares|enterpriseDatabases)/", re.IGNORECASE)
 
 
@@ -75,3 +76,9 @@ class Draft:
 def is_address(text: str) -> bool:
     """Tell whether a text is an address of the web."""
     return text.lower().startswith(("http://", "https://"))
+
+
+def feature_class(path: str) -> tuple[str, str]:
+    """Give file and table of a path such as C:/data/city.gdb/trees; no table where the path is that of a file."""
+    found = _FEATURE_CLASS.fullmatch(path)
+    return (found.group(1), found.group(2)) if found else (path, "")

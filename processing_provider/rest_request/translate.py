@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from ...inference.errors import JobError
 from ...inference.models.arguments import parse_arguments
 from .context import CONTEXT, Handler, translate_context
-from .draft import Draft, is_address
+from .draft import Draft, feature_class, is_address
 from .spatial_reference import crs_text
 from .text import Request
 from .values import as_boolean, as_number, as_object, as_text, given, refused, unpacked
@@ -20,6 +21,7 @@ INPUT_MEMBERS = ("itemId", "url", "uri", "itemIds", "urls", "uris", "renderingRu
 OUTPUT_MEMBERS = ("itemId", "url", "uri", "serviceProperties", "itemProperties")
 MODEL_MEMBERS = ("itemId", "url", "uri")
 _DESCRIBED = ("serviceProperties", "itemProperties")
+_FEATURES = re.compile(r"/FeatureServer(?:/\d*)?/?(?:\?|$)", re.IGNORECASE)
 _NOT_READ = {
     "function": "The url of an image service with that function as a rendering template is read.",
     "images": "Give the images as uris, or make an image service of them.",
@@ -87,6 +89,13 @@ def _input_raster(draft: Draft, member: str, value: Any) -> None:
             raise refused(f"{member}.{name}", "is a form of input that Kestrel does not read", hint)
     draft.tell_unknown(member, content, (*INPUT_MEMBERS, *_DESCRIBED))
     content = _resolved(draft, member, _from_properties(member, content))
+    for url in (content.get("url", ""), *content.get("urls", ())):
+        if _FEATURES.search(url):
+            raise refused(
+                member,
+                "is a feature service, whose attached images Kestrel does not read",
+                "Save the attachments in a folder, and give the folder as uri.",
+            )
     source = {name: unpacked(f"{member}.{name}", content[name]) for name in INPUT_MEMBERS if name in content}
     if "tiled_url" in source:
         tiled = source.pop("tiled_url")
@@ -96,10 +105,7 @@ def _input_raster(draft: Draft, member: str, value: Any) -> None:
             draft.tell(f"{member}.tiled_url", "the pixels themselves are read, not their tiles")
     if not set(source) - {"renderingRule", "mosaicRule"}:
         raise refused(member, "names no raster", f"Write for example {_EXAMPLES[member]}.")
-    if set(source) == {"uri"}:
-        draft.values["INPUT"] = source["uri"]
-    else:
-        draft.values["INPUT_SOURCE"] = json.dumps(source, ensure_ascii=False)
+    draft.values["INPUT_SOURCE"] = json.dumps(source, ensure_ascii=False)
 
 
 def _reference(member: str, value: Any) -> dict[str, Any]:
@@ -182,7 +188,9 @@ def _output_objects(draft: Draft, member: str, value: Any) -> None:
         service = {name: unpacked(f"{member}.{name}", content[name]) for name in named}
         draft.values["OUTPUT_SERVICE"] = json.dumps(service, ensure_ascii=False)
     elif "uri" in content:
-        draft.values["OUTPUT"] = draft.place(f"{member}.uri", content["uri"])
+        path = draft.place(f"{member}.uri", content["uri"])
+        file, table = feature_class(path)
+        draft.values["OUTPUT"] = f"ogr:dbname='{file}' table=\"{table}\" (geom)" if table else path
     else:
         raise refused(member, "names no output", f"Write for example {_EXAMPLES[member]}.")
 

@@ -42,8 +42,8 @@ def refusal(members: dict[str, Any]) -> JobError:
 @pytest.mark.parametrize(
     ("given_members", "expected"),
     [
-        ({"inputRaster": "/other.tif"}, {"INPUT": "/other.tif"}),
-        ({"inputRaster": {"uri": r"\\share\x.tif"}}, {"INPUT": r"\\share\x.tif"}),
+        ({"inputRaster": "/other.tif"}, {"INPUT_SOURCE": {"uri": "/other.tif"}}),
+        ({"inputRaster": {"uri": r"\\share\x.tif"}}, {"INPUT_SOURCE": {"uri": r"\\share\x.tif"}}),
         ({"model": '{"uri": "/other.emd"}'}, {"MODEL": "/other.emd"}),
         ({"model": "/other.emd"}, {"MODEL": "/other.emd"}),
         ({"model": {"itemId": "0a"}}, {"MODEL": {"itemId": "0a"}}),
@@ -63,6 +63,11 @@ def refusal(members: dict[str, Any]) -> JobError:
         ({"processAllRasterItems": "true"}, {"PROCESSING_MODE": "PROCESS_ITEMS_SEPARATELY"}),
         ({"processAllRasterItems": False}, {"PROCESSING_MODE": "PROCESS_AS_MOSAICKED_IMAGE"}),
         ({"outputObjects": {"uri": "/out.gpkg"}}, {"OUTPUT": "/out.gpkg"}),
+        (
+            {"outputObjects": {"uri": r"C:\d\city.gdb\parks\trees"}},
+            {"OUTPUT": "ogr:dbname='C:\\d\\city.gdb' table=\"trees\" (geom)"},
+        ),
+        ({"outputObjects": {"uri": "/d/a.gpkg/main.t"}}, {"OUTPUT": "ogr:dbname='/d/a.gpkg' table=\"t\" (geom)"}),
         ({"outputObjects": {"itemId": "0b"}}, {"OUTPUT_SERVICE": {"itemId": "0b"}}),
         ({"outputObjects": {"url": "https://s/FeatureServer"}}, {"OUTPUT_SERVICE": {"url": "https://s/FeatureServer"}}),
         (
@@ -98,7 +103,7 @@ def test_a_member_becomes_the_parameter_that_means_the_same(
         ({"tiled_url": SERVICE}, {"url": SERVICE}),
     ],
 )  # fmt: skip
-def test_an_input_that_is_no_single_file_goes_on_as_json(given_input: Any, expected: dict[str, Any]) -> None:
+def test_the_input_goes_on_as_json(given_input: Any, expected: dict[str, Any]) -> None:
     assert json.loads(translated({"inputRaster": given_input}).values["INPUT_SOURCE"]) == expected
 
 
@@ -116,12 +121,13 @@ def test_an_input_that_is_no_single_file_goes_on_as_json(given_input: Any, expec
         ({"cellSize": "0.5"}, {"CELL_SIZE": 0.5}),
         ({"cellSize": {"x": 0.5, "y": 0.5}}, {"CELL_SIZE": 0.5}),
         ({"cellSize": {"url": "/fine.tif"}}, {"CELL_SIZE_LAYER": "/fine.tif"}),
-        ({"cellSize": {"url": SERVICE}}, {"CELL_SIZE_LAYER": f"arcgismapserver:url='{SERVICE}'"}),
+        ({"cellSize": {"url": SERVICE}}, {"CELL_SIZE_LAYER": f"arcgismapserver://url='{SERVICE}'"}),
         ({"snapRaster": {"url": "/grid.tif"}}, {"SNAP_RASTER": "/grid.tif"}),
         ({"mask": {"url": "/parks.gpkg"}}, {"MASK": "/parks.gpkg"}),
+        ({"mask": {"uri": "/city.gdb/parks"}}, {"MASK": "/city.gdb|layername=parks"}),
         (
             {"mask": {"url": "https://s/Parks/FeatureServer/0/"}},
-            {"MASK": "arcgisfeatureserver:url='https://s/Parks/FeatureServer/0'"},
+            {"MASK": "arcgisfeatureserver://url='https://s/Parks/FeatureServer/0'"},
         ),
         ({"outSR": {"wkid": 102100}}, {"OUTPUT_CRS": "EPSG:3857"}),
         ({"outSR": {"wkid": 102003}}, {"OUTPUT_CRS": "ESRI:102003"}),
@@ -152,11 +158,11 @@ def test_a_factor_of_the_cell_size_waits_for_the_raster() -> None:
 def test_relative_paths_begin_at_the_folder_of_the_request() -> None:
     members = {"inputRaster": {"uri": "a.tif"}, "model": "m/t.dlpk", "outputObjects": {"uri": "../o.gpkg"}}
     found = translated({**members, "context": {"mask": {"uri": "k.gpkg"}}}, Path("/r")).values
-    assert {found[key] for key in ("INPUT", "MODEL", "OUTPUT", "MASK")} == {
-        "/r/a.tif", "/r/m/t.dlpk", "/r/../o.gpkg", "/r/k.gpkg",
-    }  # fmt: skip
+    assert json.loads(found["INPUT_SOURCE"]) == {"uri": "/r/a.tif"}
+    assert [found[key] for key in ("MODEL", "OUTPUT", "MASK")] == ["/r/m/t.dlpk", "/r/../o.gpkg", "/r/k.gpkg"]
     for kept in ("https://s/a.tif", r"C:\a.tif", r"\\share\a.tif", "/vsis3/b/a.tif", "s3://b/a.tif"):
-        assert translated({"inputRaster": {"uri": kept}}, Path("/r")).values["INPUT"] == kept
+        found = translated({"inputRaster": {"uri": kept}}, Path("/r")).values
+        assert json.loads(found["INPUT_SOURCE"]) == {"uri": kept}
 
 
 @pytest.mark.parametrize(
@@ -211,6 +217,7 @@ REFUSED = [
     ({"inputRaster": {"uri": 7}}, "inputRaster.uri", "is not a text"),
     ({"inputRaster": {"uri": "a\x00b"}}, "inputRaster.uri", "control characters"),
     ({"inputRaster": {"function": {"name": "Clip"}}}, "inputRaster.function", "rendering template"),
+    ({"inputRaster": {"url": "https://s/Photos/FeatureServer/0"}}, "inputRaster", "Save the attachments"),
     ({"inputRaster": {"folderId": "0a"}}, "inputRaster.folderId", "itemIds"),
     ({"inputRaster": {"serviceProperties": {"name": "x", "serviceUrl": ""}}}, "inputRaster", "names no raster"),
     ({"inputRaster": '{"uri": "/a.tif"'}, "inputRaster", "is not valid JSON"),

@@ -31,7 +31,8 @@ def as_fields(members: dict[str, Any]) -> dict[str, str]:
 
 def meaning(text: str) -> Any:
     """What a request says, whatever form it came in."""
-    return translate(read_request(text)).values
+    values = translate(read_request(text)).values
+    return {**values, "INPUT_SOURCE": json.loads(values["INPUT_SOURCE"])}
 
 
 FORMS = {
@@ -48,14 +49,14 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_a_request_says_the_same(form: str) -> None:
-    assert meaning(FORMS[form]) == {"INPUT": "/a b+c&d.tif", "MODEL": "/m%20.dlpk", "RUN_NMS": True}
+    assert meaning(FORMS[form]) == {"INPUT_SOURCE": {"uri": "/a b+c&d.tif"}, "MODEL": "/m%20.dlpk", "RUN_NMS": True}
 
 
 def test_a_file_may_hold_any_form_and_paths_in_it_begin_at_its_folder(tmp_path: Path) -> None:
     for text in ('{"inputRaster": "a/b.tif", "model": "/m.dlpk"}', "inputRaster=a/b.tif&model=/m.dlpk"):
         path = tmp_path / "request.JSON"
         path.write_text("\ufeff" + text, "utf-8")
-        assert meaning(str(path)) == {"INPUT": str(tmp_path / "a" / "b.tif"), "MODEL": "/m.dlpk"}
+        assert meaning(str(path)) == {"INPUT_SOURCE": {"uri": str(tmp_path / "a" / "b.tif")}, "MODEL": "/m.dlpk"}
 
 
 @pytest.mark.parametrize(
