@@ -265,7 +265,8 @@ class ImageServicePixels:
         names = band_names(self._service.data, {})
         if not any(names) and self._service.data.get("hasKeyProperties", True):
             try:
-                names = band_names(self._service.data, self._client.get_json(f"{self._service.url}/keyProperties"))
+                properties = self._client.get_json(f"{self._service.url}/keyProperties", self._described())
+                names = band_names(self._service.data, properties)
             except (ServiceError, NetworkError):
                 names = []  # an old server, or one without them
         ids = self._item.options.get("bandIds") or range(len(self._taken))

@@ -81,6 +81,7 @@ def test_a_service_gives_the_objects_of_the_file(tmp_path: Path, raster: Path, m
     assert TOKEN.encode() not in kept
 
 
+@pytest.mark.slow
 def test_bad_replies_and_an_outage_change_nothing(
     tmp_path: Path, raster: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +104,7 @@ def test_bad_replies_and_an_outage_change_nothing(
     assert len(waits) > 3
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_its_server_goes_on_where_it_was(
     tmp_path: Path, raster: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
