@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from .errors import JobError
+from .errors import JobError, RasterChangedError
 from .events import Message, Report
 from .items import search_items
 from .job import DetectionJob
@@ -86,10 +86,12 @@ def _detect_raster(
         if job.plan_only:
             return _plan_summary(run, outlook, time.monotonic() - start)
         check_limit(outlook, job.max_tiles)
-        key = fingerprint(run)
+        identity, key = run.source.pixels.identity(), fingerprint(run)
         place = item_folder(folder, key) if job.processing_mode == "items" else folder
         with Journal.open(place, key, len(run.plan.grid)) as journal:
             search(run, journal, report, is_cancelled)
+            if run.source.pixels.identity() != identity:
+                raise RasterChangedError.of(run.source.name)
             tell_quarantined(run, journal, report)
             counts = hand_out(run, journal, paths, report, is_cancelled)
             journal.set_state(JobState.done)

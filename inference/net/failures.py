@@ -62,7 +62,7 @@ def short_answer(url: str) -> NetworkError:
 
 def too_long(url: str, max_bytes: int) -> ServiceError:
     """Give the error for an answer that is longer than allowed."""
-    return ServiceError(f"The answer to '{shown(url)}' is longer than {max_bytes} bytes.")
+    return ServiceError(f"The answer to '{shown(url)}' is longer than {max_bytes} bytes.", max_bytes=max_bytes)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -116,6 +116,7 @@ class HttpClient:
         post: bool = False,
         tries: bool = True,
         missing: bool = False,
+        patience: float | None = None,
         accept: Callable[[Reply], None] = lambda _reply: None,
     ) -> Reply:
         """Ask, and give the whole answer.
@@ -128,6 +129,7 @@ class HttpClient:
             post: Send the parameters as a form in any case.
             tries: False: ask once only, where asking twice would do something twice.
             missing: The status 404 is an answer, too: the server does not have it.
+            patience: Seconds for all tries; None: as the client's limits say.
             accept: Looks at the answer; may raise TryAgain, or an error of Kestrel's.
 
         Raises:
@@ -142,7 +144,7 @@ class HttpClient:
             accept(reply)
             return reply
 
-        return self._patiently(once, tries=tries)
+        return self._patiently(once, tries=tries, patience=patience)
 
     def get_json(
         self,
@@ -152,6 +154,7 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         post: bool = False,
         tries: bool = True,
+        patience: float | None = None,
     ) -> dict[str, Any]:
         """Ask ArcGIS's REST interface (`f=json` is added) and give the answer, which is an object.
 
@@ -163,7 +166,8 @@ class HttpClient:
             found.clear()
             found.update(json_object(reply))
 
-        self.get(url, {"f": "json", **(params or {})}, headers=headers, post=post, tries=tries, accept=accept)
+        parameters = {"f": "json", **(params or {})}
+        self.get(url, parameters, headers=headers, post=post, tries=tries, patience=patience, accept=accept)
         return found
 
     def download(
@@ -192,7 +196,7 @@ class HttpClient:
         check_given(url)
         question = _question(url, params, {"Accept-Encoding": "identity"}, post=False)
         with PartFile(target, shown(url)) as part:
-            return self._patiently(lambda: self._fetch(question, part, progress, max_bytes), tries=True)
+            return self._patiently(lambda: self._fetch(question, part, progress, max_bytes))
 
     def signs(self, url: str) -> bool:
         """Tell whether requests to this server carry a sign-in."""
@@ -255,10 +259,13 @@ class HttpClient:
         end = time.monotonic() + self._limits.total
         with self._opened(question, accepts) as (exchange, response):
             content = bytearray()
+            stated = response.headers.get("Content-Length", "")
+            if stated.isdigit() and int(stated) > max_bytes:
+                raise _too_long_answer(question, response, max_bytes)
             for chunk in exchange.chunks():
                 content += chunk
                 if len(content) > max_bytes:
-                    raise too_long(question.url, max_bytes)
+                    raise _too_long_answer(question, response, max_bytes)
                 if time.monotonic() > end:
                     raise StallError(self._limits.total)
             headers = {name.lower(): value for name, value in response.headers.items()}
@@ -283,7 +290,7 @@ class HttpClient:
                     target = _redirected(url, response)
             finally:
                 exchange.close()
-            if response.status_code not in (307, 308):
+            if response.status_code == 303:
                 form = None
             elif form is not None and host_of(url) != host_of(target):
                 raise ServiceError(f"The server of '{shown(url)}' would hand the request on to another server.")
@@ -330,16 +337,17 @@ class HttpClient:
             )
         return headers
 
-    def _patiently(self, attempt: Callable[[], _T], *, tries: bool) -> _T:
+    def _patiently(self, attempt: Callable[[], _T], *, tries: bool = True, patience: float | None = None) -> _T:
         """Try until it works, until it is clear that it will not, or until patience ends."""
-        pauses, end, count = self._limits.pauses(), time.monotonic() + self._limits.patience, 0
+        patience = self._limits.patience if patience is None else min(patience, self._limits.patience)
+        pauses, end, count = self._limits.pauses(), time.monotonic() + patience, 0
         while True:
             try:
                 return attempt()
             except TryAgain as again:
                 count += 1
                 if again.gained:
-                    pauses, end, count = self._limits.pauses(), time.monotonic() + self._limits.patience, 0
+                    pauses, end, count = self._limits.pauses(), time.monotonic() + patience, 0
                 left = end - time.monotonic()
                 if not tries or left <= 0 or (again.few and count >= _FEW_TRIES):
                     raise again.error from again.__cause__
@@ -375,6 +383,12 @@ def make_client(
         is_cancelled=is_cancelled,
         on_wait=on_wait,
     )
+
+
+def _too_long_answer(question: _Question, response: requests.Response, max_bytes: int) -> Exception:
+    error = too_long(question.url, max_bytes)
+    # All of a file instead of a part of it: some caches do that for a while.
+    return TryAgain(error, few=True) if "Range" in question.headers and response.status_code == 200 else error
 
 
 def _question(url: str, params: Mapping[str, Any] | None, headers: Mapping[str, str], *, post: bool) -> _Question:

@@ -22,6 +22,7 @@ from ..errors import ModelIncompatibleError, NetworkError, RasterOpenError, Rast
 from ..job import RasterItem
 from ..models.fit_rules import find_band
 from ..net.http import HttpClient
+from ..net.limits import FIRST_CONTACT
 from ..tiling import Window
 from .arcgis import (
     band_names,
@@ -71,7 +72,9 @@ class ImageServicePixels:
         """Ask the service what it has, and for a few pixels."""
         self._item, self._client = item, client
         self._rules = {key: item.options[key] for key in RULES if item.options.get(key) not in (None, "", {})}
-        service = read_service(url := service_url(item), client.get_json(url, self._described()))
+        service = read_service(
+            url := service_url(item), client.get_json(url, self._described(), patience=FIRST_CONTACT.patience)
+        )
         if service.only_tiles:
             raise RasterOpenError(
                 f"The service '{url}' hands out the tiles of its cache alone, not its pixel values.",

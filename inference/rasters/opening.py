@@ -63,7 +63,7 @@ def open_mosaic(
 
 def _open_gdal(item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest, access: RasterAccess) -> PixelSource:
     check_parts(item.source)
-    return GdalPixels(item, bands, grid)
+    return GdalPixels(item, bands, grid, access)
 
 
 def _open_service(
@@ -75,7 +75,7 @@ def _open_service(
     from .image_service import ImageServicePixels
     from .map_service import MapServicePixels
 
-    client = make_client(access.secrets, is_cancelled=access.is_cancelled, on_wait=access.on_wait)
+    client = make_client(access.secrets, limits=access.limits, is_cancelled=access.is_cancelled, on_wait=access.on_wait)
     is_image = service_url(item).lower().endswith("/imageserver")
     return (ImageServicePixels if is_image else MapServicePixels)(item, bands, grid, client)
 
