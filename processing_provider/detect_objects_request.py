@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +17,13 @@ from qgis.core import (
     QgsProcessingParameterString,
 )
 
+from ..inference.errors import CredentialError, NetworkError, ServiceError
+from ..inference.net.addresses import origin_of
+from ..inference.net.http import make_client
+from ..inference.net.limits import FIRST_CONTACT
 from . import parameters as keys
 from .algorithm import KestrelAlgorithm
+from .credentials import secrets_for
 from .detect_objects import DetectObjectsAlgorithm
 from .feedback import foreseen
 from .help import table_help
@@ -26,9 +31,11 @@ from .job_builder import make_draft, with_rasters
 from .parameter_reader import ParameterReader
 from .parameters import Output, Parameter
 from .rest_request.answer import JobMessage, blamed, finished_job, out_objects
+from .rest_request.context import feature_layer
 from .rest_request.text import read_request
 from .rest_request.translate import Translation, translate
 from .rest_request.values import refused
+from .service_grid import grid_raster
 from .text import to_plain, tr
 
 REQUEST = "REQUEST"
@@ -184,6 +191,7 @@ def _child(reader: ParameterReader) -> _Child:
         values[keys.OUTPUT] = reader.parameters[keys.OUTPUT]
     elif not {keys.OUTPUT, keys.OUTPUT_SERVICE} & set(values):
         raise refused("outputObjects", "is missing", 'Write for example {"uri": "/data/trees.gpkg"}, or set OUTPUT.')
+    values.update(_layers(values, translation))
     algorithm = DetectObjectsAlgorithm()
     algorithm.initAlgorithm()
     values = algorithm.preprocessParameters(values)
@@ -191,6 +199,35 @@ def _child(reader: ParameterReader) -> _Child:
         own = _cell_size(ParameterReader(algorithm, values, reader.context))
         values[keys.CELL_SIZE] = translation.cell_factor * own
     return _Child(algorithm, values, translation)
+
+
+def _layers(values: Mapping[str, Any], translation: Translation) -> dict[str, str]:
+    """Give the layers of services that the context names.
+
+    They sign in only where the input or the portal is: a request may come from somebody else, and nobody but these
+    servers is shown who asks.
+    """
+    authcfg = str(values.get(keys.AUTHENTICATION) or "")
+    known = {origin_of(url) for url in (values.get(keys.PORTAL), *translation.input_urls) if url}
+    layers = {}
+    for key, (member, url) in translation.services.items():
+        signs = authcfg if origin_of(url) in known else ""
+        if key == keys.MASK:
+            layers[key] = feature_layer(url, signs)
+        else:
+            with _told_of(member):
+                layers[key] = grid_raster(member, url, make_client(secrets_for([(signs, url)]), limits=FIRST_CONTACT))
+    return layers
+
+
+@contextmanager
+def _told_of(member: str) -> Iterator[None]:
+    """Let what a server says begin with the member that names it."""
+    try:
+        yield
+    except (NetworkError, ServiceError, CredentialError) as error:
+        error.message = f"The request's member '{member}': {error.message}"
+        raise
 
 
 def _cell_size(reader: ParameterReader) -> float:

@@ -37,6 +37,8 @@ class Translation:
         values: Parameters of `kestrel:detectobjects`.
         warnings: Sentences about members without effect.
         crs: Texts of coordinate reference systems that QGIS has to know, by the members that name them.
+        services: ArcGIS services that the parameters of these keys stand for: member and URL.
+        input_urls: Addresses that the input names.
         cell_factor: How many times as large as the raster's the cells are to be, or None.
         members: Names of the members that say something.
         has_messages: The answer shall hold the messages of the run.
@@ -45,6 +47,8 @@ class Translation:
     values: Mapping[str, Any]
     warnings: tuple[str, ...]
     crs: Mapping[str, str]
+    services: Mapping[str, tuple[str, str]]
+    input_urls: tuple[str, ...]
     cell_factor: float | None
     members: tuple[str, ...]
     has_messages: bool
@@ -73,6 +77,8 @@ def translate(request: Request) -> Translation:
         values=draft.values,
         warnings=tuple(draft.warnings),
         crs=draft.crs,
+        services=draft.services,
+        input_urls=_urls(draft.values["INPUT_SOURCE"]),
         cell_factor=draft.cell_factor,
         members=tuple(name for name in members if name in MEMBERS),
         has_messages=as_boolean("returnMessages", members.get("returnMessages", True)),
@@ -106,6 +112,11 @@ def _input_raster(draft: Draft, member: str, value: Any) -> None:
     if not set(source) - {"renderingRule", "mosaicRule"}:
         raise refused(member, "names no raster", f"Write for example {_EXAMPLES[member]}.")
     draft.values["INPUT_SOURCE"] = json.dumps(source, ensure_ascii=False)
+
+
+def _urls(source: str) -> tuple[str, ...]:
+    content = json.loads(source)
+    return tuple(url for url in (content.get("url", ""), *content.get("urls", ())) if is_address(url))
 
 
 def _reference(member: str, value: Any) -> dict[str, Any]:

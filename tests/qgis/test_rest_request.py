@@ -121,7 +121,7 @@ def test_the_input_goes_on_as_json(given_input: Any, expected: dict[str, Any]) -
         ({"cellSize": "0.5"}, {"CELL_SIZE": 0.5}),
         ({"cellSize": {"x": 0.5, "y": 0.5}}, {"CELL_SIZE": 0.5}),
         ({"cellSize": {"url": "/fine.tif"}}, {"CELL_SIZE_LAYER": "/fine.tif"}),
-        ({"cellSize": {"url": SERVICE}}, {"CELL_SIZE_LAYER": f"arcgismapserver://url='{SERVICE}'"}),
+        ({"cellSize": {"url": SERVICE}}, {"CELL_SIZE_LAYER": SERVICE}),
         ({"snapRaster": {"url": "/grid.tif"}}, {"SNAP_RASTER": "/grid.tif"}),
         ({"mask": {"url": "/parks.gpkg"}}, {"MASK": "/parks.gpkg"}),
         ({"mask": {"uri": "/city.gdb/parks"}}, {"MASK": "/city.gdb|layername=parks"}),
