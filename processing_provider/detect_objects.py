@@ -125,6 +125,9 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
                 outcome = run.execute(plan.interpreter, listener, feedback)
                 if isinstance(outcome, WasCanceled):
                     return _cancelled(feedback)
+                if run.job.plan_only:
+                    run.remove()
+                    return _only_planned(outcome.summary, started)
                 story = _Story(plan, run, outcome.summary, listener, begun)
                 try:
                     results = _write(request, story, feedback)
@@ -135,6 +138,7 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
                 run.release()
         if not feedback.isCanceled():
             run.remove()
+        results[keys.PLAN] = _plan_text(outcome.summary)
         results[keys.TILE_COUNT] = outcome.summary.get("tiles", 0)
         results[keys.ELAPSED_SECONDS] = round(time.monotonic() - started, 2)
         return results
@@ -145,6 +149,19 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         if plan is not None and plan.targets.append is not None:
             show_appended(context.project(), plan.targets.append)
         return {}
+
+
+def _only_planned(summary: Mapping[str, Any], started: float) -> dict[str, Any]:
+    """Give the results of a run that was only planned: no layer, and nothing about objects."""
+    return {
+        keys.PLAN: _plan_text(summary),
+        keys.TILE_COUNT: summary.get("tiles", 0),
+        keys.ELAPSED_SECONDS: round(time.monotonic() - started, 2),
+    }
+
+
+def _plan_text(summary: Mapping[str, Any]) -> str:
+    return json.dumps(summary.get("plan") or {}, ensure_ascii=False)
 
 
 def _planned(draft: PlanDraft, reader: ParameterReader, feedback: QgsProcessingFeedback) -> DetectionPlan:

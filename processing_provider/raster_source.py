@@ -14,7 +14,7 @@ from qgis.core import Qgis, QgsCoordinateReferenceSystem, QgsProviderRegistry, Q
 from ..inference.errors import ModelIncompatibleError, RasterOpenError
 from ..inference.job import RasterItem
 from ..inference.models.definition import ModelDefinition
-from ..inference.models.fit_rules import find_band
+from ..inference.models.fit_rules import NO_INKS, are_inks, find_band
 
 _EXPORT = "Save it as a file first: layer menu > Export > Save As, as raw data in GeoTIFF form."
 
@@ -135,6 +135,9 @@ def check_bands(raster: SourceRaster, definition: ModelDefinition) -> None:
     if raster.has_palette and len(definition.input.bands) == 3:
         return
     names = raster.band_names
+    inks = are_inks(names)
+    if inks and not all(isinstance(band, str) for band in definition.input.bands):
+        raise ModelIncompatibleError(inks, hint=NO_INKS)
     for band in definition.input.bands:
         if raster.band_index(band) is None:
             wanted = f"the band '{band}'" if isinstance(band, str) else f"band {band + 1}"

@@ -225,6 +225,21 @@ def are_unnamed(names: Sequence[str]) -> bool:
     return len(names) >= len(_COLORS) and not any(band_meaning(name) for name in names)
 
 
+NO_INKS = "Convert it to red, green and blue first, or choose another raster."
+
+
+def are_inks(colors: Sequence[str]) -> str:
+    """Say that bands are inks of print, in which bright is dark; empty where they are not.
+
+    Args:
+        colors: What GDAL calls the colours of the bands.
+    """
+    names = [color.lower() for color in colors]
+    if not {"cyan", "magenta"} <= set(names):
+        return ""
+    return f"The raster's bands are inks for print ({', '.join(names)}), and models see colours of light."
+
+
 def band_warnings(definition: ModelDefinition, names: Sequence[str]) -> list[str]:
     """Tell which of the raster's bands do not show what the model was trained on, as far as both have names."""
     wanted = expected_band_names(definition)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..events import Canceled
 from ..job import RasterItem
 from .access import RasterAccess
+from .band_order import same_bands
 from .gdal_pixels import GdalPixels
 from .mosaic import MosaicPixels
 from .source import GridRequest, PixelSource
+from .virtual_parts import check_parts
 
 
 def open_pixels(item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest, access: RasterAccess) -> PixelSource:
@@ -38,10 +41,28 @@ def open_mosaic(
     """
     if len(items) == 1:
         return open_pixels(items[0], bands, grid, access)
-    return MosaicPixels(items, grid, lambda item, wanted: open_pixels(item, bands, wanted, access))
+    orders: dict[int, tuple[int | str, ...]] = {}
+    names: tuple[str, ...] = ()
+
+    def open_item(number: int, wanted: GridRequest) -> PixelSource:
+        nonlocal names
+        if access.is_cancelled():
+            raise Canceled
+        source = open_pixels(items[number], orders.get(number, bands), wanted, access)
+        if number in orders or not isinstance(source, GdalPixels):
+            return source
+        names = names or source.band_names
+        orders[number] = same_bands(bands, names, source.band_names)
+        if orders[number] == bands:
+            return source
+        source.close()
+        return open_pixels(items[number], orders[number], wanted, access)
+
+    return MosaicPixels(items, grid, open_item)
 
 
 def _open_gdal(item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest, access: RasterAccess) -> PixelSource:
+    check_parts(item.source)
     return GdalPixels(item, bands, grid)
 
 

@@ -18,6 +18,11 @@ PARAMETERS = {
     "EXTENT": ("extent", None, "optional"),
     "MASK": ("source", None, "optional"),
     "CELL_SIZE": ("number", None, "optional advanced"),
+    "CELL_SIZE_UNIT": ("enum", "Raster", "required advanced"),
+    "CELL_SIZE_LAYER": ("raster", None, "optional advanced"),
+    "SNAP_RASTER": ("raster", None, "optional advanced"),
+    "RESAMPLING": ("enum", "Automatic", "required advanced"),
+    "BANDS": ("string", None, "optional advanced"),
     "RUN_NMS": ("boolean", False, "required"),
     "MAX_OVERLAP_RATIO": ("number", 0.0, "required"),
     "CONFIDENCE_SCORE_FIELD": ("string", "Confidence", "required advanced"),
@@ -25,7 +30,10 @@ PARAMETERS = {
     "PROCESSOR_TYPE": ("enum", "Auto", "required advanced"),
     "GPU_ID": ("number", None, "optional advanced"),
     "PARALLEL_PROCESSING_FACTOR": ("string", "100%", "optional advanced"),
+    "MAX_TILES": ("number", 100_000, "required advanced"),
+    "PLAN_ONLY": ("boolean", False, "required advanced"),
     "ALLOW_PACKAGE_CODE": ("string", None, "optional advanced"),
+    "OUTPUT_CRS": ("crs", None, "optional advanced"),
     "APPEND_TO": ("vector", None, "optional advanced"),
     "FIELD_MAP": ("string", None, "optional advanced"),
     "OUTPUT_SERVICE": ("string", None, "optional advanced"),
@@ -56,6 +64,7 @@ def test_outputs_are_what_scripts_and_models_rely_on() -> None:
         "SUMMARY_FILE": "outputFile",
         "SUMMARY": "outputString",
         "OUT_OBJECTS": "outputString",
+        "PLAN": "outputString",
     }
 
 
