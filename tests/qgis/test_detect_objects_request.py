@@ -22,7 +22,8 @@ from qgis.core import (
 )
 from qgis.PyQt.QtCore import QCoreApplication
 
-from kestrel.processing_provider.detect_objects_request import _layers, output_table, parameter_table
+from kestrel.processing_provider.detect_objects_request import output_table, parameter_table
+from kestrel.processing_provider.request_run import service_layers
 from kestrel.processing_provider.rest_request.text import Request
 from kestrel.processing_provider.rest_request.translate import translate
 from kestrel.tests.fixtures.servers.image_server import ArcGis, image_server
@@ -186,11 +187,11 @@ def test_layers_of_services_sign_in_only_where_the_input_or_the_portal_is() -> N
         "arcgisfeatureserver://url='https://own.example/arcgis/rest/services/Parks/FeatureServer/0' authcfg='abc1234'"
     )
     values = {"AUTHENTICATION": "abc1234"}
-    assert _layers(values, translate(Request(members))) == {"MASK": signed}
+    assert service_layers(values, translate(Request(members))) == {"MASK": signed}
     members["inputRaster"] = {"url": "https://other.example/arcgis/rest/services/Ortho/ImageServer"}
-    assert _layers(values, translate(Request(members))) == {"MASK": signed.partition(" authcfg")[0]}
+    assert service_layers(values, translate(Request(members))) == {"MASK": signed.partition(" authcfg")[0]}
     values["PORTAL"] = "https://OWN.example:443/portal"
-    assert _layers(values, translate(Request(members))) == {"MASK": signed}
+    assert service_layers(values, translate(Request(members))) == {"MASK": signed}
 
 
 def test_output_crs_and_field_names_reach_the_layer(members: dict[str, Any]) -> None:

@@ -50,6 +50,7 @@ def refusal(members: dict[str, Any]) -> JobError:
         ({"model": {"url": "https://p/items/0a"}}, {"MODEL": {"url": "https://p/items/0a"}}),
         ({"model": "https://p/items/0a"}, {"MODEL": {"url": "https://p/items/0a"}}),
         ({"model": EMD}, {"MODEL": EMD}),
+        ({"model": {**EMD, "uri": "x", "Description": ""}}, {"MODEL": {**EMD, "uri": "x", "Description": ""}}),
         ({"modelArguments": {"threshold": "0.5", "padding": 0}}, {"ARGUMENTS": {"threshold": "0.5", "padding": 0}}),
         ({"modelArguments": '{"a": 1}'}, {"ARGUMENTS": {"a": 1}}),
         (
