@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from qgis.core import QgsCoordinateReferenceSystem
+from qgis.core import QgsCoordinateReferenceSystem, QgsProcessingOutputLayerDefinition
 
 from ..inference.errors import CredentialError, NetworkError, ServiceError
 from ..inference.net.addresses import origin_of
@@ -55,7 +55,10 @@ def request_run(text: str, reader: ParameterReader) -> RequestRun:
     values = {**translation.values, **{key: reader.parameters[key] for key in PASSED_ON if reader.is_given(key)}}
     if reader.is_given(keys.OUTPUT):
         values[keys.OUTPUT] = reader.parameters[keys.OUTPUT]
-    elif not {keys.OUTPUT, keys.OUTPUT_SERVICE} & set(values):
+    elif keys.OUTPUT in values:
+        # A window shows what was made; without a window nothing is loaded.
+        values[keys.OUTPUT] = QgsProcessingOutputLayerDefinition(values[keys.OUTPUT], reader.context.project())
+    elif keys.OUTPUT_SERVICE not in values:
         raise refused("outputObjects", "is missing", 'Write for example {"uri": "/data/trees.gpkg"}, or set OUTPUT.')
     values.update(service_layers(values, translation))
     algorithm = DetectObjectsAlgorithm()

@@ -222,11 +222,12 @@ def test_a_sink_that_was_chosen_counts_more_than_the_requests_file(members: dict
     assert results["OBJECT_COUNT"] == 3
 
 
-def test_a_layer_that_is_to_be_loaded_is_given_to_the_project(members: dict[str, Any], tmp_path: Path) -> None:
-    run_context = context()
+def test_the_layer_is_loaded_into_the_project(members: dict[str, Any], tmp_path: Path) -> None:
     sink = QgsProcessingOutputLayerDefinition(str(tmp_path / "o.gpkg"), QgsProject.instance())
-    results, _ = algorithm().run({"REQUEST": members, "OUTPUT": sink}, run_context, Listener(), catchExceptions=False)
-    assert list(run_context.layersToLoadOnCompletion()) == [results["OUTPUT"]]
+    for parameters in ({"REQUEST": members}, {"REQUEST": members, "OUTPUT": sink}):
+        run_context = context()
+        results, _ = algorithm().run(parameters, run_context, Listener(), catchExceptions=False)
+        assert list(run_context.layersToLoadOnCompletion()) == [results["OUTPUT"]]
 
 
 def test_messages_are_left_out_where_the_client_wants_none(members: dict[str, Any]) -> None:

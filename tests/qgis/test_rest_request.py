@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kestrel.inference.errors import JobError
@@ -277,6 +277,7 @@ ANY = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(known_members()[:16]), ANY, max_size=6))
 def test_whatever_the_members_hold_they_are_translated_or_refused(members: dict[str, Any]) -> None:
     try:
@@ -285,6 +286,7 @@ def test_whatever_the_members_hold_they_are_translated_or_refused(members: dict[
         assert error.message.endswith(".")
 
 
+@settings(deadline=None)
 @given(st.floats(-1e7, 1e7), st.floats(-1e7, 1e7), st.floats(1e-3, 1e6), st.floats(1e-3, 1e6), st.booleans())
 def test_an_extent_keeps_its_corners_to_the_last_digit(
     x: float, y: float, width: float, height: float, text: bool
