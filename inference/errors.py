@@ -12,7 +12,8 @@
     │   └── BackendMissingError         the inference environment lacks a library
     ├── RasterError
     │   ├── RasterOpenError
-    │   └── RasterReadError             window
+    │   ├── RasterReadError             window
+    │   └── RasterChangedError          its content is not what it was when the run began
     ├── DeviceError
     │   ├── DeviceUnavailableError
     │   └── DeviceMemoryError           batch_size
@@ -139,6 +140,20 @@ class RasterReadError(RasterError):
     """A window of the raster cannot be read."""
 
     code = "raster-read"
+
+
+class RasterChangedError(RasterError):
+    """The raster is not the one any more that the run began with."""
+
+    code = "raster-changed"
+
+    @classmethod
+    def of(cls, name: str) -> RasterChangedError:
+        """Give the error for a raster that messages call so."""
+        return cls(
+            f"The raster '{name}' was changed while it was read.",
+            hint="Start the detection again: what was found so far belongs to the older content.",
+        )
 
 
 class DeviceError(InferenceError):

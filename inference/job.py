@@ -43,9 +43,15 @@ class RasterItem:
             raise JobError(f"A raster of the kind '{self.kind}' is not one of {', '.join(RASTER_KINDS)}.")
 
     @property
+    def address(self) -> str:
+        """Give its source; of an address on a server without what stands behind its question mark: perhaps a secret."""
+        is_remote = "://" in self.source or self.source.startswith("/vsi")
+        return self.source.split("?")[0] if is_remote else self.source
+
+    @property
     def shown(self) -> str:
-        """Give what messages call it: its name, or its source without what an address has behind its question mark."""
-        return self.name or self.source.split("?")[0]
+        """Give what messages call it: its name, or its address."""
+        return self.name or self.address
 
 
 @dataclass(frozen=True)

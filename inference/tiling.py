@@ -114,6 +114,8 @@ class Axis:
         """Give the number of tiles."""
         if self.hangs_over:
             return max(1, -((self.start - self.stop) // self.step))
+        if self.size >= self.limit:
+            return 1  # it sees all, however much of it would be padding
         reach = self.stop if self.stop <= self.limit - self.padding else self.limit - self.padding
         return 1 + max(0, -((self._first_end - reach) // self.step))
 

@@ -34,6 +34,7 @@ from .feature_sink import (
 )
 from .feedback import EventListener, cancelled_exception, foreseen, is_main_thread
 from .help import algorithm_help
+from .inputs import input_list
 from .job_builder import DetectionPlan, PlanDraft, complete_job, make_draft, with_rasters
 from .job_run import JobRun, start_run
 from .layer_style import RunRecord, style_on_load
@@ -95,6 +96,8 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
                     draft = make_draft(reader)
                     if draft.inputs.is_quick:
                         with_rasters(draft, reader)
+                elif keys.MORE_INPUTS in reason:
+                    input_list(ParameterReader(self, parameters, context))  # says which one, and why
         except QgsProcessingException as error:
             return False, str(error)
         return is_valid, reason
@@ -121,6 +124,8 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         request = ParameterReader(self, parameters, context)
         with foreseen():
             self._plan = plan = self._plan or _planned(self._draft, request, feedback)
+        if plan is None:
+            return _cancelled(feedback)
         run: JobRun | None = None
         try:
             with foreseen(lambda: run.log if run else None), sole_writer(plan.output):
@@ -170,13 +175,18 @@ def _plan_text(summary: Mapping[str, Any]) -> str:
     return json.dumps(summary.get("plan") or {}, ensure_ascii=False)
 
 
-def _planned(draft: PlanDraft, reader: ParameterReader, feedback: QgsProcessingFeedback) -> DetectionPlan:
+def _planned(draft: PlanDraft, reader: ParameterReader, feedback: QgsProcessingFeedback) -> DetectionPlan | None:
+    """Look at the rasters; None where the user has had enough."""
+
     def told(done: int, total: int) -> bool:
         if total > 1 and done % 10 == 0:
             feedback.setProgressText(tr("Looking at raster {number} of {total}").format(number=done + 1, total=total))
         return not feedback.isCanceled()
 
-    plan = with_rasters(draft, reader, told)
+    try:
+        plan = with_rasters(draft, reader, told)
+    except Canceled:
+        return None
     for warning in plan.warnings:
         feedback.pushWarning(to_plain(warning))
     return plan

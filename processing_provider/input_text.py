@@ -23,6 +23,23 @@ _NETWORK = re.compile(
 _NO_PICTURES = {"VRT", "GPKG", "PDF", "MBTiles", "SQLite", "HTTP", "DERIVED", "XYZ"}
 """Drivers whose files are passed over in a folder: they hold or refer to what lies there anyway, or are no images."""
 
+_IMAGES = {
+    ".tif",
+    ".tiff",
+    ".jp2",
+    ".j2k",
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".img",
+    ".ecw",
+    ".sid",
+    ".bil",
+    ".bip",
+    ".bmp",
+    ".gif",
+}
+
 
 def is_remote(name: str) -> bool:
     """Tell whether a raster lies behind a network."""
@@ -116,7 +133,10 @@ def _matching(pattern: str) -> list[str]:
 
 
 def _is_image(name: str) -> bool:
-    if name.lower().endswith((".aux.xml", ".ovr", ".msk", ".xml")):
+    suffix = Path(name).suffix.lower()
+    if suffix in (".xml", ".ovr", ".msk"):
         return False
+    if suffix in _IMAGES:
+        return True  # a damaged one, too: it is named in a message
     driver = gdal.IdentifyDriverEx(name, gdal.OF_RASTER)
     return driver is not None and driver.ShortName not in _NO_PICTURES

@@ -157,7 +157,7 @@ def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always)
     job = replace(
         draft.job,
         rasters=inputs.items,
-        crs_wkt=raster.crs.toWkt(_WKT) if inputs.is_separate else "",
+        crs_wkt=raster.crs.toWkt(_WKT) if inputs.is_separate and not raster.is_picture else "",
         extent=extent,
         cell_size=wanted_cell_size(reader, raster, raster.extent if extent is None else QgsRectangle(*extent)),
         snap=snap_point(reader, raster),

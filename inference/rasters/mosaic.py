@@ -18,7 +18,7 @@ from ..tiling import Window
 from .placing import Lattice, Placed, lattice_of, place
 from .source import GridRequest, PixelSource, RasterInfo
 
-Opener = Callable[[RasterItem, GridRequest], PixelSource]
+Opener = Callable[[int, GridRequest], PixelSource]
 
 _MOST_OPEN = 32
 """Items that are open at a time; each has a handle or two for every thread that reads."""
@@ -39,7 +39,7 @@ class MosaicPixels:
     Args:
         items: The rasters, the lowest first; the first one gives coordinate reference system and grid.
         request: The grid of pixels to read, in terms of the first item.
-        open_item: Opens an item on a grid.
+        open_item: Opens an item, known by its place in the list, on a grid. It is asked for the first one first.
 
     Raises:
         RasterOpenError: an item cannot be opened or brought to the grid, or does not go together with the first one.
@@ -49,8 +49,8 @@ class MosaicPixels:
     def __init__(self, items: Sequence[RasterItem], request: GridRequest, open_item: Opener) -> None:
         """Look at every item once."""
         self._items, self._open_item, self._resampling = tuple(items), open_item, request.resampling
-        looks = [_look(item, request if number == 0 else GridRequest(resampling=request.resampling), open_item)
-                 for number, item in enumerate(self._items)]  # fmt: skip
+        alone = GridRequest(resampling=request.resampling)
+        looks = [self._look(number, alone if number else request) for number in range(len(self._items))]
         first = looks[0]
         _check_values(self._items, looks)
         lattice = lattice_of(first.info)
@@ -70,6 +70,19 @@ class MosaicPixels:
             lattice.at(left, top), first.info.crs_wkt, max(look.info.block_height for look in looks),
         )  # fmt: skip
         self._pool = _Pool(self._opened, _MOST_OPEN)
+
+    def _look(self, number: int, request: GridRequest) -> _Look:
+        item = self._items[number]
+        try:
+            source = self._open_item(number, request)
+        except InferenceError as error:
+            if item.shown in error.message or item.source in error.message:
+                raise
+            raise type(error)(f"The raster '{item.shown}': {error.message}", hint=error.hint) from error
+        try:
+            return _Look(source)
+        finally:
+            source.close()
 
     @property
     def name(self) -> str:
@@ -178,9 +191,7 @@ class MosaicPixels:
             ) from error
 
     def _opened(self, number: int) -> PixelSource:
-        return self._open_item(
-            self._items[number], GridRequest(resampling=self._resampling, target=self._placed[number].target)
-        )
+        return self._open_item(number, GridRequest(resampling=self._resampling, target=self._placed[number].target))
 
     def close(self) -> None:
         """Close all items; no thread may be reading."""
@@ -195,19 +206,6 @@ class _Look:
             source.info, source.bands, source.has_palette, source.nodata,
         )  # fmt: skip
         self.identity = source.identity()
-
-
-def _look(item: RasterItem, request: GridRequest, open_item: Opener) -> _Look:
-    try:
-        source = open_item(item, request)
-    except InferenceError as error:
-        if item.shown in error.message or item.source in error.message:
-            raise
-        raise type(error)(f"The raster '{item.shown}': {error.message}", hint=error.hint) from error
-    try:
-        return _Look(source)
-    finally:
-        source.close()
 
 
 def _place(item: RasterItem, info: RasterInfo, lattice: Lattice) -> Placed:

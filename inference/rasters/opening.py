@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..events import Canceled
 from ..job import RasterItem
 from .access import RasterAccess
+from .band_order import same_bands
 from .gdal_pixels import GdalPixels
 from .mosaic import MosaicPixels
 from .source import GridRequest, PixelSource
+from .upright import UprightPixels
 from .virtual_parts import check_parts
 
 
@@ -39,12 +42,30 @@ def open_mosaic(
     """
     if len(items) == 1:
         return open_pixels(items[0], bands, grid, access)
-    return MosaicPixels(items, grid, lambda item, wanted: open_pixels(item, bands, wanted, access))
+    orders: dict[int, tuple[int | str, ...]] = {}
+    names: tuple[str, ...] = ()
+
+    def open_item(number: int, wanted: GridRequest) -> PixelSource:
+        nonlocal names
+        if access.is_cancelled():
+            raise Canceled
+        source = open_pixels(items[number], orders.get(number, bands), wanted, access)
+        if number in orders or not isinstance(source, GdalPixels):
+            return source
+        names = names or source.band_names
+        orders[number] = same_bands(bands, names, source.band_names)
+        if orders[number] == bands:
+            return source
+        source.close()
+        return open_pixels(items[number], orders[number], wanted, access)
+
+    return MosaicPixels(items, grid, open_item)
 
 
 def _open_gdal(item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest, access: RasterAccess) -> PixelSource:
     check_parts(item.source)
-    return GdalPixels(item, bands, grid)
+    pixels = GdalPixels(item, bands, grid, access)
+    return pixels if pixels.orientation == 1 else UprightPixels(pixels, pixels.orientation)
 
 
 def _open_service(
@@ -56,7 +77,7 @@ def _open_service(
     from .image_service import ImageServicePixels
     from .map_service import MapServicePixels
 
-    client = make_client(access.secrets, is_cancelled=access.is_cancelled, on_wait=access.on_wait)
+    client = make_client(access.secrets, limits=access.limits, is_cancelled=access.is_cancelled, on_wait=access.on_wait)
     is_image = service_url(item).lower().endswith("/imageserver")
     return (ImageServicePixels if is_image else MapServicePixels)(item, bands, grid, client)
 

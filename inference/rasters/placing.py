@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.errors import CRSError, RasterioError
-from rasterio.warp import transform
 
 from ..errors import RasterOpenError
 from ..georeference import to_map
 from ..tiling import Window
+from .projection import projection
 from .source import RasterInfo, TargetGrid
 
 _OFF = 1e-3
@@ -103,11 +102,7 @@ def _covering(info: RasterInfo, lattice: Lattice, is_same_crs: bool) -> Window:
     edges = np.concatenate([np.stack(pair, -1) for pair in ((share, zero), (share, one), (zero, share), (one, share))])
     points = to_map(edges * [info.width, info.height], info.transform)
     if not is_same_crs:
-        try:
-            xs, ys = transform(CRS.from_wkt(info.crs_wkt), CRS.from_wkt(lattice.crs_wkt), *points.T.tolist())[:2]
-        except (CRSError, RasterioError) as error:
-            raise RasterOpenError(f"cannot be brought to the first one's coordinate system: {error}.") from error
-        points = np.array([xs, ys], np.float64).T
+        points = projection(info.crs_wkt, lattice.crs_wkt)(points)
     places = to_map(points, ~lattice.transform)
     if not np.isfinite(places).all() or np.abs(places).max() > 2**40:
         raise RasterOpenError(
