@@ -140,8 +140,8 @@ def test_a_chunk_whose_answer_is_lost_is_looked_for_before_it_is_sent_again(
     publish(server, tmp_path, 20)
     assert numbers(double) == list(range(20))
     adding = [request for request in server.asked if request.path.endswith(("/addFeatures", "/applyEdits"))]
-    # 503 and the error came instead of the work; of the others the service had done it. Rows without global ids could be
-    # anybody's: they are taken away and sent again.
+    # 503 and the error came instead of the work; of the others the service had done it. Rows without global ids could
+    # be anybody's: they are taken away and sent again.
     is_known = bool(double.services["Trees"].layers[0]["globalIdField"])
     assert len(adding) == (2 if is_known and fault not in ("503", "json-error", "html") else 3)
 
