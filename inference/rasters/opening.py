@@ -11,6 +11,7 @@ from .band_order import same_bands
 from .gdal_pixels import GdalPixels
 from .mosaic import MosaicPixels
 from .source import GridRequest, PixelSource
+from .upright import UprightPixels
 from .virtual_parts import check_parts
 
 
@@ -63,7 +64,8 @@ def open_mosaic(
 
 def _open_gdal(item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest, access: RasterAccess) -> PixelSource:
     check_parts(item.source)
-    return GdalPixels(item, bands, grid, access)
+    pixels = GdalPixels(item, bands, grid, access)
+    return pixels if pixels.orientation == 1 else UprightPixels(pixels, pixels.orientation)
 
 
 def _open_service(
