@@ -122,7 +122,9 @@ class GdalPixels:
         with _as_read_error(self.name, whole):
             try:
                 return self._reading.call(self._sampled)
-            except RasterioError:  # after all tries: a damaged part
+            except RasterioError as error:  # after all tries: a damaged part
+                if is_part_missing(self._item.source, error):
+                    raise
                 return self._reading.call(lambda dataset: self._sampled(dataset, passes_over_damage=True))
 
     def _sampled(self, dataset: Any, *, passes_over_damage: bool = False) -> list[NDArray[Any]]:

@@ -27,7 +27,6 @@ from kestrel.tests.qgis.examples import (
     write_model,
     write_raster,
 )
-from kestrel.ui.factories import widget_factories
 from kestrel.ui.model_widget import ModelChooser
 from kestrel.ui.plan_panel import PlanPanel
 
@@ -45,19 +44,12 @@ say("failed", error={"code": "model", "message": "The network is broken.", "hint
 sys.exit(1)
 """
 KEYS = (
-    "INPUT", "MODEL", "ARGUMENTS", "EXTENT", "MASK", "CELL_SIZE", "CELL_SIZE_UNIT", "CELL_SIZE_LAYER", "MAX_TILES",
+    "INPUT", "MORE_INPUTS", "PROCESSING_MODE", "MODEL", "ARGUMENTS", "EXTENT", "MASK", "CELL_SIZE", "CELL_SIZE_UNIT",
+    "CELL_SIZE_LAYER", "MAX_TILES",
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def factories() -> Iterator[None]:
-    """The widgets of model and arguments, as the plugin registers them."""
-    registry, made = QgsGui.processingGuiRegistry(), widget_factories()
-    for factory in made:
-        registry.addParameterWidgetFactory(factory)
-    yield
-    for factory in made:
-        registry.removeParameterWidgetFactory(factory)
+pytestmark = pytest.mark.usefixtures("widgets")
 
 
 @pytest.fixture
@@ -203,6 +195,14 @@ def test_what_cannot_work_is_told_in_place_of_the_plan(dialog: Dialog) -> None:
     dialog.set("EXTENT", "0,1,0,1 [EPSG:32633]")
     assert "The extent lies outside the raster" in dialog.told()
     assert dialog.panel.button.isHidden()
+
+
+def test_the_plan_is_that_of_all_rasters(dialog: Dialog, tmp_path: Path) -> None:
+    beside = write_raster(tmp_path / "beside.tif", transform=(500100, 1, 0, 5600000, 0, -1))
+    dialog.set("MORE_INPUTS", [beside])
+    assert "Plan: 200 x 80 pixels" in dialog.told()
+    dialog.set("PROCESSING_MODE", "PROCESS_ITEMS_SEPARATELY")
+    assert "2 rasters one by one, the first with 100 x 80 pixels of 1 m on the ground, about 2 tiles" in dialog.told()
 
 
 def test_without_a_raster_there_is_no_plan(good: dict[str, Any]) -> None:
