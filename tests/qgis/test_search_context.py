@@ -202,8 +202,17 @@ def test_the_numbers_are_those_of_the_layer_where_transparency_stands_between(
     del dataset
     # The job counts without bands of transparency: the layer's band 4 is the third of them.
     assert job_of({**good, "INPUT": path, "BANDS": "4,3,1"}).bands == (2, 1, 0)
-    with pytest.raises(JobError, match="no band 2 that a model can see"):
-        job_of({**good, "INPUT": path, "BANDS": "1,2,3"})
+
+
+def test_near_infrared_that_is_marked_as_transparency_is_read_when_it_is_named(
+    tmp_path: Path, good: dict[str, Any]
+) -> None:
+    path = write_raster(tmp_path / "r.tif", n_bands=4)  # GDAL marks the fourth
+    model = write_model(tmp_path, "four.emd", ExtractBands=[0, 1, 2, 3])
+    with pytest.raises(ModelIncompatibleError, match=r"Band 4 is marked as transparency.*name all bands"):
+        job_of({**good, "INPUT": path, "MODEL": model})
+    assert job_of({**good, "INPUT": path, "MODEL": model, "BANDS": "1,2,3,4"}).bands == (0, 1, 2, "Alpha")
+    assert job_of({**good, "INPUT": path, "BANDS": "4,1,2"}).bands == ("Alpha", 0, 1)
 
 
 def test_chosen_bands_serve_a_model_whose_own_the_raster_lacks(tmp_path: Path, good: dict[str, Any]) -> None:
