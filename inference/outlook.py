@@ -105,7 +105,8 @@ def look_ahead(run: Run, is_cancelled: Callable[[], bool]) -> Outlook:
     if is_cancelled():
         raise Canceled
     trial = None
-    if run.job.plan_only or touched.count >= _FEWEST_FOR_TRIAL:
+    is_one_of_many = run.job.processing_mode == "items"
+    if run.job.plan_only or (touched.count >= _FEWEST_FOR_TRIAL and not is_one_of_many):
         trial = _trial(run, touched, is_cancelled)
     if is_cancelled():
         raise Canceled

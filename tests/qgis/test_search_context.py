@@ -327,3 +327,11 @@ def test_mask_polygons_that_cannot_be_converted_are_told(tmp_path: Path, good: d
     plan = build_plan(algorithm(), {**good, "INPUT": raster, "MASK": layer.id()}, context())
     with pytest.raises(JobError, match=r"1 polygons of the mask cannot be converted to EPSG:32633.*id 2"):
         complete_job(plan)
+
+
+def test_a_raster_as_mask_is_refused_with_the_way_to_polygons(tmp_path: Path, good: dict[str, Any]) -> None:
+    mask = write_raster(tmp_path / "mask.tif", n_bands=1)
+    with pytest.raises(JobError, match=r"mask is a raster.*Polygonize"):
+        job_of({**good, "MASK": mask})
+    is_valid, reason = algorithm().checkParameterValues({**good, "MASK": mask}, context())
+    assert (is_valid, "Polygonize" in reason) == (False, True), reason
