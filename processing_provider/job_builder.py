@@ -42,7 +42,7 @@ from .fit_check import fit_warnings
 from .inputs import InputList, Told, always, check_all_bands, input_list, opened
 from .interpreter import find_interpreter
 from .mask import dissolve
-from .outputs.targets import Targets, read_targets
+from .outputs.targets import Targets, check_place, read_targets
 from .parameter_reader import ParameterReader
 from .raster_source import SourceRaster
 from .search_extent import search_extent
@@ -81,6 +81,7 @@ class PlanDraft:
     arguments: Mapping[str, Any]
     """Arguments of the model, with its defaults."""
     fields: FieldNames
+    targets: Targets
     mask: QgsProcessingFeatureSource | None
     transforms: QgsCoordinateTransformContext
 
@@ -114,6 +115,7 @@ def make_draft(reader: ParameterReader) -> PlanDraft:
         interpreter=find_interpreter(),
         arguments=resolved,
         fields=fields,
+        targets=read_targets(reader, fields, package.definition, resolved),
         mask=_mask_source(reader),
         transforms=reader.context.transformContext(),
     )
@@ -149,14 +151,15 @@ def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always)
     check_all_bands(inputs, definition)
     extent, warnings = search_extent(reader, raster)
     output_crs = chosen_crs(reader) or raster.crs
-    targets = read_targets(reader, draft.fields, definition, draft.arguments, output_crs)
+    targets = draft.targets
+    check_place(targets, output_crs)
     output = output_file(targets.layer)
     if output is not None:
         output = check_destination(output, draft.fields, reader.context.project())
     job = replace(
         draft.job,
         rasters=inputs.items,
-        crs_wkt=raster.crs.toWkt(_WKT) if inputs.is_separate else "",
+        crs_wkt=raster.crs.toWkt(_WKT) if inputs.is_separate and not raster.is_picture else "",
         extent=extent,
         cell_size=wanted_cell_size(reader, raster, raster.extent if extent is None else QgsRectangle(*extent)),
         snap=snap_point(reader, raster),

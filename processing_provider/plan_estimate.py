@@ -202,7 +202,7 @@ def planned_text(summary: Mapping[str, Any]) -> str:
     tiles, seconds, memory = plan.get("tiles"), plan.get("seconds"), plan.get("memory") or plan.get("pixel_memory")
     parts = [tr("{tiles} tiles").format(tiles=tiles)]
     if plan.get("outside"):
-        parts.append(tr("{count} more outside the mask").format(count=plan["outside"]))
+        parts.append(tr("{count} more outside the searched area").format(count=plan["outside"]))
     parts.append(
         tr("no tile with data was found to measure the time")
         if seconds is None

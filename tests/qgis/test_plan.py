@@ -227,7 +227,7 @@ def test_the_button_measures_the_time_with_the_worker(dialog: Dialog) -> None:
     assert dialog.panel.is_trying
     wait_for(lambda: not dialog.panel.is_trying)
     text = dialog.panel.trial.text()
-    assert text == "A trial on cpu: 345 tiles, 20 more outside the mask, about 2 min, about 900 MB of memory."
+    assert text == "A trial on cpu: 345 tiles, 20 more outside the searched area, about 2 min, about 900 MB of memory."
     assert list(jobs_folder().glob("*")) == []
     dialog.set("CELL_SIZE", 0.5)
     dialog.told()
