@@ -56,7 +56,7 @@ from ..processing_provider.parameters import (
     PLAN_ONLY,
     PROCESSING_MODE,
 )
-from ..processing_provider.plan_estimate import estimate_all
+from ..processing_provider.plan_estimate import estimate, estimate_all
 from ..processing_provider.raster_source import SourceRaster
 from .arguments_widget import ArgumentsTable, CompactArguments, ModelerArguments
 from .model_widget import ModelChooser
@@ -143,6 +143,9 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
             chooser.plan.show_estimate(None)  # what is wrong stands beside it
             return
         try:
+            if isinstance(chooser.raster, SourceRaster) and not any(reader.is_given(name) for name in _INPUTS[1:]):
+                chooser.plan.show_estimate(estimate(reader, chooser.raster, chooser.package))
+                return
             inputs = input_list(reader)
             if inputs.is_quick:
                 rasters = opened(inputs, reader.context.transformContext())
