@@ -35,7 +35,7 @@ from .feature_sink import (
 from .feedback import EventListener, cancelled_exception, foreseen, is_main_thread
 from .help import algorithm_help
 from .inputs import input_list
-from .job_builder import DetectionPlan, PlanDraft, complete_job, make_draft, with_rasters
+from .job_builder import DetectionPlan, PlanDraft, check_mask, complete_job, make_draft, with_rasters
 from .job_run import JobRun, start_run
 from .layer_style import RunRecord, style_on_load
 from .outputs.append import show_appended
@@ -90,9 +90,10 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         """Refuse what cannot work, before anything is started."""
         try:
             with foreseen():
+                reader = ParameterReader(self, parameters, context)
+                check_mask(reader)
                 is_valid, reason = super().checkParameterValues(self.preprocessParameters(parameters), context)
                 if is_valid:
-                    reader = ParameterReader(self, parameters, context)
                     draft = make_draft(reader)
                     if draft.inputs.is_quick:
                         with_rasters(draft, reader)

@@ -22,6 +22,8 @@ from qgis.core import (
     QgsProcessingAlgorithm,
     QgsProcessingContext,
     QgsProcessingFeatureSource,
+    QgsProcessingUtils,
+    QgsRasterLayer,
     QgsRectangle,
 )
 
@@ -250,9 +252,29 @@ def objects_of_interest(text: str, definition: ModelDefinition) -> tuple[str, ..
     return tuple(dict.fromkeys(names))
 
 
+def check_mask(reader: ParameterReader) -> None:
+    """Refuse a raster as mask: QGIS would only say that it cannot be found.
+
+    Raises:
+        JobError: it is one.
+    """
+    value = reader.parameters.get(keys.MASK)
+    kind = QgsProcessingUtils.LayerHint.UnknownType
+    layer = (
+        QgsProcessingUtils.mapLayerFromString(value, reader.context, True, kind) if isinstance(value, str) else value
+    )
+    if isinstance(layer, QgsRasterLayer):
+        raise JobError(
+            "The mask is a raster, and Kestrel searches inside polygons.",
+            hint="Turn it into polygons first with Raster > Conversion > Polygonize, and keep those of the value that "
+            "stands for the searched area.",
+        )
+
+
 def _mask_source(reader: ParameterReader) -> QgsProcessingFeatureSource | None:
     if not reader.is_given(keys.MASK):
         return None
+    check_mask(reader)
     source = reader.algorithm.parameterAsSource(reader.parameters, keys.MASK, reader.context)
     if source is None:
         raise JobError(reader.algorithm.invalidSourceError(reader.parameters, keys.MASK))

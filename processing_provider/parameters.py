@@ -245,7 +245,9 @@ def _where_to_look() -> tuple[Parameter, ...]:
         Parameter(
             BANDS, tr("Bands"), QgsProcessingParameterString,
             tr("The raster's bands that the model gets, in the model's order: numbers from 1 as in the layer's "
-               "properties, 4,3,2, or names, nir;red;green. As many as the model takes. Empty: as the model says."),
+               "properties, 4,3,2, or names, nir;red;green. As many as the model takes. A band that is marked as "
+               "transparency is read like any other when it is named here, and is no mask then. Empty: as the model "
+               "says."),
             is_optional=True, is_advanced=True,
         ),
     )  # fmt: skip
