@@ -152,10 +152,10 @@ def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always)
     extent, warnings = search_extent(reader, raster)
     output_crs = chosen_crs(reader) or raster.crs
     targets = draft.targets
-    check_place(targets, output_crs)
     output = output_file(targets.layer)
     if output is not None:
         output = check_destination(output, draft.fields, reader.context.project())
+    check_place(targets, output_crs, output)
     job = replace(
         draft.job,
         rasters=inputs.items,

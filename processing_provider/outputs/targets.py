@@ -94,14 +94,27 @@ def read_targets(
     return Targets(layer, append, service, _summary_file(reader), tuple(warnings), shown)
 
 
-def check_place(targets: Targets, crs: QgsCoordinateReferenceSystem) -> None:
+def check_place(targets: Targets, crs: QgsCoordinateReferenceSystem, output: Path | None) -> None:
     """Check that the objects have a place in the layer that they are appended to, once their own is known.
 
+    Args:
+        targets: Where the objects go.
+        crs: Coordinate reference system of the objects.
+        output: The file of the new layer, if there is one.
+
     Raises:
-        OutputError: only one of them has a coordinate reference system.
+        OutputError: only one of them has a coordinate reference system, or the new file would replace the layer's.
     """
-    if targets.append is not None:
-        check_crs(targets.append.name, targets.append.crs, crs)
+    if targets.append is None:
+        return
+    check_crs(targets.append.name, targets.append.crs, crs)
+    held = QgsProviderRegistry.instance().decodeUri(targets.append.provider, targets.append.source).get("path")
+    if output is not None and held and Path(held).resolve() == output.resolve():
+        raise OutputError(
+            f"The new layer would replace the file '{output}' of the layer '{targets.append.name}', to which the "
+            "objects are to be appended.",
+            hint="Choose another file for OUTPUT, or leave it empty.",
+        )
 
 
 def service_target(reader: ParameterReader, targets: Targets) -> ServiceTarget | None:
