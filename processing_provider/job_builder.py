@@ -150,7 +150,7 @@ def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always)
     definition = with_bands(draft.package.definition, bands)
     check_all_bands(inputs, definition)
     extent, warnings = search_extent(reader, raster)
-    output_crs = chosen_crs(reader) or raster.crs
+    output_crs = chosen_crs(reader, raster) or raster.crs
     targets = draft.targets
     output = output_file(targets.layer)
     if output is not None:
