@@ -31,10 +31,12 @@ from .job_builder import (
     ParameterReader,
     build_plan,
     complete_job,
+    take_sources,
 )
 from .job_run import JobRun, start_run
 from .layer_style import RunRecord, style_on_load
 from .parameters import Output, Parameter, output_table, parameter_table
+from .pixel_server import PixelServer, PixelSource
 from .text import to_plain, tr
 
 
@@ -51,6 +53,7 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         """Start without a plan; prepareAlgorithm makes it."""
         super().__init__()
         self._plan: DetectionPlan | None = None
+        self._sources: dict[str, PixelSource] = {}
 
     def name(self) -> str:
         """Give the second part of the id `kestrel:detectobjects`."""
@@ -90,6 +93,9 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         """Take from the layers what is bound to this thread."""
         with foreseen():
             self._plan = plan = build_plan(self, parameters, context)
+            self._sources = take_sources(self, parameters, context, plan)
+        for remark in plan.remarks:
+            feedback.pushInfo(to_plain(remark))
         for warning in plan.warnings:
             feedback.pushWarning(to_plain(warning))
         return True
@@ -106,7 +112,8 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
             with foreseen(lambda: run.log if run else None), sole_writer(plan.output):
                 run = start_run(complete_job(plan))
                 listener = EventListener(feedback)
-                outcome = run.execute(plan.interpreter, listener, feedback)
+                with PixelServer(self._sources, feedback) as pixels:
+                    outcome = run.execute(plan.interpreter, listener, feedback, pixels)
                 if isinstance(outcome, WasCanceled):
                     return _cancelled(feedback)
                 request = ParameterReader(self, parameters, context)

@@ -96,7 +96,9 @@ def fit_report(definition: ModelDefinition, raster: SourceRaster, cell_size: flo
         raster: The raster.
         cell_size: The parameter CELL_SIZE, in the raster's units; None: the raster's own, or what the model wants.
     """
-    place = _ground(raster)
+    if raster.picture is not None:
+        return _picture_report(definition, raster)
+    place = ground_of(raster.crs, raster.extent.center(), raster.cell_size)
     reading = None
     if place is not None and not cell_size:
         reading = resolution(definition.cell_size, place[0], raster.cell_size)
@@ -110,6 +112,19 @@ def fit_report(definition: ModelDefinition, raster: SourceRaster, cell_size: flo
     found = None if raster.has_palette else value_range(raster, definition)
     texts = _warnings(definition, raster, found, "model")
     return FitReport(problem, texts, ground=ground, remarks=(*remarks, *_stretch_remarks(definition, raster, found)))
+
+
+def _picture_report(definition: ModelDefinition, raster: SourceRaster) -> FitReport:
+    """Compare a layer that QGIS reads: its resolution is chosen for the model, where the run takes place."""
+    try:
+        check_bands(raster, definition)
+    except ModelIncompatibleError as error:
+        return FitReport(None, (str(error),), is_possible=False)
+    remark = (
+        f"QGIS reads the layer '{raster.name}' for the run, at the resolution that is nearest to what the model was "
+        "made for. CELL_SIZE overrules it."
+    )
+    return FitReport(None, _warnings(definition, raster, None, "model"), remarks=(remark,))
 
 
 def fit_warnings(definition: ModelDefinition, raster: SourceRaster, stretch: str = "model") -> tuple[str, ...]:
@@ -172,14 +187,13 @@ def unit_of(cell_size: CellSizeRange | None) -> Unit | None:
     return None
 
 
-def _ground(raster: SourceRaster) -> tuple[float, float] | None:
-    """Give a pixel's side on the ground in metres, and its latitude, at the raster's centre."""
-    centre, side = raster.extent.center(), raster.cell_size
+def ground_of(crs: QgsCoordinateReferenceSystem, centre: QgsPointXY, side: float) -> tuple[float, float] | None:
+    """Give the side of a pixel at a place on the ground in metres, and the place's latitude."""
     globe = QgsCoordinateReferenceSystem("EPSG:4326")
     corners = [centre, QgsPointXY(centre.x() + side, centre.y()), QgsPointXY(centre.x(), centre.y() + side)]
     try:
         # No context of a project: a shift of datum by some metres does not matter here.
-        transform = QgsCoordinateTransform(raster.crs, globe, QgsCoordinateTransformContext())
+        transform = QgsCoordinateTransform(crs, globe, QgsCoordinateTransformContext())
         points = [transform.transform(corner) for corner in corners]
     except QgsCsException:
         return None
@@ -198,7 +212,7 @@ def value_range(raster: SourceRaster, definition: ModelDefinition) -> tuple[floa
     Nine small windows are read: a look at the whole raster could take minutes, and QGIS's own statistics write a file
     beside the raster.
     """
-    if any(part in raster.connection for part in _REMOTE):
+    if raster.picture is not None or any(part in raster.connection for part in _REMOTE):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

@@ -16,7 +16,9 @@ from typing import Any
 
 from qgis.core import (
     QgsCoordinateReferenceSystem,
+    QgsCoordinateTransform,
     QgsCoordinateTransformContext,
+    QgsCsException,
     QgsProcessingAlgorithm,
     QgsProcessingContext,
     QgsProcessingFeatureSource,
@@ -36,6 +38,9 @@ from .feature_sink import FieldNames
 from .fit_check import fit_warnings
 from .interpreter import find_interpreter
 from .mask import dissolve
+from .picture_plan import settle_picture
+from .picture_source import take_source
+from .pixel_server import PixelSource
 from .raster_source import SourceRaster, check_bands, source_raster
 
 JSON_KEYS = (keys.MODEL, keys.ARGUMENTS, keys.OBJECTS_OF_INTEREST, keys.ALLOW_PACKAGE_CODE)
@@ -56,6 +61,8 @@ class DetectionPlan:
     mask: QgsProcessingFeatureSource | None
     transforms: QgsCoordinateTransformContext
     warnings: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+    """What the run will do, and nobody need do."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,11 @@ def build_plan(
     arguments = parse_arguments(reader.text(keys.ARGUMENTS))
     resolved = resolve_arguments(package.definition, arguments).values
     extent, warnings = search_extent(reader, raster)
+    mask, cell_size, remarks = _mask_source(reader), reader.number(keys.CELL_SIZE), tuple[str, ...]()
+    if raster.picture is not None:
+        area = _searched_area(raster, extent, mask, context.transformContext())
+        raster, remark = settle_picture(raster, raster.picture, package.definition, cell_size, area)
+        cell_size, remarks = raster.cell_size, (remark,)
     fields = FieldNames(reader.text(keys.CONFIDENCE_SCORE_FIELD), reader.text(keys.CLASS_VALUE_FIELD))
     output = output_file(parameters.get(keys.OUTPUT))
     if output is not None:
@@ -124,7 +136,7 @@ def build_plan(
         arguments=arguments,
         objects_of_interest=objects_of_interest(reader.text(keys.OBJECTS_OF_INTEREST), package.definition),
         extent=extent,
-        cell_size=reader.number(keys.CELL_SIZE),
+        cell_size=cell_size,
         allowed_code=allowed_code(package, reader.text(keys.ALLOW_PACKAGE_CODE)),
         **_run_options(reader),
     )
@@ -135,10 +147,39 @@ def build_plan(
         raster=raster,
         fields=fields,
         output=output,
-        mask=_mask_source(reader),
+        mask=mask,
         transforms=context.transformContext(),
         warnings=(*warnings, *fit_warnings(package.definition, raster, resolved.get("stretch", "model"))),
+        remarks=remarks,
     )
+
+
+def _searched_area(
+    raster: SourceRaster,
+    extent: tuple[float, float, float, float] | None,
+    mask: QgsProcessingFeatureSource | None,
+    transforms: QgsCoordinateTransformContext,
+) -> QgsRectangle | None:
+    """Give a rectangle around what is searched, in the raster's coordinate reference system; None: all of it.
+
+    Raises:
+        JobError: nothing is.
+    """
+    area = None if extent is None else QgsRectangle(*extent)
+    if mask is not None:
+        try:
+            around = QgsCoordinateTransform(mask.sourceCrs(), raster.crs, transforms).transformBoundingBox(
+                mask.sourceExtent()
+            )
+        except QgsCsException as error:
+            raise JobError(f"The mask cannot be brought to the raster's place: {error}.") from error
+        area = around if area is None else area.intersect(around)
+    if area is not None and not (area.intersects(raster.extent) and area.width() > 0 and area.height() > 0):
+        raise JobError(
+            f"The mask lies outside the raster '{raster.name}', or outside the extent.",
+            hint="Check the coordinate reference systems of the layers.",
+        )
+    return area
 
 
 def complete_job(plan: DetectionPlan) -> DetectionJob:
@@ -164,6 +205,21 @@ def _mask_wkb(source: QgsProcessingFeatureSource, plan: DetectionPlan) -> str:
 def new_job_id() -> str:
     """Give a name for a run that sorts by time and that no other run has."""
     return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def take_sources(
+    algorithm: QgsProcessingAlgorithm, parameters: dict[str, Any], context: QgsProcessingContext, plan: DetectionPlan
+) -> dict[str, PixelSource]:
+    """Take from the layers what reads their pixels during the run; in the thread that the layers belong to.
+
+    Returns:
+        `RasterItem.source` -> what reads it, for those that only QGIS can read.
+    """
+    facts = plan.raster.picture
+    if facts is None:
+        return {}
+    layer = _raster_layer(ParameterReader(algorithm, parameters, context))
+    return {facts.reference: take_source(layer, facts)}
 
 
 def _raster_layer(reader: ParameterReader) -> Any:

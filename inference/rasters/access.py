@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from ..errors import RasterOpenError
+from ..events import Report, WorkerEvent
+from ..pictures import Picture
+from ..secrets import Secrets
+
+Ask = Callable[[str, "tuple[float, float, float, float]", "tuple[int, int]", int], Picture]
 
 
 def _never() -> bool:
     return False
+
+
+def _nobody(item: str, extent: tuple[float, float, float, float], size: tuple[int, int], again: int) -> Picture:
+    raise RasterOpenError("Pixels that QGIS would have to hand over cannot be read without QGIS.")
+
+
+def _silent(event: WorkerEvent) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -16,9 +31,16 @@ class RasterAccess:
 
     Attributes:
         is_cancelled: Asked while a server is waited for.
+        secrets: What signs in to servers.
+        ask: Gets pixels from QGIS: the item's source, the extent, columns and rows, how often it has been tried. Any
+            thread may ask. Raises Canceled, RasterReadError where there are none, ProtocolError.
+        report: Told what the user should hear of the reading.
     """
 
     is_cancelled: Callable[[], bool] = _never
+    secrets: Secrets = field(default_factory=Secrets)
+    ask: Ask = _nobody
+    report: Report = _silent
 
 
 ALONE = RasterAccess()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..job import RasterItem
 from .access import RasterAccess
 from .gdal_pixels import GdalPixels
+from .picture import PicturePixels
 from .source import GridRequest, PixelSource
 
 
@@ -28,4 +29,4 @@ def _open_gdal(item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest
     return GdalPixels(item, bands, grid)
 
 
-_OPENERS = {"gdal": _open_gdal}
+_OPENERS = {"gdal": _open_gdal, "picture": PicturePixels}

@@ -1,0 +1,102 @@
+"""At which resolution a layer that QGIS reads is searched: what the user says, else what suits the model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from qgis.core import QgsRectangle
+
+from ..inference.errors import JobError
+from ..inference.models.definition import ModelDefinition
+from ..inference.models.fit_rules import range_in_metres
+from .fit_check import ground_of, unit_of
+from .picture_source import MOST_PIXELS, PictureFacts, nearest, settled, tile_count, zoom_of
+from .raster_source import SourceRaster
+from .text import tr
+
+_SAME = 0.01
+"""Share by which a cell size may differ from the one that was asked for without a word."""
+
+
+def settle_picture(
+    raster: SourceRaster,
+    facts: PictureFacts,
+    definition: ModelDefinition,
+    cell_size: float | None,
+    area: QgsRectangle | None,
+) -> tuple[SourceRaster, str]:
+    """Settle the grid of pixels, and say what it is.
+
+    Args:
+        raster: The raster.
+        facts: What is special about it.
+        definition: The model.
+        cell_size: What the user says, in the raster's units.
+        area: What is searched, in the raster's coordinate reference system; None: all of it.
+
+    Raises:
+        JobError: nothing says at which resolution, or the whole of the layer is too much.
+    """
+    searched = raster.extent if area is None else area
+    ground = ground_of(raster.crs, searched.center(), searched.width() * 1e-6)
+    metres = None if ground is None else ground[0] / (searched.width() * 1e-6)
+    latitude = 0.0 if ground is None else ground[1]
+    wanted = cell_size or _model_side(definition, facts, metres, latitude)
+    side = _chosen(facts, wanted)
+    if side is None:
+        raise JobError(
+            f"The layer '{raster.name}' has no pixels of its own, and the model does not say which size it wants.",
+            hint="Set CELL_SIZE to the size of pixels that the model was trained on.",
+        )
+    if area is None:
+        _check_whole(raster, facts, side)
+    done = settled(facts, raster.name, side, searched)
+    place = "" if metres is None else tr(", {size:.3g} m on the ground").format(size=side * metres)
+    zoom = zoom_of(facts, side, raster.crs)
+    how = tr("at zoom {zoom}").format(zoom=zoom) if zoom is not None else tr("with a cell size of {side:g}").format(
+        side=side)  # fmt: skip
+    text = tr("QGIS reads the layer '{name}' {how}{place}.").format(name=raster.name, how=how, place=place)
+    if cell_size and abs(side / cell_size - 1) > _SAME:
+        text += " " + tr("That is the nearest that it has to the cell size of {wanted:g}.").format(wanted=cell_size)
+    return replace(raster, picture=done, cell_size=side), text
+
+
+def _model_side(
+    definition: ModelDefinition, facts: PictureFacts, metres: float | None, latitude: float
+) -> float | None:
+    """Give the side of the pixels that a model wants, in the raster's units; None: it does not say, or they suit.
+
+    Args:
+        definition: The model.
+        facts: The raster.
+        metres: Length of the raster's unit on the ground.
+        latitude: Of what is searched.
+    """
+    wanted, unit = definition.cell_size, unit_of(definition.cell_size)
+    if wanted is None or metres is None:
+        return None
+    if wanted.read_at is not None:
+        return wanted.read_at / metres
+    if unit is None or (facts.resolutions and not facts.is_tiled):
+        return None  # a raster with pixels of its own: the worker says where they do not suit
+    low, high = range_in_metres(wanted, unit, latitude)
+    return math.sqrt(low * high) / metres
+
+
+def _chosen(facts: PictureFacts, wanted: float | None) -> float | None:
+    if facts.is_tiled:
+        return nearest(facts.resolutions, wanted) if wanted else facts.resolutions[0]
+    return wanted or (facts.resolutions[0] if facts.resolutions else None)
+
+
+def _check_whole(raster: SourceRaster, facts: PictureFacts, side: float) -> None:
+    n_pixels = raster.extent.width() / side * raster.extent.height() / side
+    if n_pixels <= MOST_PIXELS:
+        return
+    n_tiles = tile_count(facts, side, raster.extent)
+    raise JobError(
+        f"The layer '{raster.name}' is too large to be searched whole: with a cell size of {side:g} that is "
+        f"{n_tiles:,.0f} tiles of 256 pixels.",
+        hint="Set EXTENT or MASK to the part that is to be searched.",
+    )
