@@ -19,6 +19,7 @@ from qgis.core import (
     QgsCoordinateTransform,
     QgsCoordinateTransformContext,
     QgsCsException,
+    QgsMapLayer,
     QgsProcessingAlgorithm,
     QgsProcessingContext,
     QgsProcessingFeatureSource,
@@ -34,6 +35,7 @@ from ..inference.models.package import ModelPackage, open_package
 from . import parameters as keys
 from .code_consent import allowed_code
 from .destination import check_destination, output_file
+from .drawn_source import drawn_raster, take_drawn
 from .feature_sink import FieldNames
 from .fit_check import fit_warnings
 from .interpreter import find_interpreter
@@ -113,7 +115,7 @@ def build_plan(
         InferenceError: something that cannot work, with the reason and the way out.
     """
     reader = ParameterReader(algorithm, parameters, context)
-    raster = source_raster(_raster_layer(reader))
+    raster = _described_raster(reader)
     reference = model_reference(reader.text(keys.MODEL))
     package = open_package(reference)
     check_bands(raster, package.definition)
@@ -208,18 +210,46 @@ def new_job_id() -> str:
 
 
 def take_sources(
-    algorithm: QgsProcessingAlgorithm, parameters: dict[str, Any], context: QgsProcessingContext, plan: DetectionPlan
+    algorithm: QgsProcessingAlgorithm,
+    parameters: dict[str, Any],
+    context: QgsProcessingContext,
+    plan: DetectionPlan,
 ) -> dict[str, PixelSource]:
     """Take from the layers what reads their pixels during the run; in the thread that the layers belong to.
 
     Returns:
         `RasterItem.source` -> what reads it, for those that only QGIS can read.
     """
-    facts = plan.raster.picture
+    reader, raster, facts = ParameterReader(algorithm, parameters, context), plan.raster, plan.raster.picture
     if facts is None:
         return {}
-    layer = _raster_layer(ParameterReader(algorithm, parameters, context))
-    return {facts.reference: take_source(layer, facts)}
+    if not facts.is_drawn:
+        return {facts.reference: take_source(_raster_layer(reader), facts)}
+    layers = _layers_to_draw(reader) or [_raster_layer(reader)]
+    return {facts.reference: take_drawn(facts, raster.name, layers, raster.crs, plan.transforms)}
+
+
+def _described_raster(reader: ParameterReader) -> SourceRaster:
+    """Describe what is searched: a raster, or what QGIS draws of one layer or several."""
+    layers = _layers_to_draw(reader)
+    if not layers and not reader.algorithm.parameterAsBoolean(reader.parameters, keys.AS_DISPLAYED, reader.context):
+        return source_raster(_raster_layer(reader))
+    layer = _raster_layer(reader) if reader.is_given(keys.INPUT) or not layers else None
+    return drawn_raster(layer, layers, reader.context.transformContext())
+
+
+def _layers_to_draw(reader: ParameterReader) -> list[QgsMapLayer]:
+    """Give the layers to draw, the topmost first.
+
+    Raises:
+        JobError: one cannot be found.
+    """
+    if not reader.is_given(keys.RENDER_LAYERS):
+        return []
+    layers = reader.algorithm.parameterAsLayerList(reader.parameters, keys.RENDER_LAYERS, reader.context)
+    if any(layer is None or not layer.isValid() for layer in layers):
+        raise JobError("One of the layers to draw cannot be opened.", hint="Look at RENDER_LAYERS.")
+    return list(layers)
 
 
 def _raster_layer(reader: ParameterReader) -> Any:

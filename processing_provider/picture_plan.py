@@ -11,10 +11,13 @@ from ..inference.errors import JobError
 from ..inference.models.definition import ModelDefinition
 from ..inference.models.fit_rules import range_in_metres
 from .fit_check import ground_of, unit_of
-from .picture_source import MOST_PIXELS, PictureFacts, nearest, settled, tile_count, zoom_of
+from .picture_source import MOST_PIXELS, PictureFacts, nearest, settled, tile_count
 from .raster_source import SourceRaster
 from .text import tr
+from .tile_matrix import web_zoom
 
+_NEAR = 0.05
+"""Share by which a source's own pixels may differ from what the model wants and are taken as they are."""
 _SAME = 0.01
 """Share by which a cell size may differ from the one that was asked for without a word."""
 
@@ -42,8 +45,7 @@ def settle_picture(
     ground = ground_of(raster.crs, searched.center(), searched.width() * 1e-6)
     metres = None if ground is None else ground[0] / (searched.width() * 1e-6)
     latitude = 0.0 if ground is None else ground[1]
-    wanted = cell_size or _model_side(definition, facts, metres, latitude)
-    side = _chosen(facts, wanted)
+    side = _chosen(facts, cell_size, _model_side(definition, facts, metres, latitude))
     if side is None:
         raise JobError(
             f"The layer '{raster.name}' has no pixels of its own, and the model does not say which size it wants.",
@@ -53,10 +55,11 @@ def settle_picture(
         _check_whole(raster, facts, side)
     done = settled(facts, raster.name, side, searched)
     place = "" if metres is None else tr(", {size:.3g} m on the ground").format(size=side * metres)
-    zoom = zoom_of(facts, side, raster.crs)
+    zoom = web_zoom(side, raster.crs) if facts.is_tiled else None
     how = tr("at zoom {zoom}").format(zoom=zoom) if zoom is not None else tr("with a cell size of {side:g}").format(
         side=side)  # fmt: skip
-    text = tr("QGIS reads the layer '{name}' {how}{place}.").format(name=raster.name, how=how, place=place)
+    does = tr("QGIS draws '{name}' {how}{place}.") if facts.is_drawn else tr("QGIS reads '{name}' {how}{place}.")
+    text = does.format(name=raster.name, how=how, place=place)
     if cell_size and abs(side / cell_size - 1) > _SAME:
         text += " " + tr("That is the nearest that it has to the cell size of {wanted:g}.").format(wanted=cell_size)
     return replace(raster, picture=done, cell_size=side), text
@@ -78,16 +81,21 @@ def _model_side(
         return None
     if wanted.read_at is not None:
         return wanted.read_at / metres
-    if unit is None or (facts.resolutions and not facts.is_tiled):
+    if unit is None or (len(facts.resolutions) == 1 and not facts.is_tiled):
         return None  # a raster with pixels of its own: the worker says where they do not suit
     low, high = range_in_metres(wanted, unit, latitude)
     return math.sqrt(low * high) / metres
 
 
-def _chosen(facts: PictureFacts, wanted: float | None) -> float | None:
-    if facts.is_tiled:
-        return nearest(facts.resolutions, wanted) if wanted else facts.resolutions[0]
-    return wanted or (facts.resolutions[0] if facts.resolutions else None)
+def _chosen(facts: PictureFacts, asked: float | None, by_model: float | None) -> float | None:
+    """Choose among what the user asks for, what the model wants, and what the source has."""
+    wanted = asked or by_model
+    if not facts.resolutions or not wanted:
+        return wanted or (facts.resolutions[0] if facts.resolutions else None)
+    own = nearest(facts.resolutions, wanted)
+    has_choice = asked is None and len(facts.resolutions) > 1
+    is_near = asked is None and abs(own / wanted - 1) <= _NEAR
+    return own if facts.is_tiled or has_choice or is_near else wanted
 
 
 def _check_whole(raster: SourceRaster, facts: PictureFacts, side: float) -> None:

@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 from qgis.core import (
     Qgis,
     QgsCoordinateReferenceSystem,
+    QgsMapLayer,
     QgsProviderRegistry,
     QgsRasterDataProvider,
     QgsRasterLayer,
@@ -27,17 +28,16 @@ from qgis.core import (
 from ..inference.errors import JobError, RasterOpenError
 from ..inference.job import RasterItem
 from .pixel_server import DTYPES, PixelSource, ProviderPixels, is_colored, value_bands
+from .tile_matrix import TILE, matrix_corners
 
+_SLIVER = 0.05
+"""Share of a pixel that does not count at the layer's edge: servers round extents outwards."""
 MOST_PIXELS = 2**32
 """Pixels of a layer that are searched without a word about the extent."""
-_TILE = 256
 _MARGIN = 256
 """Pixels around what is searched that the model may look at."""
 _ALIGNED = 256
 """The grid begins at a multiple of so many pixels: the same pixels, whatever is searched."""
-_WORLD = 20037508.342789244
-_MERCATOR = "EPSG:3857"
-_SAME = 1e-6
 _DIGITS = 16
 
 COLORS = ("Red", "Green", "Blue")
@@ -53,10 +53,11 @@ class PictureFacts:
         reference: The job's name for it; tells it from others and holds no secret.
         hosts: Servers behind it.
         resolutions: Sides of pixels that the server has, finest first; empty: any.
+        corners: A corner of pixels for each of these; empty: pixels of any size have corners at (0, 0).
         is_tiled: No other resolution is read.
-        origin: A corner of pixels.
         extent: Where the layer has anything.
         nodata: The value that stands for no data.
+        is_drawn: QGIS draws it with its style.
         grid: The grid that is read, once it is settled.
         searched: A rectangle around what is searched, then.
     """
@@ -64,10 +65,11 @@ class PictureFacts:
     reference: str
     hosts: tuple[str, ...]
     resolutions: tuple[float, ...]
+    corners: tuple[tuple[float, float], ...]
     is_tiled: bool
-    origin: tuple[float, float]
     extent: tuple[float, float, float, float]
     nodata: float | None = None
+    is_drawn: bool = False
     grid: PictureGrid | None = None
     searched: tuple[float, float, float, float] | None = None
 
@@ -99,7 +101,7 @@ def picture_item(
         "bands": list(bands),
         "dtype": dtype,
         "nodata": facts.nodata,
-        "block": 2 * _TILE if facts.is_tiled else 4 * _TILE,
+        "block": 2 * TILE if facts.is_tiled else 4 * TILE,
         "any_grid": not facts.is_tiled,
         "is_remote": bool(facts.hosts),
     }
@@ -126,16 +128,16 @@ def picture_facts(layer: QgsRasterLayer) -> PictureFacts:
     extent = layer.extent()
     is_tiled = bool(resolutions)
     if is_tiled:
-        origin = _matrix_origin(layer, resolutions)
+        corners = matrix_corners(layer, resolutions)
     else:
         resolutions = _own_resolution(provider)
-        origin = (extent.xMinimum(), extent.yMaximum()) if resolutions else (0.0, 0.0)
+        corners = ((extent.xMinimum(), extent.yMaximum()),) * len(resolutions)
     return PictureFacts(
         reference=reference_of(kind, source),
         hosts=hosts_of(kind, source),
         resolutions=resolutions,
+        corners=corners,
         is_tiled=is_tiled,
-        origin=origin,
         extent=(extent.xMinimum(), extent.yMinimum(), extent.xMaximum(), extent.yMaximum()),
         nodata=_nodata(provider),
     )
@@ -157,7 +159,7 @@ def band_facts(provider: QgsRasterDataProvider) -> tuple[tuple[str, ...], str]:
     return tuple(_band_name(provider, number) for number in numbers), str(np.result_type(*dtypes))
 
 
-def shown_name(layer: QgsRasterLayer) -> str:
+def shown_name(layer: QgsMapLayer) -> str:
     """Give the layer's name; of one that was given by its address, which may hold a secret, the server's."""
     name = layer.name()
     if "=" in name or "://" in name:
@@ -201,13 +203,13 @@ def settled(facts: PictureFacts, name: str, cell_size: float, area: QgsRectangle
     Raises:
         JobError: the area has no pixels.
     """
-    x, y = facts.origin
+    x, y = _corner(facts, cell_size)
     xmin, ymin, xmax, ymax = facts.extent
     common = area.intersect(QgsRectangle(xmin, ymin, xmax, ymax))
     left = _down((common.xMinimum() - x) / cell_size - _MARGIN, (xmin - x) / cell_size)
     top = _down((y - common.yMaximum()) / cell_size - _MARGIN, (y - ymax) / cell_size)
-    right = math.ceil(min((common.xMaximum() - x) / cell_size + _MARGIN, (xmax - x) / cell_size) - 1e-4)
-    bottom = math.ceil(min((y - common.yMinimum()) / cell_size + _MARGIN, (y - ymin) / cell_size) - 1e-4)
+    right = math.ceil(min((common.xMaximum() - x) / cell_size + _MARGIN, (xmax - x) / cell_size) - _SLIVER)
+    bottom = math.ceil(min((y - common.yMinimum()) / cell_size + _MARGIN, (y - ymin) / cell_size) - _SLIVER)
     if right <= left or bottom <= top:
         raise JobError(f"A cell size of {cell_size:g} is too coarse for the layer '{name}'.")
     grid = PictureGrid(x + left * cell_size, y - top * cell_size, cell_size, right - left, bottom - top)
@@ -215,10 +217,17 @@ def settled(facts: PictureFacts, name: str, cell_size: float, area: QgsRectangle
     return replace(facts, grid=grid, searched=around)
 
 
+def _corner(facts: PictureFacts, cell_size: float) -> tuple[float, float]:
+    """Give a corner of pixels; where the source has none of this size, of those that are nearest."""
+    if not facts.resolutions:
+        return 0.0, 0.0
+    return facts.corners[facts.resolutions.index(nearest(facts.resolutions, cell_size))]
+
+
 def _down(wanted: float, lowest: float) -> int:
     """Give the first pixel of the grid: a multiple of _ALIGNED, or the first one that the layer has."""
     aligned = math.floor(wanted / _ALIGNED) * _ALIGNED
-    return max(aligned, math.floor(lowest + 1e-4))
+    return max(aligned, math.floor(lowest + _SLIVER))
 
 
 def nearest(resolutions: tuple[float, ...], wanted: float) -> float:
@@ -226,29 +235,12 @@ def nearest(resolutions: tuple[float, ...], wanted: float) -> float:
     return min(resolutions, key=lambda resolution: abs(math.log(resolution / wanted)))
 
 
-def zoom_of(facts: PictureFacts, cell_size: float, crs: QgsCoordinateReferenceSystem) -> int | None:
-    """Give the zoom level of a resolution in the scheme that all maps of the web share; None in other schemes."""
-    if not facts.is_tiled or crs.authid() != _MERCATOR:
-        return None
-    zoom = math.log2(2 * _WORLD / (_TILE * cell_size))
-    return round(zoom) if abs(zoom - round(zoom)) < 1e-3 else None
-
-
 def tile_count(facts: PictureFacts, cell_size: float, area: QgsRectangle) -> float:
     """Give how many tiles of 256 pixels an area has."""
     xmin, ymin, xmax, ymax = facts.extent
     common = area.intersect(QgsRectangle(xmin, ymin, xmax, ymax))
-    side = cell_size * _TILE
+    side = cell_size * TILE
     return max(common.width() / side, 1) * max(common.height() / side, 1)
-
-
-def _matrix_origin(layer: QgsRasterLayer, resolutions: tuple[float, ...]) -> tuple[float, float]:
-    """Give the upper left corner of the tiles."""
-    if layer.crs().authid() == _MERCATOR:
-        zoom = math.log2(2 * _WORLD / (_TILE * resolutions[0]))
-        if abs(zoom - round(zoom)) < _SAME * 1e3:
-            return -_WORLD, _WORLD
-    return layer.extent().xMinimum(), layer.extent().yMaximum()
 
 
 def _own_resolution(provider: QgsRasterDataProvider) -> tuple[float, ...]:

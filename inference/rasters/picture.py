@@ -37,7 +37,7 @@ AT_ONCE = 4
 """Requests that wait for QGIS at the same time; it answers them one by one, so that its own limits hold."""
 TRIES = 6
 """Tries of a block while the server answers others well."""
-PATIENCE = 180.0
+PATIENCE = 120.0
 """Seconds without any good answer after which a server counts as gone."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0
 _LOOK = 0.1
