@@ -23,7 +23,9 @@ from qgis.PyQt.QtCore import QSize, Qt, QThread
 from qgis.PyQt.QtGui import QColor, QImage, QPainter
 
 from ..inference.errors import JobError, RasterOpenError, RasterReadError
-from .picture_source import COLORS, PictureFacts, hosts_of, picture_facts, reference_of, shown_name
+from . import parameters as keys
+from .parameter_reader import ParameterReader
+from .picture_source import COLORS, PictureFacts, finest_side, hosts_of, picture_facts, reference_of, shown_name
 from .pixel_server import PixelSource, Stop, from_argb
 from .raster_source import SourceRaster
 
@@ -123,22 +125,38 @@ def drawn_raster(
         extent=(extent.xMinimum(), extent.yMinimum(), extent.xMaximum(), extent.yMaximum()),
         is_drawn=True,
     )
-    side = sides[0] if sides else 0.0
-    return SourceRaster(name, "", crs, extent, side, COLORS, has_palette=False, picture=facts)
+    return SourceRaster(name, "", crs, extent, finest_side(facts), COLORS, has_palette=False, picture=facts)
 
 
 def take_drawn(
-    facts: PictureFacts,
-    name: str,
-    layers: Sequence[QgsMapLayer],
-    crs: QgsCoordinateReferenceSystem,
-    transforms: QgsCoordinateTransformContext,
+    raster: SourceRaster, layers: Sequence[QgsMapLayer], transforms: QgsCoordinateTransformContext
 ) -> PixelSource:
     """Take clones of the layers for a run; in the thread that the layers belong to."""
     clones = [layer.clone() for layer in layers]
     for clone in clones:
         clone.moveToThread(None)  # whoever draws takes them into its thread
-    return PixelSource(name, DrawnPixels(clones, crs, transforms), facts.hosts)
+    hosts = raster.picture.hosts if raster.picture is not None else ()
+    return PixelSource(raster.name, DrawnPixels(clones, raster.crs, transforms), hosts)
+
+
+def is_drawn(reader: ParameterReader) -> bool:
+    """Tell whether what QGIS draws is to be searched."""
+    return reader.is_given(keys.RENDER_LAYERS) or (reader.flag(keys.AS_DISPLAYED) and reader.is_given(keys.INPUT))
+
+
+def layers_to_draw(reader: ParameterReader) -> tuple[QgsRasterLayer | None, list[QgsMapLayer]]:
+    """Give the input raster, if there is one, and the layers to draw, the topmost first.
+
+    Raises:
+        JobError: one cannot be found.
+    """
+    first = reader.raster_layer(keys.INPUT) if reader.is_given(keys.INPUT) else None
+    if not reader.is_given(keys.RENDER_LAYERS):
+        return first, []
+    layers = reader.algorithm.parameterAsLayerList(reader.parameters, keys.RENDER_LAYERS, reader.context)
+    if not layers or any(layer is None or not layer.isValid() for layer in layers):
+        raise JobError("One of the layers to draw cannot be opened.", hint="Look at RENDER_LAYERS.")
+    return first, list(layers)
 
 
 def _pixels_of(layer: QgsRasterLayer | None) -> tuple[tuple[float, ...], tuple[tuple[float, float], ...]]:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from qgis.core import QgsRectangle
+from qgis.core import (
+    QgsCoordinateReferenceSystem,
+    QgsCoordinateTransform,
+    QgsCoordinateTransformContext,
+    QgsCsException,
+    QgsProcessingFeatureSource,
+    QgsRectangle,
+)
 
 from ..inference.errors import JobError
 from ..inference.models.definition import ModelDefinition
 from ..inference.models.fit_rules import range_in_metres
-from .fit_check import ground_of, unit_of
+from .cell_size import ground_at
+from .fit_check import unit_of
+from .inputs import InputRasters
 from .picture_source import MOST_PIXELS, PictureFacts, nearest, settled, tile_count
 from .raster_source import SourceRaster
 from .text import tr
@@ -20,6 +29,73 @@ _NEAR = 0.05
 """Share by which a source's own pixels may differ from what the model wants and are taken as they are."""
 _SAME = 0.01
 """Share by which a cell size may differ from the one that was asked for without a word."""
+
+
+def settle_pictures(
+    inputs: InputRasters,
+    definition: ModelDefinition,
+    cell_size: float | None,
+    area: QgsRectangle | None,
+    transforms: QgsCoordinateTransformContext,
+) -> tuple[InputRasters, tuple[str, ...]]:
+    """Settle the grids of all pictures among the rasters of a run, and say what they are.
+
+    Args:
+        inputs: The rasters.
+        definition: The model.
+        cell_size: What the user says, in the units of the first one.
+        area: What is searched, in the coordinate reference system of the first one; None: all of it.
+        transforms: How coordinates are converted.
+
+    Raises:
+        JobError: see `settle_picture`.
+    """
+    rasters, texts = [], []
+    for raster in inputs.rasters:
+        done = raster
+        if raster.picture is not None:
+            is_same = raster.crs == inputs.whole.crs
+            there = area if area is None or is_same else _moved(area, inputs.whole.crs, raster, transforms)
+            done, text = settle_picture(raster, raster.picture, definition, cell_size if is_same else None, there)
+            texts.append(text)
+        rasters.append(done)
+    whole = replace(inputs.whole, picture=rasters[0].picture, cell_size=rasters[0].cell_size)
+    return replace(inputs, rasters=tuple(rasters), whole=whole), tuple(texts)
+
+
+def searched_area(
+    raster: SourceRaster,
+    extent: tuple[float, float, float, float] | None,
+    mask: QgsProcessingFeatureSource | None,
+    transforms: QgsCoordinateTransformContext,
+) -> QgsRectangle | None:
+    """Give a rectangle around what is searched, in the raster's coordinate reference system; None: all of it.
+
+    Raises:
+        JobError: nothing is.
+    """
+    area = None if extent is None else QgsRectangle(*extent)
+    if mask is not None:
+        around = _moved(mask.sourceExtent(), mask.sourceCrs(), raster, transforms)
+        area = around if area is None else area.intersect(around)
+    if area is not None and not (area.intersects(raster.extent) and area.width() > 0 and area.height() > 0):
+        raise JobError(
+            f"The mask lies outside the raster '{raster.name}', or outside the extent.",
+            hint="Check the coordinate reference systems of the layers.",
+        )
+    return area
+
+
+def _moved(
+    area: QgsRectangle,
+    crs: QgsCoordinateReferenceSystem,
+    raster: SourceRaster,
+    transforms: QgsCoordinateTransformContext,
+) -> QgsRectangle:
+    try:
+        return QgsCoordinateTransform(crs, raster.crs, transforms).transformBoundingBox(area)
+    except QgsCsException as error:
+        raise JobError(f"What is searched cannot be brought to the place of '{raster.name}': {error}.") from error
 
 
 def settle_picture(
@@ -42,7 +118,7 @@ def settle_picture(
         JobError: nothing says at which resolution, or the whole of the layer is too much.
     """
     searched = raster.extent if area is None else area
-    ground = ground_of(raster.crs, searched.center(), searched.width() * 1e-6)
+    ground = ground_at(raster.crs, searched.center(), searched.width() * 1e-6)
     metres = None if ground is None else ground[0] / (searched.width() * 1e-6)
     latitude = 0.0 if ground is None else ground[1]
     side = _chosen(facts, cell_size, _model_side(definition, facts, metres, latitude))

@@ -34,6 +34,7 @@ _SLIVER = 0.05
 """Share of a pixel that does not count at the layer's edge: servers round extents outwards."""
 MOST_PIXELS = 2**32
 """Pixels of a layer that are searched without a word about the extent."""
+_COARSE = 256
 _MARGIN = 256
 """Pixels around what is searched that the model may look at."""
 _ALIGNED = 256
@@ -88,10 +89,10 @@ class PictureGrid:
 def picture_item(
     facts: PictureFacts, name: str, crs: QgsCoordinateReferenceSystem, bands: Any, dtype: str
 ) -> RasterItem:
-    """Name a settled picture as a job does."""
+    """Name a picture as a job does; with all that reading it needs, once its grid is settled."""
     grid = facts.grid
     if grid is None:
-        raise JobError(f"The resolution at which the layer '{name}' is read is not settled.")
+        return RasterItem("picture", facts.reference, name)
     options = {
         "transform": [grid.cell_size, 0.0, grid.left, 0.0, -grid.cell_size, grid.top],
         "width": grid.width,
@@ -228,6 +229,14 @@ def _down(wanted: float, lowest: float) -> int:
     """Give the first pixel of the grid: a multiple of _ALIGNED, or the first one that the layer has."""
     aligned = math.floor(wanted / _ALIGNED) * _ALIGNED
     return max(aligned, math.floor(lowest + _SLIVER))
+
+
+def finest_side(facts: PictureFacts) -> float:
+    """Give the side of the finest pixels; of a source that has none of its own, one that nobody would search at."""
+    if facts.resolutions:
+        return facts.resolutions[0]
+    xmin, ymin, xmax, ymax = facts.extent
+    return max(xmax - xmin, ymax - ymin) / _COARSE
 
 
 def nearest(resolutions: tuple[float, ...], wanted: float) -> float:

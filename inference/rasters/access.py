@@ -31,7 +31,8 @@ class RasterAccess:
 
     Attributes:
         is_cancelled: Asked while a server is waited for.
-        secrets: What signs in to servers.
+        secrets: What signs in to servers, and how they are reached.
+        on_wait: Told why a server is asked again, and the seconds until then.
         ask: Gets pixels from QGIS: the item's source, the extent, columns and rows, how often it has been tried. Any
             thread may ask. Raises Canceled, RasterReadError where there are none, ProtocolError.
         report: Told what the user should hear of the reading.
@@ -39,6 +40,7 @@ class RasterAccess:
 
     is_cancelled: Callable[[], bool] = _never
     secrets: Secrets = field(default_factory=Secrets)
+    on_wait: Callable[[str, float], None] | None = None
     ask: Ask = _nobody
     report: Report = _silent
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,16 +13,18 @@ import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import RasterioError
+from rasterio.errors import CRSError, RasterioError
 
 from ..errors import ModelIncompatibleError, RasterOpenError, RasterReadError
 from ..job import RasterItem
-from ..models.fit_rules import find_band
+from ..models.fit_rules import NO_INKS, are_inks, find_band
 from ..tiling import Window
 from .grid import on_grid
 from .sampling import sample_values
 from .source import GridRequest, RasterInfo
+from .virtual_parts import is_part_missing, part_error
 
 _PALETTE_BANDS: dict[int | str, int] = {0: 0, 1: 1, 2: 2, "red": 0, "green": 1, "blue": 2}
 
@@ -65,6 +68,8 @@ class GdalPixels:
         self._palette = _palette(dataset, bands)
         self._bands = (1,) if self._palette is not None else resolve_bands(dataset, bands)
         self._ignores_mask = all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums)
+        self._alpha = _alpha_band(dataset) if self._ignores_mask else None
+        self._band_names = _band_names(dataset)
         self._nodata = None if dataset.nodata is None else float(dataset.nodata)
         self._info = RasterInfo(
             dataset.width,
@@ -72,7 +77,7 @@ class GdalPixels:
             len(bands),
             self._dtype(dataset),
             dataset.transform,
-            dataset.crs.to_wkt(),
+            crs_of(item, dataset).to_wkt(),
             dataset.block_shapes[0][0],
         )
 
@@ -84,7 +89,7 @@ class GdalPixels:
     @property
     def name(self) -> str:
         """Give what messages call it."""
-        return self._item.source.split("?")[0] if _is_remote(self._item.source) else self._item.source
+        return self._item.address
 
     @property
     def info(self) -> RasterInfo:
@@ -95,6 +100,11 @@ class GdalPixels:
     def bands(self) -> tuple[int, ...]:
         """Give the 1-based numbers of the bands that are read; one where a colour table stands for three."""
         return self._bands
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        """Give the description of each band, or its colour; bands of transparency are left out."""
+        return self._band_names
 
     @property
     def has_palette(self) -> bool:
@@ -132,7 +142,9 @@ class GdalPixels:
         with _as_read_error(self.name, window), rasterio.Env(**self._settings):
             dataset = self._dataset()
             pixels = dataset.read(self._bands, window=area)
-            if self._ignores_mask:
+            if self._alpha is not None:
+                present = np.repeat(dataset.read([self._alpha], window=area) > 0, len(pixels), axis=0)
+            elif self._ignores_mask:
                 present = np.ones(pixels.shape, np.bool_)
             else:
                 present = dataset.read_masks(self._bands, window=area) > 0
@@ -146,7 +158,7 @@ class GdalPixels:
         if dataset is None:
             with rasterio.Env(**self._settings):
                 opened = _open(self._item)
-                dataset = on_grid(opened, self._grid)
+                dataset = on_grid(opened, self._grid, crs_of(self._item, opened))
             with self._lock:
                 self._handles += [dataset, opened]
             self._threads.dataset = dataset
@@ -159,10 +171,6 @@ class GdalPixels:
                 handle.close()
             self._handles.clear()
         self._threads = threading.local()
-
-
-def _is_remote(name: str) -> bool:
-    return "://" in name or name.startswith("/vsi")
 
 
 def _cache_bytes(dataset: Any) -> int:
@@ -186,14 +194,30 @@ def _open(item: RasterItem) -> Any:
         raise RasterOpenError(
             f"The raster '{name}' has {kind}.", hint="Georeference it first (Georeferencer, gdalwarp)."
         )
-    if dataset.crs is None:
-        raise RasterOpenError(
-            f"The raster '{name}' has no coordinate reference system.",
-            hint="Assign one first, for example with 'Assign projection' of the raster menu.",
-        )
-    if dataset.transform.determinant == 0:
+    if dataset.transform.determinant == 0 or not all(math.isfinite(value) for value in dataset.transform[:6]):
         raise RasterOpenError(f"The raster '{name}' has pixels without area: its georeference is damaged.")
     return dataset
+
+
+def crs_of(item: RasterItem, dataset: Any) -> CRS:
+    """Give a raster's coordinate reference system: the one that the user gave it, else its own.
+
+    Raises:
+        RasterOpenError: it has none, or none that can be understood.
+    """
+    try:
+        crs = CRS.from_wkt(item.crs_wkt) if item.crs_wkt else dataset.crs
+    except CRSError as error:
+        raise RasterOpenError(
+            f"The coordinate reference system that was given to the raster '{item.shown}' cannot be used: {error}.",
+            hint="Give the layer another one.",
+        ) from error
+    if crs is None:
+        raise RasterOpenError(
+            f"The raster '{item.source}' has no coordinate reference system.",
+            hint="Give its layer one in QGIS, or write it into the file with 'Assign projection' of the raster menu.",
+        )
+    return crs
 
 
 def _files_of(name: str, known: set[str]) -> set[str]:
@@ -220,10 +244,24 @@ def resolve_bands(dataset: Any, bands: tuple[int | str, ...]) -> tuple[int, ...]
             hint="Choose a raster with the bands that the model was trained on.",
         )
     numbers = tuple(_band_number(dataset, band) for band in bands)
+    inks = are_inks([dataset.colorinterp[number - 1].name for number in numbers])
+    if inks and not all(isinstance(band, str) for band in bands):
+        raise ModelIncompatibleError(inks, hint=NO_INKS)
     for number in numbers:
         if dataset.dtypes[number - 1].startswith("complex"):
             raise ModelIncompatibleError(f"Band {number} holds complex numbers, which no model takes.")
     return numbers
+
+
+def _alpha_band(dataset: Any) -> int | None:
+    """Give the 1-based number of a band of transparency that GDAL does not take for a mask: one that is not of bytes."""
+    colors = list(dataset.colorinterp)
+    return colors.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in colors else None
+
+
+def _band_names(dataset: Any) -> tuple[str, ...]:
+    bands = zip(dataset.descriptions, dataset.colorinterp)
+    return tuple(str(name or color.name) for name, color in bands if color != ColorInterp.alpha)
 
 
 def _band_number(dataset: Any, band: int | str) -> int:
@@ -262,6 +300,8 @@ def _as_read_error(name: str, window: Window) -> Iterator[None]:
         yield
     except RasterioError as error:
         reason = error.__cause__ or error
+        if is_part_missing(name, error):
+            raise part_error(name, str(reason)) from error
         raise RasterReadError(
             f"The raster '{name}' cannot be read at columns {window.x} to {window.right}, "
             f"rows {window.y} to {window.bottom}: {reason}.",

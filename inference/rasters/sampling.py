@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from .virtual_parts import is_part_missing
+
 _WHOLE = 2048 * 2048
 """Pixels of a raster, or of its overview, that are read at once."""
 _SIDE = 1024
@@ -40,6 +42,8 @@ def sample_values(dataset: Any, bands: Sequence[int], *, ignores_mask: bool) -> 
         try:
             found = _values(dataset, bands, window, shape, ignores_mask=ignores_mask)
         except RasterioError as failure:
+            if is_part_missing(dataset.name, failure):
+                raise
             error = failure  # a damaged part: the run tells which tiles it spoils
             continue
         for part, values in zip(parts, found):

@@ -131,7 +131,7 @@ def _run_job(folder: Path, load: Callable[[], Detect], report: Report, control: 
         link = QgisLink(report)
         threading.Thread(target=_watch, args=(control, link), daemon=True).start()
         is_cancelled = link.cancelled.is_set
-        access = RasterAccess(is_cancelled, link.secrets(), link.ask, report)
+        access = RasterAccess(is_cancelled, link.secrets(), ask=link.ask, report=report)
         return Done(detect(job, folder, report, is_cancelled, access))
 
 
