@@ -22,7 +22,7 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 
-from ..errors import JobError, ModelIncompatibleError, RasterOpenError, RasterReadError
+from ..errors import JobError, ModelIncompatibleError, RasterFetchError, RasterOpenError, RasterReadError
 from ..events import Canceled, Message
 from ..job import RasterItem
 from ..models.fit_rules import find_band
@@ -158,7 +158,7 @@ class PicturePixels:
         """Ask for pixels until they are complete, or what lacks is known to be no data.
 
         Raises:
-            RasterReadError: pixels are missing after all tries.
+            RasterFetchError: pixels are missing after all tries.
             Canceled: the run is to end.
         """
         width, height = size
@@ -183,7 +183,7 @@ class PicturePixels:
                 failure = picture.reason
             n_calm = 0
             if not tries.goes_on():
-                raise self._read_error(window, failure)
+                raise self._fetch_error(window, failure)
             self._pause(tries.pause)
         present = np.broadcast_to(cover, pixels.shape) & self._is_data(pixels)
         return pixels, present
@@ -234,8 +234,8 @@ class PicturePixels:
                 raise Canceled
             time.sleep(min(_LOOK, left))
 
-    def _read_error(self, window: Window, reason: str) -> RasterReadError:
-        return RasterReadError(
+    def _fetch_error(self, window: Window, reason: str) -> RasterFetchError:
+        return RasterFetchError(
             f"The raster '{self.name}' cannot be read at columns {window.x} to {window.right}, "
             f"rows {window.y} to {window.bottom}: {reason or 'pixels did not come'}.",
             window=[window.x, window.y, window.width, window.height],
