@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +12,6 @@ import pytest
 from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from kestrel.inference.errors import (
     JobError,
@@ -24,85 +20,13 @@ from kestrel.inference.errors import (
     RasterOpenError,
     RasterReadError,
 )
-from kestrel.inference.events import Canceled, Message, WorkerEvent
-from kestrel.inference.job import RasterItem
+from kestrel.inference.events import Canceled
 from kestrel.inference.pictures import Picture
 from kestrel.inference.rasters import picture as picture_module
-from kestrel.inference.rasters.access import RasterAccess
-from kestrel.inference.rasters.opening import open_pixels
-from kestrel.inference.rasters.source import GridRequest, PixelSource, TargetGrid
+from kestrel.inference.rasters.source import GridRequest, TargetGrid
 from kestrel.inference.tiling import Window
+from kestrel.tests.fixtures.picture_host import LEFT, SIDE, TOP, UTM, Host, without
 from kestrel.tests.fixtures.rasters import noise
-
-UTM = 'LOCAL_CS["a plane",UNIT["metre",1]]'
-SIDE = 0.5
-LEFT, TOP = 1000.0, 2000.0
-
-
-@dataclass
-class Host:
-    """QGIS as the worker sees it.
-
-    Attributes:
-        image: (C, H, W), all that there is; its upper left corner lies at LEFT, TOP.
-        cover: (H, W), what of it can be seen.
-        fault: Changes an answer: gets it and how often the place was asked for before.
-    """
-
-    image: NDArray[Any]
-    cover: NDArray[np.bool_] | None = None
-    fault: Callable[[Picture, tuple[float, ...], int], Picture] = lambda picture, extent, n: picture
-    asked: Counter[tuple[float, ...]] = field(default_factory=Counter)
-    agains: list[int] = field(default_factory=list)
-    events: list[WorkerEvent] = field(default_factory=list)
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    at_once: int = 0
-    most_at_once: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def ask(self, item: str, extent: tuple[float, float, float, float], size: tuple[int, int], again: int) -> Picture:
-        assert item == "wms:tiles.example#1"
-        with self.lock:
-            n_before = self.asked[extent]
-            self.asked[extent] += 1
-            self.agains.append(again)
-            self.at_once += 1
-            self.most_at_once = max(self.at_once, self.most_at_once)
-        try:
-            return self.fault(self._picture(extent, size), extent, n_before)
-        finally:
-            with self.lock:
-                self.at_once -= 1
-
-    def _picture(self, extent: tuple[float, float, float, float], size: tuple[int, int]) -> Picture:
-        columns = (extent[0] + (np.arange(size[0]) + 0.5) * (extent[2] - extent[0]) / size[0] - LEFT) / SIDE
-        rows = (TOP - extent[3] + (np.arange(size[1]) + 0.5) * (extent[3] - extent[1]) / size[1]) / SIDE
-        height, width = self.image.shape[1:]
-        x, y = np.floor(columns).astype(int), np.floor(rows).astype(int)
-        inside = ((y >= 0) & (y < height))[:, None] & ((x >= 0) & (x < width))[None, :]
-        pixels = self.image[:, np.clip(y, 0, height - 1)[:, None], np.clip(x, 0, width - 1)[None, :]] * inside
-        if self.cover is not None:
-            inside &= self.cover[np.clip(y, 0, height - 1)[:, None], np.clip(x, 0, width - 1)[None, :]]
-        pixels = pixels.astype(self.image.dtype)
-        cover = inside.astype(np.uint8).tobytes()
-        return Picture(pixels.dtype.name, pixels.shape, pixels.tobytes(), cover, answered=1)
-
-    def open(
-        self, bands: tuple[int | str, ...] = (0, 1, 2), grid: GridRequest | None = None, **options: Any
-    ) -> PixelSource:
-        n_bands, height, width = self.image.shape
-        item = RasterItem("picture", "wms:tiles.example#1", "tiles", {
-            "transform": [SIDE, 0, LEFT, 0, -SIDE, TOP], "width": width, "height": height,
-            "extent": [LEFT, TOP - height * SIDE, LEFT + width * SIDE, TOP],
-            "searched": [LEFT, TOP - height * SIDE, LEFT + width * SIDE, TOP],
-            "bands": ["Red", "Green", "Blue"][:n_bands], "dtype": str(self.image.dtype), "nodata": None, "block": 32,
-            "any_grid": False, "is_remote": True, **options,
-        }, UTM)  # fmt: skip
-        access = RasterAccess(self.cancelled.is_set, ask=self.ask, report=self.events.append)
-        return open_pixels(item, bands, grid or GridRequest(), access)
-
-    def messages(self) -> list[str]:
-        return [event.text for event in self.events if isinstance(event, Message)]
 
 
 @pytest.fixture(autouse=True)
@@ -110,14 +34,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses of no length, and little patience."""
     monkeypatch.setattr(picture_module, "_FIRST_PAUSE", 0.0)
     monkeypatch.setattr(picture_module, "PATIENCE", 0.3)
-
-
-def without(picture: Picture, rows: slice, failures: int = 1, answered: int = 0) -> Picture:
-    """Give an answer in which rows of pixels did not come."""
-    cover = np.frombuffer(picture.cover, np.uint8).reshape(picture.shape[1:]).copy()
-    pixels = np.frombuffer(picture.pixels, picture.dtype).reshape(picture.shape).copy()
-    cover[rows], pixels[:, rows] = 0, 0
-    return Picture(picture.dtype, picture.shape, pixels.tobytes(), cover.tobytes(), answered, failures, "HTTP 503")
 
 
 IMAGE = noise(3, 90, 100)

@@ -199,7 +199,7 @@ def test_the_host_is_given_its_turn_all_the_time(folder: Path) -> None:
     assert max(after - before for before, after in pairwise(waiting)) < 1
 
 
-# -- Pixels and secrets from QGIS ---------------------------------------------------------------------------------------
+# -- Pixels and secrets from QGIS --------------------------------------------------------------------------------------
 
 
 def test_secrets_reach_the_worker_and_nothing_else(folder: Path) -> None:
