@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from .errors import JobError
+from .errors import JobError, RasterChangedError
 from .events import Message, Report
 from .items import search_items
 from .job import DetectionJob
@@ -24,6 +24,7 @@ from .jobs import item_folder, objects_path
 from .journal import JobState, Journal, TileState
 from .outlook import Outlook, check_limit, look_ahead
 from .rasters.access import ALONE, RasterAccess
+from .rasters.camera import camera_frame
 from .reshaping import reshaped_geometry
 from .results import hand_out
 from .run import OpenModel, Run, fingerprint, prepare
@@ -86,15 +87,21 @@ def _detect_raster(
         if job.plan_only:
             return _plan_summary(run, outlook, time.monotonic() - start)
         check_limit(outlook, job.max_tiles)
-        key = fingerprint(run)
+        identity, key = run.source.pixels.identity(), fingerprint(run)
         place = item_folder(folder, key) if job.processing_mode == "items" else folder
+        camera = None if run.source.info.crs_wkt else camera_frame(job.rasters[0].source)
+        if camera is not None:
+            report(Message("info", "camera", camera.text))
         with Journal.open(place, key, len(run.plan.grid)) as journal:
             search(run, journal, report, is_cancelled)
+            if run.source.pixels.identity() != identity:
+                raise RasterChangedError.of(run.source.name)
             tell_quarantined(run, journal, report)
             counts = hand_out(run, journal, paths, report, is_cancelled)
             journal.set_state(JobState.done)
             summary = _summary(run, journal, counts, time.monotonic() - start)
-            return {**summary, "plan": outlook.to_dict()}
+            summary = {**summary, "plan": outlook.to_dict()}
+            return summary if camera is None else {**summary, "camera": camera.as_json()}
     finally:
         run.source.close()
 

@@ -12,8 +12,9 @@
     │   └── BackendMissingError         the inference environment lacks a library
     ├── RasterError
     │   ├── RasterOpenError
-    │   └── RasterReadError             window
-    │       └── RasterFetchError        its pixels did not come from their server; they may come another time
+    │   ├── RasterReadError             window
+    │   │   └── RasterFetchError        its pixels did not come from their server; they may come another time
+    │   └── RasterChangedError          its content is not what it was when the run began
     ├── DeviceError
     │   ├── DeviceUnavailableError
     │   └── DeviceMemoryError           batch_size
@@ -146,6 +147,20 @@ class RasterFetchError(RasterReadError):
     """A window's pixels did not come from their server, and may come another time."""
 
     code = "raster-fetch"
+
+
+class RasterChangedError(RasterError):
+    """The raster is not the one any more that the run began with."""
+
+    code = "raster-changed"
+
+    @classmethod
+    def of(cls, name: str) -> RasterChangedError:
+        """Give the error for a raster that messages call so."""
+        return cls(
+            f"The raster '{name}' was changed while it was read.",
+            hint="Start the detection again: what was found so far belongs to the older content.",
+        )
 
 
 class DeviceError(InferenceError):

@@ -22,6 +22,8 @@ from qgis.core import (
     QgsProcessingAlgorithm,
     QgsProcessingContext,
     QgsProcessingFeatureSource,
+    QgsProcessingUtils,
+    QgsRasterLayer,
     QgsRectangle,
 )
 
@@ -40,7 +42,7 @@ from .fit_check import fit_warnings
 from .inputs import InputList, Told, always, check_all_bands, input_list, opened
 from .interpreter import find_interpreter
 from .mask import dissolve
-from .outputs.targets import Targets, read_targets
+from .outputs.targets import Targets, check_place, read_targets
 from .parameter_reader import ParameterReader
 from .picture_plan import searched_area, settle_pictures
 from .raster_source import SourceRaster
@@ -82,6 +84,7 @@ class PlanDraft:
     arguments: Mapping[str, Any]
     """Arguments of the model, with its defaults."""
     fields: FieldNames
+    targets: Targets
     mask: QgsProcessingFeatureSource | None
     transforms: QgsCoordinateTransformContext
 
@@ -115,6 +118,7 @@ def make_draft(reader: ParameterReader) -> PlanDraft:
         interpreter=find_interpreter(),
         arguments=resolved,
         fields=fields,
+        targets=read_targets(reader, fields, package.definition, resolved),
         mask=_mask_source(reader),
         transforms=reader.context.transformContext(),
     )
@@ -151,20 +155,21 @@ def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always)
     extent, warnings = search_extent(reader, raster)
     area = raster.extent if extent is None else QgsRectangle(*extent)
     cell_size, remarks = wanted_cell_size(reader, raster, area), tuple[str, ...]()
-    if inputs.has_pictures:
+    if inputs.any_by_qgis:
         searched = searched_area(raster, extent, draft.mask, draft.transforms)
         inputs, remarks = settle_pictures(inputs, definition, cell_size, searched, draft.transforms)
         raster = inputs.whole
-        cell_size = raster.cell_size if raster.picture is not None else cell_size
+        cell_size = raster.cell_size if raster.by_qgis is not None else cell_size
     output_crs = chosen_crs(reader) or raster.crs
-    targets = read_targets(reader, draft.fields, definition, draft.arguments, output_crs)
+    targets = draft.targets
     output = output_file(targets.layer)
     if output is not None:
         output = check_destination(output, draft.fields, reader.context.project())
+    check_place(targets, output_crs, output)
     job = replace(
         draft.job,
         rasters=inputs.items,
-        crs_wkt=raster.crs.toWkt(_WKT) if inputs.is_separate else "",
+        crs_wkt=raster.crs.toWkt(_WKT) if inputs.is_separate and not raster.is_picture else "",
         extent=extent,
         cell_size=cell_size,
         snap=snap_point(reader, raster),
@@ -258,9 +263,29 @@ def objects_of_interest(text: str, definition: ModelDefinition) -> tuple[str, ..
     return tuple(dict.fromkeys(names))
 
 
+def check_mask(reader: ParameterReader) -> None:
+    """Refuse a raster as mask: QGIS would only say that it cannot be found.
+
+    Raises:
+        JobError: it is one.
+    """
+    value = reader.parameters.get(keys.MASK)
+    kind = QgsProcessingUtils.LayerHint.UnknownType
+    layer = (
+        QgsProcessingUtils.mapLayerFromString(value, reader.context, True, kind) if isinstance(value, str) else value
+    )
+    if isinstance(layer, QgsRasterLayer):
+        raise JobError(
+            "The mask is a raster, and Kestrel searches inside polygons.",
+            hint="Turn it into polygons first with Raster > Conversion > Polygonize, and keep those of the value that "
+            "stands for the searched area.",
+        )
+
+
 def _mask_source(reader: ParameterReader) -> QgsProcessingFeatureSource | None:
     if not reader.is_given(keys.MASK):
         return None
+    check_mask(reader)
     source = reader.algorithm.parameterAsSource(reader.parameters, keys.MASK, reader.context)
     if source is None:
         raise JobError(reader.algorithm.invalidSourceError(reader.parameters, keys.MASK))

@@ -22,6 +22,7 @@ from ..inference.jobs import (
     remove_stale,
     write_job,
 )
+from ..inference.net.ledger import LEDGER_FILE
 from ..inference.secrets import Secrets
 from ..inference.worker.client import NO_SECRETS, run_worker
 from .feedback import EventListener, pump_events
@@ -77,6 +78,9 @@ class JobRun:
             if not self.is_resumed or isinstance(error, DiskFullError):
                 raise
         feedback.pushInfo(tr("What that run found does not fit any more; starting anew."))
+        if (self.folder / LEDGER_FILE).exists():
+            told = tr("The run {job} had begun to publish: delete its objects there, they carry its name in JobId.")
+            feedback.pushWarning(told.format(job=self.job.job_id))
         listener.object_files.clear()
         self._start_anew()
         return self._run(interpreter, listener, feedback, pixels, secrets)

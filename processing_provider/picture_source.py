@@ -171,7 +171,7 @@ def shown_name(layer: QgsMapLayer) -> str:
 
 
 def reference_of(kind: str, source: str) -> str:
-    """Give a name for a source that tells it from others; neither an address nor anything secret can be read from it."""
+    """Give a name for a source that tells it from others; nothing secret can be read from it."""
     parts = QgsProviderRegistry.instance().decodeUri(kind, source)
     plain = sorted(f"{name}={_without_secrets(str(value))}" for name, value in parts.items() if not _is_secret(name))
     digest = hashlib.sha256("\n".join(plain).encode()).hexdigest()[:_DIGITS]

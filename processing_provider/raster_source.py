@@ -14,7 +14,7 @@ from qgis.core import Qgis, QgsCoordinateReferenceSystem, QgsProviderRegistry, Q
 from ..inference.errors import ModelIncompatibleError, RasterOpenError
 from ..inference.job import RasterItem
 from ..inference.models.definition import ModelDefinition
-from ..inference.models.fit_rules import NO_INKS, are_inks, find_band
+from ..inference.models.fit_rules import NO_INKS, alpha_hint, are_inks, find_band
 from .picture_source import PictureFacts, band_facts, finest_side, picture_facts, picture_item, shown_name
 
 _EXPORT = "Save it as a file first: layer menu > Export > Save As, as raw data in GeoTIFF form."
@@ -37,22 +37,28 @@ class SourceRaster:
     """Type of the first band's values, as numpy calls it."""
     band_numbers: tuple[int, ...] = ()
     """0-based numbers of those bands in the file; empty: as they stand."""
+    alpha_bands: tuple[tuple[int, str], ...] = ()
+    """Bands of transparency: 0-based number in the file, and name."""
+    is_picture: bool = False
+    """It has no place on a map; what QGIS takes for its coordinate reference system is somebody's guess."""
     crs_wkt: str = ""
     """The coordinate reference system that the layer was given in QGIS, where it is not the file's."""
-    picture: PictureFacts | None = None
+    by_qgis: PictureFacts | None = None
     """What is special about a raster that QGIS reads for the worker; None: the worker reads it itself."""
 
     @property
     def item(self) -> RasterItem:
         """Give it as the job names it."""
-        if self.picture is not None:
-            return picture_item(self.picture, self.name, self.crs, self.band_names, self.dtype)
+        if self.by_qgis is not None:
+            return picture_item(self.by_qgis, self.name, self.crs, self.band_names, self.dtype)
         return RasterItem("gdal", self.connection, self.name, crs_wkt=self.crs_wkt)
 
     def band_index(self, band: int | str) -> int | None:
         """Give the 0-based number in the file of a band that a model names; None where there is none."""
         place = find_band(band, self.band_names) if isinstance(band, str) else band
-        if place is None or place >= len(self.band_names):
+        if place is None:
+            return next((number for number, name in self.alpha_bands if name.lower() == str(band).lower()), None)
+        if place >= len(self.band_names):
             return None
         return self.band_numbers[place] if self.band_numbers else place
 
@@ -83,7 +89,13 @@ def source_raster(layer: QgsRasterLayer) -> SourceRaster:
         ),
         has_palette=colors == [gdal.GCI_PaletteIndex],
         dtype=_dtype(bands[0].DataType) if bands else "",
+        is_picture=is_picture(dataset),
         band_numbers=tuple(number for number, color in enumerate(colors) if color != gdal.GCI_AlphaBand),
+        alpha_bands=tuple(
+            (number, band.GetDescription() or gdal.GetColorInterpretationName(gdal.GCI_AlphaBand))
+            for number, (band, color) in enumerate(zip(bands, colors))
+            if color == gdal.GCI_AlphaBand
+        ),
         crs_wkt=_given_crs(layer.crs(), dataset),
     )
 
@@ -101,7 +113,7 @@ def _picture(layer: QgsRasterLayer) -> SourceRaster:
         band_names=names,
         has_palette=False,
         dtype=dtype,
-        picture=facts,
+        by_qgis=facts,
     )
 
 
@@ -162,7 +174,8 @@ def check_bands(raster: SourceRaster, definition: ModelDefinition) -> None:
             raise ModelIncompatibleError(
                 f"The model '{definition.name}' reads {wanted}, but the raster '{raster.name}' has "
                 f"{len(names)} band{'s' if len(names) != 1 else ''}: {', '.join(raster.band_names)}.",
-                hint="Choose a raster with the bands that the model was trained on.",
+                hint="Choose a raster with the bands that the model was trained on, or say in the parameter Bands "
+                "(BANDS) which ones it gets." + alpha_hint([number + 1 for number, _ in raster.alpha_bands]),
             )
 
 
@@ -185,9 +198,18 @@ def _open(name: str, connection: str) -> Any:
     return dataset
 
 
+def is_picture(dataset: Any) -> bool:
+    """Tell whether a raster has no place on a map: a photo, a scan. It is searched in pixels."""
+    has_place = dataset.GetGeoTransform(can_return_null=True) is not None or dataset.GetSpatialRef() is not None
+    return not (has_place or dataset.GetGCPCount() or dataset.GetMetadata("RPC"))
+
+
 def _check_place(layer: QgsRasterLayer, dataset: Any) -> None:
+    if is_picture(dataset):
+        return
     if dataset.GetGeoTransform(can_return_null=True) is None:
-        reason = "only ground control points" if dataset.GetGCPCount() else "no georeference"
+        has_points = dataset.GetGCPCount() or dataset.GetMetadata("RPC")
+        reason = "only ground control points or RPCs" if has_points else "no georeference"
         raise RasterOpenError(
             f"The raster '{layer.name()}' has {reason}: its pixels have no place on the map.",
             hint="Georeference it first with Layer > Georeferencer, or warp it with Raster > Projections > Warp.",

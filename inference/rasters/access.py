@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ..errors import RasterOpenError
 from ..events import Report, WorkerEvent
+from ..net.limits import HttpLimits
 from ..pictures import Picture
 from ..secrets import Secrets
 
@@ -32,7 +33,8 @@ class RasterAccess:
     Attributes:
         is_cancelled: Asked while a server is waited for.
         secrets: What signs in to servers, and how they are reached.
-        on_wait: Told why a server is asked again, and the seconds until then.
+        limits: How long a server is waited for.
+        on_wait: Told why something is tried again, and the seconds until then; from any thread.
         ask: Gets pixels from QGIS: the item's source, the extent, columns and rows, how often it has been tried. Any
             thread may ask. Raises Canceled, RasterReadError where there are none, ProtocolError.
         report: Told what the user should hear of the reading.
@@ -40,6 +42,7 @@ class RasterAccess:
 
     is_cancelled: Callable[[], bool] = _never
     secrets: Secrets = field(default_factory=Secrets)
+    limits: HttpLimits = field(default_factory=HttpLimits)
     on_wait: Callable[[str, float], None] | None = None
     ask: Ask = _nobody
     report: Report = _silent

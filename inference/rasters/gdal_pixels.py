@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +17,13 @@ from rasterio.errors import CRSError, RasterioError
 
 from ..errors import ModelIncompatibleError, RasterOpenError, RasterReadError
 from ..job import RasterItem
-from ..models.fit_rules import NO_INKS, are_inks, find_band
+from ..models.fit_rules import NO_INKS, alpha_hint, are_inks, find_band
 from ..tiling import Window
-from .grid import on_grid
+from .access import ALONE, RasterAccess
+from .camera import orientation_of
+from .gdal_options import check_typed
+from .gdal_reading import reading_of
+from .grid import ANY_PLANE, PICTURE, is_picture, on_grid
 from .sampling import sample_values
 from .source import GridRequest, RasterInfo
 from .virtual_parts import is_part_missing, part_error
@@ -30,15 +32,6 @@ _PALETTE_BANDS: dict[int | str, int] = {0: 0, 1: 1, 2: 2, "red": 0, "green": 1, 
 
 _CACHED_ROWS = 2048
 _CACHE_LIMITS = (64 * 2**20, 1024 * 2**20)
-_SETTINGS = {
-    "GDAL_VRT_ENABLE_PYTHON": "NO",
-    "GDAL_HTTP_CONNECTTIMEOUT": "15",
-    "GDAL_HTTP_TIMEOUT": "120",
-    "GDAL_HTTP_LOW_SPEED_TIME": "30",
-    "GDAL_HTTP_LOW_SPEED_LIMIT": "100",
-    "GDAL_HTTP_MAX_RETRY": "3",
-    "GDAL_HTTP_RETRY_DELAY": "1",
-}
 
 
 class GdalPixels:
@@ -54,21 +47,26 @@ class GdalPixels:
         ModelIncompatibleError: it lacks a band, or its type cannot be used.
     """
 
-    def __init__(self, item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest) -> None:
+    def __init__(
+        self, item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest, access: RasterAccess = ALONE
+    ) -> None:
         """Open the raster once to look at it."""
-        if "<" in item.source and ">" in item.source:  # GDAL finds XML anywhere in a name
-            raise RasterOpenError("A raster given as XML text is not opened.", hint="Save it as a .vrt file first.")
+        check_typed(item.source)
         self._item, self._grid = item, grid
-        self._settings: dict[str, Any] = dict(_SETTINGS)
-        self._threads = threading.local()
-        self._handles: list[Any] = []
-        self._lock = threading.Lock()
-        dataset = self._dataset()
-        self._settings["GDAL_CACHEMAX"] = _cache_bytes(dataset)
+        self._reading = reading_of(item, self._opened, access)
+        self._reading.call(lambda dataset: self._look(dataset, bands))
+
+    def _look(self, dataset: Any, bands: tuple[int | str, ...]) -> None:
+        self._reading.settings["GDAL_CACHEMAX"] = _cache_bytes(dataset)
+        stored = _stored(dataset)
+        has_place = not is_picture(stored)
+        self._orientation = 1 if has_place else orientation_of({**stored.tags(), **stored.tags(ns="EXIF")})
         self._palette = _palette(dataset, bands)
         self._bands = (1,) if self._palette is not None else resolve_bands(dataset, bands)
-        self._ignores_mask = all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums)
-        self._alpha = _alpha_band(dataset) if self._ignores_mask else None
+        # A band that is marked as transparency and read all the same shows something else: near infrared, mostly.
+        is_alpha_read = any(dataset.colorinterp[band - 1] == ColorInterp.alpha for band in self._bands)
+        self._ignores_mask = is_alpha_read or all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums)
+        self._alpha = _alpha_band(dataset) if self._ignores_mask and not is_alpha_read else None
         self._band_names = _band_names(dataset)
         self._nodata = None if dataset.nodata is None else float(dataset.nodata)
         self._info = RasterInfo(
@@ -76,8 +74,8 @@ class GdalPixels:
             dataset.height,
             len(bands),
             self._dtype(dataset),
-            dataset.transform,
-            crs_of(item, dataset).to_wkt(),
+            dataset.transform if has_place or dataset is not stored else PICTURE,
+            crs_of(self._item, dataset).to_wkt() if has_place else "",
             dataset.block_shapes[0][0],
         )
 
@@ -102,6 +100,11 @@ class GdalPixels:
         return self._bands
 
     @property
+    def orientation(self) -> int:
+        """Give EXIF's orientation of a picture without georeference; 1 of anything else: the map says how it lies."""
+        return self._orientation
+
+    @property
     def band_names(self) -> tuple[str, ...]:
         """Give the description of each band, or its colour; bands of transparency are left out."""
         return self._band_names
@@ -117,14 +120,8 @@ class GdalPixels:
         return self._nodata
 
     def identity(self) -> list[Any] | None:
-        """Give name, size and time of change of each file, of a mosaic by reference also those that it refers to."""
-        with rasterio.Env(**self._settings):
-            files = sorted(_files_of(self._item.source, set()))
-        try:
-            stats = [(name, Path(name).stat()) for name in files]
-        except OSError:
-            return None
-        return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats] or None
+        """Give what `GdalReading.identity` does, see gdal_reading.py."""
+        return self._reading.identity()
 
     def sample(self) -> list[NDArray[Any]]:
         """Give valid values of each band as the file holds them, spread over the whole raster, see sampling.py.
@@ -133,44 +130,51 @@ class GdalPixels:
             RasterReadError: the pixels cannot be read.
         """
         whole = Window(0, 0, self.info.width, self.info.height)
-        with _as_read_error(self.name, whole), rasterio.Env(**self._settings), _open(self._item) as dataset:
-            return sample_values(dataset, self._bands, ignores_mask=self._ignores_mask)
+        with _as_read_error(self.name, whole):
+            try:
+                return self._reading.call(self._sampled)
+            except RasterioError as error:  # after all tries: a damaged part
+                if is_part_missing(self._item.source, error):
+                    raise
+                return self._reading.call(lambda dataset: self._sampled(dataset, passes_over_damage=True))
+
+    def _sampled(self, dataset: Any, *, passes_over_damage: bool = False) -> list[NDArray[Any]]:
+        return sample_values(
+            _stored(dataset), self._bands, ignores_mask=self._ignores_mask, passes_over_damage=passes_over_damage
+        )
 
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read a window that lies inside, see `PixelSource.read`."""
         area = rasterio.windows.Window(window.x, window.y, window.width, window.height)
-        with _as_read_error(self.name, window), rasterio.Env(**self._settings):
-            dataset = self._dataset()
-            pixels = dataset.read(self._bands, window=area)
-            if self._alpha is not None:
-                present = np.repeat(dataset.read([self._alpha], window=area) > 0, len(pixels), axis=0)
-            elif self._ignores_mask:
-                present = np.ones(pixels.shape, np.bool_)
-            else:
-                present = dataset.read_masks(self._bands, window=area) > 0
+        with _as_read_error(self.name, window):
+            pixels, present = self._reading.call(lambda dataset: self._values(dataset, area))
         if self._palette is not None:
             pixels = self._palette[:, np.clip(pixels[0], 0, self._palette.shape[1] - 1)]
             present = np.repeat(present, len(pixels), axis=0)
         return pixels, present
 
-    def _dataset(self) -> Any:
-        dataset = getattr(self._threads, "dataset", None)
-        if dataset is None:
-            with rasterio.Env(**self._settings):
-                opened = _open(self._item)
-                dataset = on_grid(opened, self._grid, crs_of(self._item, opened))
-            with self._lock:
-                self._handles += [dataset, opened]
-            self._threads.dataset = dataset
-        return dataset
+    def _values(self, dataset: Any, area: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        pixels = dataset.read(self._bands, window=area)
+        if self._alpha is not None:
+            return pixels, np.repeat(dataset.read([self._alpha], window=area) > 0, len(pixels), axis=0)
+        if self._ignores_mask:
+            return pixels, np.ones(pixels.shape, np.bool_)
+        return pixels, dataset.read_masks(self._bands, window=area) > 0
+
+    def _opened(self, name: str) -> list[Any]:
+        opened = _open(self._item, name)
+        crs = ANY_PLANE if is_picture(opened) else crs_of(self._item, opened)
+        dataset = on_grid(opened, self._grid, crs)
+        return [dataset] if dataset is opened else [dataset, opened]
 
     def close(self) -> None:
         """Close all threads' handles; none of them may be reading."""
-        with self._lock:
-            for handle in self._handles:
-                handle.close()
-            self._handles.clear()
-        self._threads = threading.local()
+        self._reading.close()
+
+
+def _stored(dataset: Any) -> Any:
+    """Give the raster behind one that is resampled to another grid."""
+    return getattr(dataset, "src_dataset", dataset)
 
 
 def _cache_bytes(dataset: Any) -> int:
@@ -183,12 +187,20 @@ def _cache_bytes(dataset: Any) -> int:
     return int(min(max(row * _CACHED_ROWS, low), high))
 
 
-def _open(item: RasterItem) -> Any:
-    name = item.source
+def _open(item: RasterItem, name: str) -> Any:
+    """Open what messages call `item`'s source, and GDAL `name`.
+
+    Raises:
+        RasterOpenError: it cannot be opened, or has no usable georeference.
+    """
+    options = item.options.get("open_options", {})
     try:
-        dataset = rasterio.open(name)
+        dataset = rasterio.open(name, **options)
     except (RasterioError, ValueError) as error:
-        raise RasterOpenError(f"The raster '{name}' cannot be opened: {error}.") from error
+        raise RasterOpenError(f"The raster '{item.source}' cannot be opened: {error}.") from error
+    if is_picture(dataset):
+        return dataset
+    name = item.source.split("?")[0] if "://" in item.source else item.source
     if dataset.transform == Affine.identity():
         kind = "only ground control points or RPCs" if dataset.gcps[0] or dataset.rpcs else "no georeference"
         raise RasterOpenError(
@@ -220,16 +232,6 @@ def crs_of(item: RasterItem, dataset: Any) -> CRS:
     return crs
 
 
-def _files_of(name: str, known: set[str]) -> set[str]:
-    with rasterio.open(name) as dataset:
-        files = set(dataset.files or [name])
-    for file in files - known:
-        known.add(file)
-        if file.lower().endswith(".vrt") and file != name:
-            _files_of(file, known)
-    return known
-
-
 def resolve_bands(dataset: Any, bands: tuple[int | str, ...]) -> tuple[int, ...]:
     """Give the raster's 1-based band numbers for the model's bands.
 
@@ -241,7 +243,8 @@ def resolve_bands(dataset: Any, bands: tuple[int | str, ...]) -> tuple[int, ...]
     if n_needed > n_colors:
         raise ModelIncompatibleError(
             f"The model needs at least {n_needed} bands, and the raster has {n_colors}.",
-            hint="Choose a raster with the bands that the model was trained on.",
+            hint="Choose a raster with the bands that the model was trained on."
+            + alpha_hint([n for n, color in enumerate(dataset.colorinterp, 1) if color == ColorInterp.alpha]),
         )
     numbers = tuple(_band_number(dataset, band) for band in bands)
     inks = are_inks([dataset.colorinterp[number - 1].name for number in numbers])
@@ -254,7 +257,7 @@ def resolve_bands(dataset: Any, bands: tuple[int | str, ...]) -> tuple[int, ...]
 
 
 def _alpha_band(dataset: Any) -> int | None:
-    """Give the 1-based number of a band of transparency that GDAL does not take for a mask: one that is not of bytes."""
+    """Give the 1-based number of a band of transparency that GDAL takes for no mask, as it is not of bytes."""
     colors = list(dataset.colorinterp)
     return colors.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in colors else None
 

@@ -25,16 +25,19 @@ _WINDOW = 128
 """Windows along each side of the raster, and their side in pixels."""
 
 
-def sample_values(dataset: Any, bands: Sequence[int], *, ignores_mask: bool) -> list[NDArray[Any]]:
+def sample_values(
+    dataset: Any, bands: Sequence[int], *, ignores_mask: bool, passes_over_damage: bool = False
+) -> list[NDArray[Any]]:
     """Give valid and finite values of each band.
 
     Args:
         dataset: An open raster of rasterio's.
         bands: 1-based numbers.
         ignores_mask: Every pixel counts as valid.
+        passes_over_damage: Take what can be read; the run tells which tiles the rest spoils.
 
     Raises:
-        RasterioError: no part of the raster can be read.
+        RasterioError: a part cannot be read; or, where damage is passed over, none can.
     """
     parts: list[list[NDArray[Any]]] = [[] for _ in bands]
     error: RasterioError | None = None
@@ -42,9 +45,9 @@ def sample_values(dataset: Any, bands: Sequence[int], *, ignores_mask: bool) -> 
         try:
             found = _values(dataset, bands, window, shape, ignores_mask=ignores_mask)
         except RasterioError as failure:
-            if is_part_missing(dataset.name, failure):
+            if is_part_missing(dataset.name, failure) or not passes_over_damage:
                 raise
-            error = failure  # a damaged part: the run tells which tiles it spoils
+            error = failure
             continue
         for part, values in zip(parts, found):
             part.append(values)
