@@ -34,7 +34,7 @@ from .feature_sink import (
 )
 from .feedback import EventListener, cancelled_exception, foreseen, is_main_thread
 from .help import algorithm_help
-from .inputs import input_list
+from .inputs import input_list, take_sources
 from .job_builder import DetectionPlan, PlanDraft, check_mask, complete_job, make_draft, with_rasters
 from .job_run import JobRun, start_run
 from .layer_style import RunRecord, style_on_load
@@ -46,6 +46,7 @@ from .outputs.summary import RunStory, Written, as_text, result_of, summary, wri
 from .outputs.targets import service_target
 from .parameter_reader import JSON_KEYS, ParameterReader
 from .parameters import Output, Parameter, output_table, parameter_table
+from .pixel_server import PixelServer, PixelSource
 from .text import to_plain, tr, without_secrets
 
 
@@ -64,6 +65,7 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         self._draft: PlanDraft | None = None
         self._plan: DetectionPlan | None = None
         self._service: ServiceTarget | None = None
+        self._sources: dict[str, PixelSource] = {}
 
     def name(self) -> str:
         """Give the second part of the id `kestrel:detectobjects`."""
@@ -111,6 +113,7 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
             reader = ParameterReader(self, parameters, context)
             self._draft = make_draft(reader)
             self._service = service_target(reader, self._draft.targets)
+            self._sources = take_sources(reader, self._draft.inputs)
             if self._draft.inputs.is_quick:
                 self._plan = _planned(self._draft, reader, feedback)
         return True
@@ -135,7 +138,8 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
                         check_service(self._service, facts_of(plan, plan.job.job_id, {}, []), feedback)
                     run = start_run(complete_job(plan))
                     listener = EventListener(feedback)
-                    outcome = run.execute(plan.interpreter, listener, feedback)
+                    with PixelServer(self._sources, feedback) as pixels:
+                        outcome = run.execute(plan.interpreter, listener, feedback, pixels)
                     if isinstance(outcome, WasCanceled):
                         return _cancelled(feedback)
                     if run.job.plan_only:
@@ -188,6 +192,8 @@ def _planned(draft: PlanDraft, reader: ParameterReader, feedback: QgsProcessingF
         plan = with_rasters(draft, reader, told)
     except Canceled:
         return None
+    for remark in plan.remarks:
+        feedback.pushInfo(to_plain(remark))
     for warning in plan.warnings:
         feedback.pushWarning(to_plain(warning))
     return plan

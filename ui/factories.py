@@ -38,7 +38,7 @@ from qgis.PyQt.QtWidgets import QVBoxLayout, QWidget
 from ..inference.errors import InferenceError
 from ..processing_provider.cell_size import wanted_cell_size
 from ..processing_provider.fit_check import Unreadable, look_at
-from ..processing_provider.inputs import input_list, opened
+from ..processing_provider.inputs import input_list, opened, take_sources
 from ..processing_provider.job_builder import make_draft, with_rasters
 from ..processing_provider.parameter_reader import ParameterReader, as_json_text, is_json
 from ..processing_provider.parameters import (
@@ -175,9 +175,10 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
         reader = self._reader(_context(), **{PLAN_ONLY: True, OUTPUT: QgsProcessing.TEMPORARY_OUTPUT})
         try:
             draft = make_draft(reader)
+            sources = take_sources(reader, draft.inputs)
             plan = with_rasters(draft, reader) if draft.inputs.is_quick else None
             # Many rasters, or those on a server, are looked at in the thread, as in a run.
-            self._chooser.plan.start(lambda: plan or with_rasters(draft, reader))
+            self._chooser.plan.start(lambda: plan or with_rasters(draft, reader), sources)
         except InferenceError as error:
             self._chooser.plan.tell(str(error))
 
