@@ -135,7 +135,9 @@ class GdalPixels:
                 return self._reading.call(lambda dataset: self._sampled(dataset, passes_over_damage=True))
 
     def _sampled(self, dataset: Any, *, passes_over_damage: bool = False) -> list[NDArray[Any]]:
-        return sample_values(_stored(dataset), self._bands, ignores_mask=self._ignores_mask, passes_over_damage=passes_over_damage)
+        return sample_values(
+            _stored(dataset), self._bands, ignores_mask=self._ignores_mask, passes_over_damage=passes_over_damage
+        )
 
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read a window that lies inside, see `PixelSource.read`."""
