@@ -20,6 +20,7 @@ from qgis.core import (
 
 from ..inference.errors import OutputError
 from ..inference.events import Canceled, WasCanceled
+from ..inference.secrets import Secrets
 from . import parameters as keys
 from .algorithm import KestrelAlgorithm
 from .destination import HalfOutput, sole_writer
@@ -35,7 +36,7 @@ from .feature_sink import (
 from .feedback import EventListener, cancelled_exception, foreseen, is_main_thread
 from .help import algorithm_help
 from .inputs import input_list
-from .job_builder import DetectionPlan, PlanDraft, complete_job, make_draft, with_rasters
+from .job_builder import DetectionPlan, PlanDraft, complete_job, make_draft, signed_in, with_rasters
 from .job_run import JobRun, start_run
 from .layer_style import RunRecord, style_on_load
 from .outputs.append import show_appended
@@ -60,6 +61,7 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         """Start without a plan; prepareAlgorithm makes it, where looking at the rasters takes no time."""
         super().__init__()
         self._draft: PlanDraft | None = None
+        self._secrets = Secrets()
         self._plan: DetectionPlan | None = None
 
     def name(self) -> str:
@@ -106,8 +108,9 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         with foreseen():
             reader = ParameterReader(self, parameters, context)
             self._draft = make_draft(reader)
+            self._secrets = signed_in(self._draft, reader)
             if self._draft.inputs.is_quick:
-                self._plan = _planned(self._draft, reader, feedback)
+                self._plan = _planned(self._draft, reader, feedback, self._secrets)
         return True
 
     def processAlgorithm(
@@ -119,7 +122,7 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         started, begun = time.monotonic(), datetime.now(timezone.utc)
         request = ParameterReader(self, parameters, context)
         with foreseen():
-            self._plan = plan = self._plan or _planned(self._draft, request, feedback)
+            self._plan = plan = self._plan or _planned(self._draft, request, feedback, self._secrets)
         if plan is None:
             return _cancelled(feedback)
         run: JobRun | None = None
@@ -169,7 +172,9 @@ def _plan_text(summary: Mapping[str, Any]) -> str:
     return json.dumps(summary.get("plan") or {}, ensure_ascii=False)
 
 
-def _planned(draft: PlanDraft, reader: ParameterReader, feedback: QgsProcessingFeedback) -> DetectionPlan | None:
+def _planned(
+    draft: PlanDraft, reader: ParameterReader, feedback: QgsProcessingFeedback, secrets: Secrets
+) -> DetectionPlan | None:
     """Look at the rasters; None where the user has had enough."""
 
     def told(done: int, total: int) -> bool:
@@ -178,7 +183,7 @@ def _planned(draft: PlanDraft, reader: ParameterReader, feedback: QgsProcessingF
         return not feedback.isCanceled()
 
     try:
-        plan = with_rasters(draft, reader, told)
+        plan = with_rasters(draft, reader, told, secrets)
     except Canceled:
         return None
     for warning in plan.warnings:

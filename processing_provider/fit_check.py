@@ -90,7 +90,7 @@ def fit_report(definition: ModelDefinition, raster: SourceRaster, cell_size: flo
         raster: The raster.
         cell_size: The parameter CELL_SIZE, in the raster's units; None: the raster's own, or what the model wants.
     """
-    place = ground_at(raster.crs, raster.extent.center(), raster.cell_size)
+    place = None if raster.is_picture else ground_at(raster.crs, raster.extent.center(), raster.cell_size)
     reading = None
     if place is not None and not cell_size:
         reading = resolution(definition.cell_size, place[0], raster.cell_size)
@@ -174,7 +174,7 @@ def value_range(raster: SourceRaster, definition: ModelDefinition) -> tuple[floa
     Nine small windows are read: a look at the whole raster could take minutes, and QGIS's own statistics write a file
     beside the raster.
     """
-    if any(part in raster.connection for part in _REMOTE):
+    if raster.kind != "gdal" or any(part in raster.connection for part in _REMOTE):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

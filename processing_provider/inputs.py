@@ -7,10 +7,10 @@ them, or one on a server, take time, and that is for the run's own thread.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Union, cast
 
 from qgis.core import (
     QgsCoordinateReferenceSystem,
@@ -24,21 +24,29 @@ from qgis.core import (
     QgsVariantUtils,
 )
 
-from ..inference.errors import InferenceError, JobError, ModelIncompatibleError, RasterOpenError
+from ..inference.errors import (
+    CredentialError,
+    InferenceError,
+    JobError,
+    ModelIncompatibleError,
+    RasterOpenError,
+    ServiceError,
+)
 from ..inference.events import Canceled
 from ..inference.job import RasterItem
 from ..inference.models.definition import ModelDefinition
+from ..inference.net.http import HttpClient
 from . import parameters as keys
 from .input_text import is_remote, sources_in
 from .parameter_reader import ParameterReader
-from .raster_source import SourceRaster, check_bands, source_raster
+from .raster_source import SourceRaster, check_bands, file_raster, source_raster
+from .server_source import ServerSource, described, service_layer
 
 _QUICK = 24
 """Rasters that are looked at while the dialog waits."""
 
-Source = Union[SourceRaster, str]
-"""A raster that was looked at, or the name of one."""
-
+Source = Union[SourceRaster, str, ServerSource]
+"""A raster that was looked at, GDAL's name of one, or one that a server has to be asked for."""
 
 Told = Callable[[int, int], bool]
 
@@ -69,7 +77,12 @@ class InputList:
     def is_quick(self) -> bool:
         """Tell whether all can be looked at without anybody having to wait."""
         names = [source for source in self.sources if isinstance(source, str)]
-        return len(names) <= _QUICK and not any(is_remote(name) for name in names)
+        return len(names) <= _QUICK and not any(is_remote(name) for name in names) and not self.servers
+
+    @property
+    def servers(self) -> tuple[ServerSource, ...]:
+        """Give those that a server has to be asked for."""
+        return tuple(source for source in self.sources if isinstance(source, ServerSource))
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,8 @@ class InputRasters:
     unseen: tuple[RasterItem, ...]
     is_separate: bool
     whole: SourceRaster
+    owners: Mapping[str, str] = field(default_factory=dict)
+    """Address of a service -> the portal whose item it is."""
 
     @property
     def items(self) -> tuple[RasterItem, ...]:
@@ -104,9 +119,9 @@ def input_list(reader: ParameterReader) -> InputList:
     """
     sources: list[Source] = []
     if reader.is_given(keys.INPUT_SOURCE):
-        sources += sources_in(reader.text(keys.INPUT_SOURCE))
+        sources += sources_in(reader.text(keys.INPUT_SOURCE), reader.text(keys.PORTAL))
     elif reader.is_given(keys.INPUT):
-        sources.append(source_raster(reader.raster_layer(keys.INPUT)))
+        sources.append(_of_layer(reader.raster_layer(keys.INPUT)))
     sources += _more(reader)
     if not sources:
         raise JobError(
@@ -129,7 +144,11 @@ def _more(reader: ParameterReader) -> Iterator[Source]:
         if not isinstance(layer, QgsRasterLayer) or not layer.isValid():
             name = layer.name() if isinstance(layer, QgsMapLayer) else part
             raise JobError(f"'{name}', one of the further rasters, is no raster that QGIS can open.")
-        yield source_raster(layer)
+        yield _of_layer(layer)
+
+
+def _of_layer(layer: QgsRasterLayer) -> Source:
+    return service_layer(layer) or source_raster(layer)
 
 
 def _split(reader: ParameterReader, value: Any) -> list[Any]:
@@ -146,6 +165,7 @@ def _layer(reader: ParameterReader, name: str) -> QgsMapLayer | None:
 def opened(
     inputs: InputList,
     transforms: QgsCoordinateTransformContext,
+    client: HttpClient | None = None,
     told: Told = always,
 ) -> InputRasters:
     """Look at all rasters.
@@ -153,6 +173,7 @@ def opened(
     Args:
         inputs: What the parameters name.
         transforms: How coordinates are converted.
+        client: Asks servers; None where no raster lies on one.
         told: Called with the number of rasters that were looked at, and of all; gives False to stop.
 
     Raises:
@@ -161,17 +182,20 @@ def opened(
     """
     rasters: list[SourceRaster] = []
     unseen: list[RasterItem] = []
+    owners: dict[str, str] = {}
     error: InferenceError | None = None
     for number, source in enumerate(inputs.sources):
         if not told(number, len(inputs.sources)):
             raise Canceled
         try:
-            rasters.append(raster_named(source) if isinstance(source, str) else source)
-        except RasterOpenError as failure:
+            rasters.append(_looked_at(source, client))
+            if isinstance(source, ServerSource) and source.reference.portal and rasters[-1].kind == "image_service":
+                owners[rasters[-1].connection] = source.reference.portal
+        except (RasterOpenError, ServiceError, CredentialError) as failure:
             if not inputs.is_separate:
                 raise
             error = error or failure
-            unseen.append(named_item(str(source)))
+            unseen.append(named_item(source) if isinstance(source, str) else source.item)
     if error is not None and not rasters:
         raise error
     whole = rasters[0]
@@ -180,7 +204,13 @@ def opened(
         extent = _union(rasters, transforms)
         name = f"{whole.name} and {len(inputs.sources) - 1} more"
         whole = replace(whole, extent=extent, name=name)
-    return InputRasters(tuple(rasters), tuple(unseen), inputs.is_separate, whole)
+    return InputRasters(tuple(rasters), tuple(unseen), inputs.is_separate, whole, owners)
+
+
+def _looked_at(source: Source, client: HttpClient | None) -> SourceRaster:
+    if isinstance(source, ServerSource) and client is not None:
+        return described(source, client)
+    return file_raster(source) if isinstance(source, str) else cast(SourceRaster, source)
 
 
 def _check_places(rasters: Sequence[SourceRaster], is_separate: bool) -> None:
@@ -226,23 +256,6 @@ def _band_error(raster: SourceRaster, definition: ModelDefinition) -> ModelIncom
     except ModelIncompatibleError as error:
         return error
     return None
-
-
-def raster_named(name: str) -> SourceRaster:
-    """Look at a raster that has no layer, in any thread.
-
-    Args:
-        name: What GDAL calls it.
-
-    Raises:
-        RasterOpenError: it cannot be opened, or Kestrel could not read it.
-    """
-    layer = QgsRasterLayer(name, Path(name).name, "gdal", QgsRasterLayer.LayerOptions(False))
-    if not layer.isValid():
-        raise RasterOpenError(
-            f"The raster '{name}' cannot be opened.", hint="Check the path, and that QGIS can open it as a layer."
-        )
-    return source_raster(layer)
 
 
 def _union(rasters: Sequence[SourceRaster], transforms: QgsCoordinateTransformContext) -> QgsRectangle:

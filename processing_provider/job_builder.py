@@ -9,11 +9,11 @@ union of the mask) are `complete_job`.
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from qgis.core import (
@@ -30,10 +30,15 @@ from ..inference.job import DetectionJob
 from ..inference.models.arguments import parse_arguments, resolve_arguments
 from ..inference.models.definition import ModelDefinition
 from ..inference.models.package import ModelPackage, open_package
+from ..inference.net.addresses import origin_of
+from ..inference.net.http import HttpClient, make_client
+from ..inference.net.limits import FIRST_CONTACT
+from ..inference.secrets import Secrets
 from . import parameters as keys
 from .bands import chosen_bands, with_bands
 from .cell_size import chosen_crs, snap_point, wanted_cell_size
 from .code_consent import allowed_code
+from .credentials import secrets_for
 from .destination import check_destination, output_file
 from .feature_sink import FieldNames
 from .fit_check import fit_warnings
@@ -46,6 +51,9 @@ from .raster_source import SourceRaster
 from .search_extent import search_extent
 
 _WKT = QgsCoordinateReferenceSystem.WktVariant.WKT2_2019
+
+
+_NO_SECRETS = Secrets()
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,8 @@ class DetectionPlan:
     mask: QgsProcessingFeatureSource | None
     output_crs: QgsCoordinateReferenceSystem
     transforms: QgsCoordinateTransformContext
+    secrets: Secrets
+    """What the servers of the rasters want to see."""
     warnings: tuple[str, ...]
 
 
@@ -129,18 +139,37 @@ def build_plan(
     return with_rasters(make_draft(reader), reader)
 
 
-def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always) -> DetectionPlan:
+def signed_in(draft: PlanDraft, reader: ParameterReader) -> Secrets:
+    """Collect what the servers of a run's rasters want to see; in the main thread.
+
+    Raises:
+        CredentialError: an authentication configuration cannot be used.
+        OutputError: the certificates cannot be written.
+        ServiceError: an address is none.
+    """
+    servers = draft.inputs.servers
+    own = reader.text(keys.AUTHENTICATION)
+    return secrets_for((server.authcfg or own, server.address) for server in servers) if servers else Secrets()
+
+
+def with_rasters(
+    draft: PlanDraft, reader: ParameterReader, told: Told = always, secrets: Secrets = _NO_SECRETS
+) -> DetectionPlan:
     """Look at the rasters, and check what depends on them.
 
     Args:
         draft: The rest.
         reader: The parameters.
         told: See `inputs.opened`.
+        secrets: See `signed_in`.
 
     Raises:
         InferenceError: something that cannot work, with the reason and the way out.
     """
-    inputs = opened(draft.inputs, draft.transforms, told)
+    client = None
+    if draft.inputs.servers:
+        client = make_client(secrets, limits=FIRST_CONTACT, is_cancelled=lambda: not told(0, 0))
+    inputs = opened(draft.inputs, draft.transforms, client, told)
     raster = inputs.whole
     bands = chosen_bands(reader.text(keys.BANDS), raster, draft.package.definition)
     definition = with_bands(draft.package.definition, bands)
@@ -171,11 +200,24 @@ def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always)
         mask=draft.mask,
         output_crs=output_crs,
         transforms=draft.transforms,
+        secrets=secrets if client is None else _shared(secrets, client, inputs.owners),
         warnings=(
             *warnings,
             *targets.warnings,
             *fit_warnings(definition, raster, draft.arguments.get("stretch", "model")),
         ),
+    )
+
+
+def _shared(secrets: Secrets, client: HttpClient, owners: Mapping[str, str]) -> Secrets:
+    """Add the sign-in of portals for the servers that belong to them, where `service_of` found that they do."""
+    known = {entry["origin"]: entry["headers"] for entry in secrets.credentials}
+    for url, portal in owners.items():
+        origin, headers = origin_of(url), known.get(origin_of(portal), {})
+        if origin not in known and client.signs(url):
+            known[origin] = {name: value for name, value in headers.items() if value.lower().startswith("bearer ")}
+    return replace(
+        secrets, credentials=tuple({"origin": origin, "headers": headers} for origin, headers in known.items())
     )
 
 
@@ -201,7 +243,7 @@ def _mask_wkb(source: QgsProcessingFeatureSource, plan: DetectionPlan) -> str:
 
 def new_job_id() -> str:
     """Give a name for a run that sorts by time and that no other run has."""
-    return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    return f"{datetime.now():%Y%m%d-%H%M%S}-{token_hex(3)}"
 
 
 def model_reference(text: str) -> str:

@@ -14,6 +14,7 @@ from qgis.core import (
     QgsProcessingOutputDefinition,
     QgsProcessingOutputNumber,
     QgsProcessingOutputString,
+    QgsProcessingParameterAuthConfig,
     QgsProcessingParameterBoolean,
     QgsProcessingParameterCrs,
     QgsProcessingParameterDefinition,
@@ -185,6 +186,17 @@ def _rasters() -> tuple[Parameter, ...]:
                "without georeference can only be searched separately; their objects overlay one photo at a time."),
             default=PROCESSING_MODES[0], is_advanced=True,
             options={"options": list(PROCESSING_MODES), "usesStaticStrings": True},
+        ),
+        Parameter(
+            PORTAL, tr("Portal"), QgsProcessingParameterString,
+            tr("Address of the ArcGIS portal whose items are meant by an itemId."),
+            default="https://www.arcgis.com", is_optional=True, is_advanced=True,
+        ),
+        Parameter(
+            AUTHENTICATION, tr("Authentication"), QgsProcessingParameterAuthConfig,
+            tr("Configuration from QGIS's authentication store that signs in to the portal or server of the input "
+               "source. A layer's own configuration comes first. What it holds is never written down."),
+            is_optional=True, is_advanced=True,
         ),
     )  # fmt: skip
 

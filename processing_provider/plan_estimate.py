@@ -66,7 +66,7 @@ def estimate(reader: ParameterReader, raster: SourceRaster, package: ModelPackag
     arguments = resolve_arguments(definition, parse_arguments(reader.text(keys.ARGUMENTS))).values
     extent, _ = search_extent(reader, raster)
     area = raster.extent if extent is None else QgsRectangle(*extent)
-    place = ground_at(raster.crs, area.center(), raster.cell_size)
+    place = None if raster.is_picture else ground_at(raster.crs, area.center(), raster.cell_size)
     side = wanted_cell_size(reader, raster, area)
     if side is None:
         wanted = resolution(definition.cell_size, place[0], raster.cell_size) if place else None

@@ -12,6 +12,8 @@ PARAMETERS = {
     "MORE_INPUTS": ("multilayer", None, "optional"),
     "INPUT_SOURCE": ("string", None, "optional advanced"),
     "PROCESSING_MODE": ("enum", "PROCESS_AS_MOSAICKED_IMAGE", "required advanced"),
+    "PORTAL": ("string", "https://www.arcgis.com", "optional advanced"),
+    "AUTHENTICATION": ("authcfg", None, "optional advanced"),
     "MODEL": ("string", None, "required"),
     "ARGUMENTS": ("string", None, "optional"),
     "OBJECTS_OF_INTEREST": ("string", None, "optional"),
