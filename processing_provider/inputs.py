@@ -36,6 +36,7 @@ from ..inference.events import Canceled
 from ..inference.job import RasterItem
 from ..inference.models.definition import ModelDefinition
 from ..inference.net.http import HttpClient
+from ..inference.net.item_files import Progress
 from . import parameters as keys
 from .input_text import is_remote, sources_in
 from .parameter_reader import ParameterReader
@@ -167,6 +168,7 @@ def opened(
     transforms: QgsCoordinateTransformContext,
     client: HttpClient | None = None,
     told: Told = always,
+    progress: Progress | None = None,
 ) -> InputRasters:
     """Look at all rasters.
 
@@ -174,6 +176,7 @@ def opened(
         inputs: What the parameters name.
         transforms: How coordinates are converted.
         client: Asks servers; None where no raster lies on one.
+        progress: Told the bytes of a download that are there, and of all where that is known.
         told: Called with the number of rasters that were looked at, and of all; gives False to stop.
 
     Raises:
@@ -188,7 +191,7 @@ def opened(
         if not told(number, len(inputs.sources)):
             raise Canceled
         try:
-            rasters.append(_looked_at(source, client))
+            rasters.append(_looked_at(source, client, progress))
             if isinstance(source, ServerSource) and source.reference.portal and rasters[-1].kind == "image_service":
                 owners[rasters[-1].connection] = source.reference.portal
         except (RasterOpenError, ServiceError, CredentialError) as failure:
@@ -207,9 +210,9 @@ def opened(
     return InputRasters(tuple(rasters), tuple(unseen), inputs.is_separate, whole, owners)
 
 
-def _looked_at(source: Source, client: HttpClient | None) -> SourceRaster:
+def _looked_at(source: Source, client: HttpClient | None, progress: Progress | None) -> SourceRaster:
     if isinstance(source, ServerSource) and client is not None:
-        return described(source, client)
+        return described(source, client, progress)
     return file_raster(source) if isinstance(source, str) else cast(SourceRaster, source)
 
 

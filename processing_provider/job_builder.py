@@ -26,13 +26,15 @@ from qgis.core import (
 )
 
 from ..inference.errors import JobError, ModelPackageError
-from ..inference.job import DetectionJob
+from ..inference.job import DetectionJob, RasterItem
 from ..inference.models.arguments import parse_arguments, resolve_arguments
 from ..inference.models.definition import ModelDefinition
 from ..inference.models.package import ModelPackage, open_package
 from ..inference.net.addresses import origin_of
 from ..inference.net.http import HttpClient, make_client
+from ..inference.net.item_files import Progress
 from ..inference.net.limits import FIRST_CONTACT
+from ..inference.net.portal import Reference
 from ..inference.secrets import Secrets
 from . import parameters as keys
 from .bands import chosen_bands, with_bands
@@ -45,6 +47,7 @@ from .fit_check import fit_warnings
 from .inputs import InputList, Told, always, check_all_bands, input_list, opened
 from .interpreter import find_interpreter
 from .mask import dissolve
+from .model_source import named_model
 from .outputs.targets import Targets, read_targets
 from .parameter_reader import ParameterReader
 from .raster_source import SourceRaster
@@ -139,21 +142,55 @@ def build_plan(
     return with_rasters(make_draft(reader), reader)
 
 
-def signed_in(draft: PlanDraft, reader: ParameterReader) -> Secrets:
-    """Collect what the servers of a run's rasters want to see; in the main thread.
+def remote_model(reader: ParameterReader) -> Reference | None:
+    """Give the portal's item that MODEL names; None where the model is at hand.
+
+    Raises:
+        InferenceError: MODEL names something else than an item.
+    """
+    found = named_model(reader.text(keys.MODEL), reader.text(keys.PORTAL))
+    return found if found is not None and found.kind == "item" else None
+
+
+def check_without_model(reader: ParameterReader) -> None:
+    """Check what can be checked before the model is downloaded.
+
+    Raises:
+        InferenceError: something that cannot work, with the reason and the way out.
+    """
+    input_list(reader)
+    parse_arguments(reader.text(keys.ARGUMENTS))
+    FieldNames(reader.text(keys.CONFIDENCE_SCORE_FIELD), reader.text(keys.CLASS_VALUE_FIELD))
+    DetectionJob(new_job_id(), (RasterItem("gdal", ""),), "", **_run_options(reader))
+    find_interpreter()
+
+
+def signed_in(inputs: InputList, model: Reference | None, reader: ParameterReader) -> Secrets:
+    """Collect what the servers of a run's rasters and model want to see; in the main thread.
+
+    Args:
+        inputs: The rasters.
+        model: The item that is the model.
+        reader: The parameters.
 
     Raises:
         CredentialError: an authentication configuration cannot be used.
         OutputError: the certificates cannot be written.
         ServiceError: an address is none.
     """
-    servers = draft.inputs.servers
     own = reader.text(keys.AUTHENTICATION)
-    return secrets_for((server.authcfg or own, server.address) for server in servers) if servers else Secrets()
+    wanted = [(server.authcfg or own, server.address) for server in inputs.servers]
+    if model is not None:
+        wanted.append((own, model.portal))
+    return secrets_for(wanted) if wanted else Secrets()
 
 
 def with_rasters(
-    draft: PlanDraft, reader: ParameterReader, told: Told = always, secrets: Secrets = _NO_SECRETS
+    draft: PlanDraft,
+    reader: ParameterReader,
+    told: Told = always,
+    secrets: Secrets = _NO_SECRETS,
+    progress: Progress | None = None,
 ) -> DetectionPlan:
     """Look at the rasters, and check what depends on them.
 
@@ -162,6 +199,7 @@ def with_rasters(
         reader: The parameters.
         told: See `inputs.opened`.
         secrets: See `signed_in`.
+        progress: Told the bytes of a download that are there, and of all where that is known.
 
     Raises:
         InferenceError: something that cannot work, with the reason and the way out.
@@ -169,7 +207,7 @@ def with_rasters(
     client = None
     if draft.inputs.servers:
         client = make_client(secrets, limits=FIRST_CONTACT, is_cancelled=lambda: not told(0, 0))
-    inputs = opened(draft.inputs, draft.transforms, client, told)
+    inputs = opened(draft.inputs, draft.transforms, client, told, progress)
     raster = inputs.whole
     bands = chosen_bands(reader.text(keys.BANDS), raster, draft.package.definition)
     definition = with_bands(draft.package.definition, bands)
@@ -250,8 +288,15 @@ def model_reference(text: str) -> str:
     """Give a model's path as any process finds it, or the text of its definition.
 
     Raises:
-        ModelPackageError: the path begins with a home that does not exist.
+        ModelPackageError: the path begins with a home that does not exist, or it is not at hand.
     """
+    named = named_model(text)
+    if named is not None and named.kind == "item":
+        raise ModelPackageError(
+            f"The model is the portal's item {named.value}, which is downloaded when a detection begins.",
+            hint="To look at it before, download it and give its path.",
+        )
+    text = text if named is None else named.value
     if not text or text.startswith("{"):
         return text
     try:

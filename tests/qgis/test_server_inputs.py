@@ -132,7 +132,7 @@ def test_the_sign_in_of_a_portal_goes_to_its_own_server_and_never_into_the_job(
                       "AUTHENTICATION": "abc1234"}  # fmt: skip
         reader = ParameterReader(algorithm(), parameters, context())
         draft = make_draft(reader)
-        made = with_rasters(draft, reader, secrets=signed_in(draft, reader))
+        made = with_rasters(draft, reader, secrets=signed_in(draft.inputs, None, reader))
         assert {entry["origin"] for entry in made.secrets.credentials} == {double.server.url, arcgis.server.url}
         assert "canary-9" not in made.job.to_json() + repr(made)
 
