@@ -40,6 +40,7 @@ from .inputs import input_list
 from .job_builder import (
     DetectionPlan,
     PlanDraft,
+    check_mask,
     check_without_model,
     complete_job,
     make_draft,
@@ -51,9 +52,11 @@ from .job_run import JobRun, start_run
 from .layer_style import RunRecord, style_on_load
 from .model_source import fetched_model
 from .outputs.append import show_appended
-from .outputs.delivery import deliver
+from .outputs.delivery import Delivery, deliver
 from .outputs.placement import Placement
+from .outputs.publish import ServiceTarget, check_service
 from .outputs.summary import RunStory, Written, as_text, result_of, summary, write_summary
+from .outputs.targets import service_only, service_target
 from .parameter_reader import JSON_KEYS, ParameterReader
 from .parameters import Output, Parameter, output_table, parameter_table
 from .text import size_text, to_plain, tr, without_secrets
@@ -78,6 +81,7 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         self._secrets = Secrets()
         self._model: Reference | None = None
         self._plan: DetectionPlan | None = None
+        self._service: ServiceTarget | None = None
 
     def name(self) -> str:
         """Give the second part of the id `kestrel:detectobjects`."""
@@ -104,9 +108,11 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         """Refuse what cannot work, before anything is started."""
         try:
             with foreseen():
+                reader = ParameterReader(self, parameters, context)
+                check_mask(reader)
                 is_valid, reason = super().checkParameterValues(self.preprocessParameters(parameters), context)
                 if is_valid:
-                    self._check(ParameterReader(self, parameters, context))
+                    self._check(reader)
                 elif keys.MORE_INPUTS in reason:
                     input_list(ParameterReader(self, parameters, context))  # says which one, and why
         except QgsProcessingException as error:
@@ -130,9 +136,11 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
             self._model = remote_model(reader)
             if self._model is not None:
                 self._secrets = signed_in(input_list(reader), self._model, reader)
+                self._service = service_target(reader, service_only(reader))
                 return True
             self._draft = make_draft(reader)
             self._secrets = signed_in(self._draft.inputs, None, reader)
+            self._service = service_target(reader, self._draft.targets)
             if self._draft.inputs.is_quick:
                 self._plan = _planned(self._draft, reader, feedback, self._secrets)
         return True
@@ -152,16 +160,18 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         run: JobRun | None = None
         try:
             with foreseen(lambda: run.log if run else None), sole_writer(plan.output):
-                run = start_run(complete_job(plan))
-                listener = EventListener(feedback)
-                outcome = run.execute(plan.interpreter, listener, feedback)
-                if isinstance(outcome, WasCanceled):
-                    return _cancelled(feedback)
-                if run.job.plan_only:
-                    run.remove()
-                    return _only_planned(outcome.summary, started)
-                story = _Story(plan, run, outcome.summary, listener, begun)
                 try:
+                    if self._service is not None:
+                        check_service(self._service, facts_of(plan, plan.job.job_id, {}, []), feedback)
+                    run = start_run(complete_job(plan))
+                    listener = EventListener(feedback)
+                    outcome = run.execute(plan.interpreter, listener, feedback)
+                    if isinstance(outcome, WasCanceled):
+                        return _cancelled(feedback)
+                    if run.job.plan_only:
+                        run.remove()
+                        return _only_planned(outcome.summary, started)
+                    story = _Story(plan, run, self._service, outcome.summary, listener, begun)
                     results = _write(request, story, feedback)
                 except Canceled:
                     return _cancelled(feedback)
@@ -188,8 +198,8 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
     def postProcessAlgorithm(self, context: QgsProcessingContext, feedback: QgsProcessingFeedback) -> dict[str, Any]:
         """Show in the project what was appended; QGIS calls this in the main thread."""
         plan = self._plan
-        if plan is not None and plan.targets.append is not None:
-            show_appended(context.project(), plan.targets.append)
+        if plan is not None and plan.targets.shown:
+            show_appended(context.project(), *plan.targets.shown)
         return {}
 
 
@@ -259,26 +269,28 @@ class _Story:
 
     plan: DetectionPlan
     run: JobRun
+    service: ServiceTarget | None
     told: Mapping[str, Any]
     listener: EventListener
     begun: datetime
 
-    def facts(self) -> RunFacts:
-        """Give what all objects have in common, now that the worker has told what they are."""
-        plan, fields = self.plan, self.plan.fields
-        return RunFacts(
-            plan.package.definition,
-            self.run.job.job_id,
-            fields,
-            extra_fields(self.told.get("fields"), fields),
-            output_geometry(self.told.get("geometry"), self.listener.object_files),
-            Placement(plan.raster.crs, plan.output_crs, plan.transforms),
-        )
+
+def facts_of(plan: DetectionPlan, job_id: str, told: Mapping[str, Any], files: Sequence[Path]) -> RunFacts:
+    """Give what all objects have in common, as far as the worker has told what they are."""
+    return RunFacts(
+        plan.package.definition,
+        job_id,
+        plan.fields,
+        extra_fields(told.get("fields"), plan.fields),
+        output_geometry(told.get("geometry"), files),
+        Placement(plan.raster.crs, plan.output_crs, plan.transforms),
+    )
 
 
 def _write(request: ParameterReader, story: _Story, feedback: QgsProcessingFeedback) -> dict[str, Any]:
     """Write the new layer, if there is one, then everything else; give the results."""
-    plan, facts, files = story.plan, story.facts(), story.listener.object_files
+    plan, files = story.plan, story.listener.object_files
+    facts = facts_of(plan, story.run.job.job_id, story.told, files)
     feedback.setProgressText(tr("Writing the objects"))
     results: dict[str, Any] = {}
     written: list[Written] = []
@@ -292,7 +304,8 @@ def _write(request: ParameterReader, story: _Story, feedback: QgsProcessingFeedb
         results[keys.OUTPUT] = destination
         written.append(Written("layer", without_secrets(destination), sum(counts.values())))
     feedback.pushInfo(_summary(counts))
-    written += deliver(plan.targets, None, files, facts, sum(counts.values()), feedback)
+    delivery = Delivery(story.run.folder, files, facts, plan.raster.extent, sum(counts.values()))
+    written += deliver(plan.targets, story.service, delivery, feedback)
     told = summary(
         RunStory(
             story.run.job, plan.package.definition, plan.raster.crs, plan.raster.extent, plan.raster.cell_size,

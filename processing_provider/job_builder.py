@@ -22,6 +22,8 @@ from qgis.core import (
     QgsProcessingAlgorithm,
     QgsProcessingContext,
     QgsProcessingFeatureSource,
+    QgsProcessingUtils,
+    QgsRasterLayer,
     QgsRectangle,
 )
 
@@ -48,7 +50,7 @@ from .inputs import InputList, Told, always, check_all_bands, input_list, opened
 from .interpreter import find_interpreter
 from .mask import dissolve
 from .model_source import named_model
-from .outputs.targets import Targets, read_targets
+from .outputs.targets import Targets, check_place, read_targets, service_only
 from .parameter_reader import ParameterReader
 from .raster_source import SourceRaster
 from .search_extent import search_extent
@@ -92,6 +94,7 @@ class PlanDraft:
     arguments: Mapping[str, Any]
     """Arguments of the model, with its defaults."""
     fields: FieldNames
+    targets: Targets
     mask: QgsProcessingFeatureSource | None
     transforms: QgsCoordinateTransformContext
 
@@ -125,6 +128,7 @@ def make_draft(reader: ParameterReader) -> PlanDraft:
         interpreter=find_interpreter(),
         arguments=resolved,
         fields=fields,
+        targets=read_targets(reader, fields, package.definition, resolved),
         mask=_mask_source(reader),
         transforms=reader.context.transformContext(),
     )
@@ -159,6 +163,7 @@ def check_without_model(reader: ParameterReader) -> None:
         InferenceError: something that cannot work, with the reason and the way out.
     """
     input_list(reader)
+    service_only(reader)
     parse_arguments(reader.text(keys.ARGUMENTS))
     FieldNames(reader.text(keys.CONFIDENCE_SCORE_FIELD), reader.text(keys.CLASS_VALUE_FIELD))
     DetectionJob(new_job_id(), (RasterItem("gdal", ""),), "", **_run_options(reader))
@@ -214,10 +219,11 @@ def with_rasters(
     check_all_bands(inputs, definition)
     extent, warnings = search_extent(reader, raster)
     output_crs = chosen_crs(reader) or raster.crs
-    targets = read_targets(reader, draft.fields, definition, draft.arguments, output_crs)
+    targets = draft.targets
     output = output_file(targets.layer)
     if output is not None:
         output = check_destination(output, draft.fields, reader.context.project())
+    check_place(targets, output_crs, output)
     job = replace(
         draft.job,
         rasters=inputs.items,
@@ -334,9 +340,29 @@ def objects_of_interest(text: str, definition: ModelDefinition) -> tuple[str, ..
     return tuple(dict.fromkeys(names))
 
 
+def check_mask(reader: ParameterReader) -> None:
+    """Refuse a raster as mask: QGIS would only say that it cannot be found.
+
+    Raises:
+        JobError: it is one.
+    """
+    value = reader.parameters.get(keys.MASK)
+    kind = QgsProcessingUtils.LayerHint.UnknownType
+    layer = (
+        QgsProcessingUtils.mapLayerFromString(value, reader.context, True, kind) if isinstance(value, str) else value
+    )
+    if isinstance(layer, QgsRasterLayer):
+        raise JobError(
+            "The mask is a raster, and Kestrel searches inside polygons.",
+            hint="Turn it into polygons first with Raster > Conversion > Polygonize, and keep those of the value that "
+            "stands for the searched area.",
+        )
+
+
 def _mask_source(reader: ParameterReader) -> QgsProcessingFeatureSource | None:
     if not reader.is_given(keys.MASK):
         return None
+    check_mask(reader)
     source = reader.algorithm.parameterAsSource(reader.parameters, keys.MASK, reader.context)
     if source is None:
         raise JobError(reader.algorithm.invalidSourceError(reader.parameters, keys.MASK))

@@ -22,6 +22,7 @@ from ..inference.jobs import (
     remove_stale,
     write_job,
 )
+from ..inference.net.ledger import LEDGER_FILE
 from ..inference.worker.client import run_worker
 from .feedback import EventListener, pump_events
 from .text import tr
@@ -68,6 +69,9 @@ class JobRun:
             if not self.is_resumed or isinstance(error, DiskFullError):
                 raise
         feedback.pushInfo(tr("What that run found does not fit any more; starting anew."))
+        if (self.folder / LEDGER_FILE).exists():
+            told = tr("The run {job} had begun to publish: delete its objects there, they carry its name in JobId.")
+            feedback.pushWarning(told.format(job=self.job.job_id))
         listener.object_files.clear()
         self._start_anew()
         return run_worker(interpreter, self.folder, listener, feedback.isCanceled, idle=pump_events)

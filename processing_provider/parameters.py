@@ -129,7 +129,7 @@ class Output:
 
 def parameter_table() -> tuple[Parameter, ...]:
     """Give the parameters in the order of the dialog, in the user's language."""
-    return (*_what_to_detect(), *_where_to_look(), *_what_to_keep(), *_how_to_run(), *_where_to_write())
+    return (*_what_to_detect(), *_where_to_look(), *_what_to_keep(), *_how_to_run(), *_sign_in(), *_where_to_write())
 
 
 def _what_to_detect() -> tuple[Parameter, ...]:
@@ -187,17 +187,6 @@ def _rasters() -> tuple[Parameter, ...]:
                "without georeference can only be searched separately; their objects overlay one photo at a time."),
             default=PROCESSING_MODES[0], is_advanced=True,
             options={"options": list(PROCESSING_MODES), "usesStaticStrings": True},
-        ),
-        Parameter(
-            PORTAL, tr("Portal"), QgsProcessingParameterString,
-            tr("Address of the ArcGIS portal whose items are meant by an itemId, of the input source or the model."),
-            default="https://www.arcgis.com", is_optional=True, is_advanced=True,
-        ),
-        Parameter(
-            AUTHENTICATION, tr("Authentication"), QgsProcessingParameterAuthConfig,
-            tr("Configuration from QGIS's authentication store that signs in to the portal or server of the input "
-               "source. A layer's own configuration comes first. What it holds is never written down."),
-            is_optional=True, is_advanced=True,
         ),
     )  # fmt: skip
 
@@ -257,7 +246,9 @@ def _where_to_look() -> tuple[Parameter, ...]:
         Parameter(
             BANDS, tr("Bands"), QgsProcessingParameterString,
             tr("The raster's bands that the model gets, in the model's order: numbers from 1 as in the layer's "
-               "properties, 4,3,2, or names, nir;red;green. As many as the model takes. Empty: as the model says."),
+               "properties, 4,3,2, or names, nir;red;green. As many as the model takes. A band that is marked as "
+               "transparency is read like any other when it is named here, and is no mask then. Empty: as the model "
+               "says."),
             is_optional=True, is_advanced=True,
         ),
     )  # fmt: skip
@@ -332,6 +323,22 @@ def _how_to_run() -> tuple[Parameter, ...]:
             tr("Some models are programs. For scripts and qgis_process: the hash (SHA-256) of the exact content that "
                "may run, as the message of the refused run tells it; in QGIS's window it allows nothing: press "
                "'Look and allow\u2026' below the model there. Empty: what was allowed in QGIS's window."),
+            is_optional=True, is_advanced=True,
+        ),
+    )  # fmt: skip
+
+
+def _sign_in() -> tuple[Parameter, ...]:
+    return (
+        Parameter(
+            AUTHENTICATION, tr("Authentication"), QgsProcessingParameterAuthConfig,
+            tr("The authentication configuration of QGIS that signs in to portals and services. What is secret in it "
+               "stays in QGIS's store."),
+            is_optional=True, is_advanced=True,
+        ),
+        Parameter(
+            PORTAL, tr("Portal"), QgsProcessingParameterString,
+            tr("Address of the ArcGIS portal that holds items and takes new layers. Empty: ArcGIS Online."),
             is_optional=True, is_advanced=True,
         ),
     )  # fmt: skip

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qgis.core import QgsCoordinateTransform, QgsCsException, QgsProcessingFeedback, QgsRectangle
 
+from ..inference.errors import InferenceError
 from ..inference.events import WasCanceled
 from ..inference.models.arguments import parse_arguments, resolve_arguments
 from ..inference.models.fit_rules import resolution
@@ -20,6 +21,7 @@ from ..inference.models.package import ModelPackage
 from . import parameters as keys
 from .cell_size import ground_at, wanted_cell_size
 from .feedback import EventListener, duration_text
+from .inputs import InputRasters
 from .job_builder import DetectionPlan, complete_job
 from .job_run import start_run
 from .parameter_reader import ParameterReader
@@ -49,6 +51,8 @@ class PlanEstimate:
     memory: int
     most_tiles: int | None
     has_mask: bool
+    n_rasters: int = 1
+    """How many are searched one by one; width and height are the first one's."""
 
     @property
     def is_too_large(self) -> bool:
@@ -84,6 +88,31 @@ def estimate(reader: ParameterReader, raster: SourceRaster, package: ModelPackag
         _memory(reader, arguments, len(definition.input.bands), tile), None if most is None else int(most),
         mask is not None,
     )  # fmt: skip
+
+
+def estimate_all(reader: ParameterReader, inputs: InputRasters, package: ModelPackage) -> PlanEstimate:
+    """Tell the same of all rasters: of the mosaic that they are, or of all in turn.
+
+    Raises:
+        InferenceError: the parameters cannot work, for none of the rasters.
+    """
+    if not inputs.is_separate:
+        return estimate(reader, inputs.whole, package)
+    found = [_estimate_or_error(reader, raster, package) for raster in inputs.rasters]
+    plans = [plan for plan in found if isinstance(plan, PlanEstimate)]
+    errors = [error for error in found if isinstance(error, InferenceError)]
+    if not plans:
+        raise errors[0]
+    return replace(plans[0], tiles=sum(plan.tiles for plan in plans), n_rasters=len(plans))
+
+
+def _estimate_or_error(
+    reader: ParameterReader, raster: SourceRaster, package: ModelPackage
+) -> PlanEstimate | InferenceError:
+    try:
+        return estimate(reader, raster, package)
+    except InferenceError as error:
+        return error  # the run passes over a raster that the extent does not meet
 
 
 def _padding(arguments: Mapping[str, Any], stated: int | None, tile: int) -> int:
@@ -128,11 +157,12 @@ def _mask_extent(reader: ParameterReader, raster: SourceRaster) -> QgsRectangle 
 def estimate_text(plan: PlanEstimate) -> str:
     """Say in words what a run has to do."""
     ground = tr(" of {size} m on the ground").format(size=f"{plan.ground:.3g}") if plan.ground else ""
-    text = tr(
-        "{width} x {height} pixels{ground}, {at_most} {tiles} tiles of {size} pixels, roughly {memory} of memory."
-    )
+    text = tr("{width} x {height} pixels{ground}, {at_most} {tiles} of {size} pixels, roughly {memory} of memory.")
+    tiles = tr("1 tile") if plan.tiles == 1 else tr("{count} tiles").format(count=plan.tiles)
+    if plan.n_rasters > 1:
+        text = tr("{count} rasters one by one, the first with ").format(count=plan.n_rasters) + text
     told = text.format(
-        width=plan.width, height=plan.height, ground=ground, tiles=plan.tiles, size=plan.tile_size,
+        width=plan.width, height=plan.height, ground=ground, tiles=tiles, size=plan.tile_size,
         at_most=tr("at most about") if plan.has_mask else tr("about"), memory=size_text(plan.memory),
     )  # fmt: skip
     if not plan.is_too_large:
@@ -172,7 +202,7 @@ def planned_text(summary: Mapping[str, Any]) -> str:
     tiles, seconds, memory = plan.get("tiles"), plan.get("seconds"), plan.get("memory") or plan.get("pixel_memory")
     parts = [tr("{tiles} tiles").format(tiles=tiles)]
     if plan.get("outside"):
-        parts.append(tr("{count} more outside the mask").format(count=plan["outside"]))
+        parts.append(tr("{count} more outside the searched area").format(count=plan["outside"]))
     parts.append(
         tr("no tile with data was found to measure the time")
         if seconds is None

@@ -15,7 +15,7 @@ from qgis.core import Qgis, QgsCoordinateReferenceSystem, QgsProviderRegistry, Q
 from ..inference.errors import ModelIncompatibleError, RasterOpenError
 from ..inference.job import RasterItem
 from ..inference.models.definition import ModelDefinition
-from ..inference.models.fit_rules import NO_INKS, are_inks, find_band
+from ..inference.models.fit_rules import NO_INKS, alpha_hint, are_inks, find_band
 
 _EXPORT = "Save it as a file first: layer menu > Export > Save As, as raw data in GeoTIFF form."
 
@@ -37,6 +37,8 @@ class SourceRaster:
     """Type of the first band's values, as numpy calls it."""
     band_numbers: tuple[int, ...] = ()
     """0-based numbers of those bands in the file; empty: as they stand."""
+    alpha_bands: tuple[tuple[int, str], ...] = ()
+    """Bands of transparency: 0-based number in the file, and name."""
     is_picture: bool = False
     """It has no place on a map; what QGIS takes for its coordinate reference system is somebody's guess."""
     crs_wkt: str = ""
@@ -54,7 +56,9 @@ class SourceRaster:
     def band_index(self, band: int | str) -> int | None:
         """Give the 0-based number in the file of a band that a model names; None where there is none."""
         place = find_band(band, self.band_names) if isinstance(band, str) else band
-        if place is None or place >= len(self.band_names):
+        if place is None:
+            return next((number for number, name in self.alpha_bands if name.lower() == str(band).lower()), None)
+        if place >= len(self.band_names):
             return None
         return self.band_numbers[place] if self.band_numbers else place
 
@@ -91,6 +95,11 @@ def source_raster(layer: QgsRasterLayer) -> SourceRaster:
         dtype=_dtype(bands[0].DataType) if bands else "",
         is_picture=is_picture(dataset),
         band_numbers=tuple(number for number, color in enumerate(colors) if color != gdal.GCI_AlphaBand),
+        alpha_bands=tuple(
+            (number, band.GetDescription() or gdal.GetColorInterpretationName(gdal.GCI_AlphaBand))
+            for number, (band, color) in enumerate(zip(bands, colors))
+            if color == gdal.GCI_AlphaBand
+        ),
         crs_wkt=_given_crs(layer.crs(), dataset),
     )
 
@@ -169,7 +178,8 @@ def check_bands(raster: SourceRaster, definition: ModelDefinition) -> None:
             raise ModelIncompatibleError(
                 f"The model '{definition.name}' reads {wanted}, but the raster '{raster.name}' has "
                 f"{len(names)} band{'s' if len(names) != 1 else ''}: {', '.join(raster.band_names)}.",
-                hint="Choose a raster with the bands that the model was trained on.",
+                hint="Choose a raster with the bands that the model was trained on, or say in the parameter Bands "
+                "(BANDS) which ones it gets." + alpha_hint([number + 1 for number, _ in raster.alpha_bands]),
             )
 
 

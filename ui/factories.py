@@ -33,8 +33,9 @@ from qgis.PyQt.QtWidgets import QVBoxLayout, QWidget
 
 from ..inference.errors import InferenceError
 from ..processing_provider.cell_size import wanted_cell_size
-from ..processing_provider.fit_check import look_at
-from ..processing_provider.job_builder import build_plan
+from ..processing_provider.fit_check import Unreadable, look_at
+from ..processing_provider.inputs import input_list, opened
+from ..processing_provider.job_builder import make_draft, with_rasters
 from ..processing_provider.parameter_reader import ParameterReader, as_json_text, is_json
 from ..processing_provider.parameters import (
     ARGUMENTS,
@@ -45,14 +46,17 @@ from ..processing_provider.parameters import (
     CELL_SIZE_UNITS,
     EXTENT,
     INPUT,
+    INPUT_SOURCE,
     MASK,
     MAX_TILES,
     MODEL,
     MODEL_WIDGET,
+    MORE_INPUTS,
     OUTPUT,
     PLAN_ONLY,
+    PROCESSING_MODE,
 )
-from ..processing_provider.plan_estimate import estimate
+from ..processing_provider.plan_estimate import estimate, estimate_all
 from ..processing_provider.raster_source import SourceRaster
 from .arguments_widget import ArgumentsTable, CompactArguments, ModelerArguments
 from .model_widget import ModelChooser
@@ -60,7 +64,8 @@ from .model_widget import ModelChooser
 _DETECTION = "kestrel:detectobjects"
 _COMPARED = (INPUT, CELL_SIZE, CELL_SIZE_UNIT, CELL_SIZE_LAYER)
 """Parameters that the model is compared with."""
-_PLANNED = (EXTENT, MASK, ARGUMENTS, MAX_TILES)
+_INPUTS = (INPUT, MORE_INPUTS, INPUT_SOURCE)
+_PLANNED = (MORE_INPUTS, INPUT_SOURCE, PROCESSING_MODE, EXTENT, MASK, ARGUMENTS, MAX_TILES)
 """Further ones that the plan depends on."""
 
 
@@ -132,11 +137,21 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
         chooser = self._chooser
         if chooser is None:
             return
-        if chooser.package is None or not isinstance(chooser.raster, SourceRaster):
-            chooser.plan.show_estimate(None)
+        reader = self._reader(_context())
+        has_raster = any(reader.is_given(name) for name in _INPUTS)
+        if chooser.package is None or not has_raster or isinstance(chooser.raster, Unreadable):
+            chooser.plan.show_estimate(None)  # what is wrong stands beside it
             return
         try:
-            chooser.plan.show_estimate(estimate(self._reader(_context()), chooser.raster, chooser.package))
+            if isinstance(chooser.raster, SourceRaster) and not any(reader.is_given(name) for name in _INPUTS[1:]):
+                chooser.plan.show_estimate(estimate(reader, chooser.raster, chooser.package))
+                return
+            inputs = input_list(reader)
+            if inputs.is_quick:
+                rasters = opened(inputs, reader.context.transformContext())
+                chooser.plan.show_estimate(estimate_all(reader, rasters, chooser.package))
+            else:
+                chooser.plan.show_later()
         except InferenceError as error:
             chooser.plan.show_estimate(None, str(error))
 
@@ -145,7 +160,10 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
             return
         reader = self._reader(_context(), **{PLAN_ONLY: True, OUTPUT: QgsProcessing.TEMPORARY_OUTPUT})
         try:
-            self._chooser.plan.start(build_plan(reader.algorithm, reader.parameters, reader.context))
+            draft = make_draft(reader)
+            plan = with_rasters(draft, reader) if draft.inputs.is_quick else None
+            # Many rasters, or those on a server, are looked at in the thread, as in a run.
+            self._chooser.plan.start(lambda: plan or with_rasters(draft, reader))
         except InferenceError as error:
             self._chooser.plan.tell(str(error))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from qgis.core import QgsApplication, QgsProcessingFeedback, QgsTask
@@ -28,16 +29,16 @@ class TrialTask(QgsTask):
 
     ended = pyqtSignal(str)
 
-    def __init__(self, plan: DetectionPlan) -> None:
+    def __init__(self, make_plan: Callable[[], DetectionPlan]) -> None:
         super().__init__(tr("Estimate the time of a detection"), QgsTask.Flag.CanCancel)
-        self._plan = plan
+        self._make_plan = make_plan
         self._feedback = QgsProcessingFeedback(False)
         self._text = ""
 
     def run(self) -> bool:
         """Work, in a thread."""
         try:
-            summary = plan_run(self._plan, self._feedback)
+            summary = plan_run(self._make_plan(), self._feedback)
         except InferenceError as error:
             self._text = str(error)
             return False
@@ -104,14 +105,24 @@ class PlanPanel(QFrame):
         self.button.setVisible(plan is not None)
         self.setVisible(bool(text))
 
+    def show_later(self) -> None:
+        """Say that only a trial can tell the plan: to look at the rasters takes time."""
+        self.show_estimate(None, tr("Plan: the rasters are many, or far away, and are looked at when the run starts."))
+        self.label.setStyleSheet("")
+        self.button.setVisible(True)
+
     @property
     def is_trying(self) -> bool:
         """Tell whether a trial goes on."""
         return self._task is not None
 
-    def start(self, plan: DetectionPlan) -> None:
-        """Measure the time, in QGIS's task manager; it ends with this panel."""
-        task = self._task = TrialTask(plan)
+    def start(self, make_plan: Callable[[], DetectionPlan]) -> None:
+        """Measure the time, in QGIS's task manager; it ends with this panel.
+
+        Args:
+            make_plan: Gives a plan whose job has `plan_only`; called in a thread.
+        """
+        task = self._task = TrialTask(make_plan)
         # To a method of this object and not to a function: Qt drops the connection when the dialog is gone.
         task.ended.connect(self._ended)
         self.destroyed.connect(lambda *_: _cancel(task))

@@ -77,7 +77,7 @@ def _open_service(
     from .image_service import ImageServicePixels
     from .map_service import MapServicePixels
 
-    client = make_client(access.secrets, is_cancelled=access.is_cancelled, on_wait=access.on_wait)
+    client = make_client(access.secrets, limits=access.limits, is_cancelled=access.is_cancelled, on_wait=access.on_wait)
     is_image = service_url(item).lower().endswith("/imageserver")
     return (ImageServicePixels if is_image else MapServicePixels)(item, bands, grid, client)
 

@@ -51,6 +51,21 @@ def provider(qgis_app: QgsApplication) -> Any:
     return provider
 
 
+@pytest.fixture(scope="session")
+def widgets(qgis_app: QgsApplication) -> Iterator[None]:
+    """Kestrel's widget factories, registered as the plugin does it; once, for QGIS does not bear them a second time."""
+    from qgis.gui import QgsGui
+
+    from kestrel.ui.factories import widget_factories
+
+    made = widget_factories()
+    for factory in made:
+        QgsGui.processingGuiRegistry().addParameterWidgetFactory(factory)
+    yield
+    for factory in made:
+        QgsGui.processingGuiRegistry().removeParameterWidgetFactory(factory)
+
+
 @pytest.fixture(autouse=True)
 def empty_project() -> Iterator[QgsProject]:
     """A project without layers for each test."""

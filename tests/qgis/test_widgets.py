@@ -34,19 +34,9 @@ from kestrel.tests.qgis.examples import (
 from kestrel.ui import factories as factories_module
 from kestrel.ui.arguments_widget import ArgumentsTable, CompactArguments, ModelerArguments
 from kestrel.ui.consent_dialog import ConsentDialog, program_text
-from kestrel.ui.factories import widget_factories
 from kestrel.ui.model_widget import ModelChooser, describe, recent_models, remember
 
-
-@pytest.fixture(scope="module", autouse=True)
-def factories() -> Iterator[None]:
-    """Kestrel's widget factories, registered as the plugin does it."""
-    made = widget_factories()
-    for factory in made:
-        QgsGui.processingGuiRegistry().addParameterWidgetFactory(factory)
-    yield
-    for factory in made:
-        QgsGui.processingGuiRegistry().removeParameterWidgetFactory(factory)
+pytestmark = pytest.mark.usefixtures("widgets")
 
 
 @pytest.fixture

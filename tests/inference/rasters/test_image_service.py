@@ -15,6 +15,7 @@ from kestrel.inference.errors import (
     CredentialError,
     InferenceError,
     ModelIncompatibleError,
+    NetworkError,
     RasterOpenError,
     RasterReadError,
 )
@@ -22,7 +23,7 @@ from kestrel.inference.events import Canceled
 from kestrel.inference.job import RasterItem
 from kestrel.inference.net.http import Credential, HttpClient
 from kestrel.inference.net.limits import HttpLimits
-from kestrel.inference.rasters import image_service
+from kestrel.inference.rasters import image_export, image_service
 from kestrel.inference.rasters.access import RasterAccess
 from kestrel.inference.rasters.block_cache import BlockCache
 from kestrel.inference.rasters.gdal_pixels import GdalPixels
@@ -104,7 +105,7 @@ def test_any_window_is_that_part_of_the_whole(data: st.DataObject) -> None:
         pixels = SMALL.pixels[:, part.y : part.bottom, part.x : part.right]
         return pixels, pixels > 7
 
-    cache = BlockCache(130, 90, data.draw(st.integers(1, 64)), fetch, remembered=20_000)
+    cache = BlockCache(130, 90, data.draw(st.integers(9, 64)), fetch, remembered=20_000)
     pixels, present = cache.read(window)
     cache.close()
     expected = SMALL.pixels[:, window.y : window.bottom, window.x : window.right]
@@ -113,7 +114,7 @@ def test_any_window_is_that_part_of_the_whole(data: st.DataObject) -> None:
 
 
 def test_overlapping_windows_of_several_threads_ask_for_each_block_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_service, "BLOCK", 32)
+    monkeypatch.setattr(image_export, "_BLOCK", 32)
     windows = [Window(x, y, 40, 40) for y in range(0, 50, 10) for x in range(0, 90, 10)]
     with image_server(SMALL) as arcgis:
         source = opened(arcgis)
@@ -215,6 +216,36 @@ def test_nodata_that_json_has_rounded_is_still_missing() -> None:
     assert 1 == np.count_nonzero(~present)
 
 
+def test_black_beyond_the_pictures_of_a_mosaic_is_missing_and_black_in_them_is_not() -> None:
+    pixels, footprint = np.maximum(SMALL.pixels, 1), np.zeros((90, 130), bool)
+    footprint[:, :100] = True
+    pixels[:, ~footprint] = 0
+    pixels[:, 10:40, 10:40] = 0
+    with image_server(replace(SMALL, pixels=pixels, footprint=footprint)) as arcgis:
+        result, present = whole(opened(arcgis))
+    assert np.array_equal(pixels, result)
+    assert np.array_equal(np.broadcast_to(footprint, pixels.shape), present)
+
+
+def test_only_what_looks_empty_is_asked_for_twice() -> None:
+    with image_server(replace(SMALL, pixels=np.maximum(SMALL.pixels, 1))) as arcgis:
+        source = opened(arcgis)
+        arcgis.server.asked.clear()
+        whole(source)
+        assert {"tiff"} == {request.query["format"] for request in arcgis.exports()}
+
+
+def test_a_part_of_a_service_is_read_in_whole_pixels() -> None:
+    x, y = SMALL.corner
+    with image_server(SMALL) as arcgis:
+        source = opened(arcgis, extent=[x + 5.1, y - 12.0, x + 20.0, y - 2.6])
+        assert (x + 5.0, y - 2.5) == (source.info.transform.c, source.info.transform.f)
+        pixels, _ = whole(source)
+        with pytest.raises(RasterOpenError, match="no pixels in the extent"):
+            opened(arcgis, extent=[x + 500, y, x + 600, y + 100])
+    assert np.array_equal(SMALL.pixels[:, 5:24, 10:40], pixels)
+
+
 def test_a_colour_table_stands_for_three_bands() -> None:
     colors = {0: (1, 2, 3), 1: (200, 0, 0), 2: (0, 150, 0)}
     pixels = np.arange(64, dtype="uint8").reshape(1, 8, 8) % 3
@@ -281,10 +312,11 @@ def test_faults_change_nothing_in_the_pixels(fault: str) -> None:
     assert np.array_equal(SMALL.pixels, pixels)
 
 
-def test_a_block_that_the_server_cannot_make_is_a_tile_that_cannot_be_read() -> None:
+@pytest.mark.parametrize("fault", ["json-error", "500", "html"])
+def test_a_block_that_the_server_cannot_make_is_a_tile_that_cannot_be_read(fault: str) -> None:
     with image_server(SMALL) as arcgis:
         source = opened(arcgis)
-        arcgis.server.plan.extend(["json-error"] * 10)
+        arcgis.server.plan.extend([fault] * 10)
         with pytest.raises(RasterReadError, match="columns 0 to 9") as caught:
             source.read(Window(0, 0, 9, 9))
         assert [0, 0, 9, 9] == caught.value.context["window"]
@@ -351,6 +383,23 @@ def test_the_identity_changes_with_the_pixels_and_with_nothing_else() -> None:
         arcgis.image_now = replace(SMALL, pixels=noise(3, 90, 130, seed=9))
         assert first == again
         assert first != opened(arcgis).identity()
+
+
+def test_a_service_that_shows_no_coarse_picture_is_known_by_what_it_says() -> None:
+    with image_server(SMALL) as arcgis:
+        source = opened(arcgis)
+        arcgis.server.plan.extend(["json-error"] * 4)
+        identity = source.identity()
+        assert identity is not None
+        assert identity[-1] is None
+
+
+def test_a_server_that_is_gone_is_no_tile_that_cannot_be_read() -> None:
+    with image_server(SMALL) as arcgis:
+        source = opened(arcgis)
+        arcgis.server.chance = lambda _request: "503"
+        with pytest.raises(NetworkError):
+            source.read(Window(0, 0, 9, 9))
 
 
 def test_a_large_service_is_sampled_from_a_coarse_picture(monkeypatch: pytest.MonkeyPatch) -> None:
