@@ -41,7 +41,7 @@ from . import parameters as keys
 from .input_text import is_remote, sources_in
 from .parameter_reader import ParameterReader
 from .raster_source import SourceRaster, check_bands, file_raster, source_raster
-from .server_source import ServerSource, described, service_layer
+from .server_source import ServerSource, described, items_of, service_layer
 
 _QUICK = 24
 """Rasters that are looked at while the dialog waits."""
@@ -191,9 +191,10 @@ def opened(
         if not told(number, len(inputs.sources)):
             raise Canceled
         try:
-            rasters.append(_looked_at(source, client, progress))
-            if isinstance(source, ServerSource) and source.reference.portal and rasters[-1].kind == "image_service":
-                owners[rasters[-1].connection] = source.reference.portal
+            raster = _looked_at(source, client, progress)
+            if isinstance(source, ServerSource) and source.reference.portal and raster.kind == "image_service":
+                owners[raster.connection] = source.reference.portal
+            rasters += items_of(raster, client) if client is not None and inputs.is_separate else [raster]
         except (RasterOpenError, ServiceError, CredentialError) as failure:
             if not inputs.is_separate:
                 raise
@@ -205,7 +206,7 @@ def opened(
     _check_places(rasters, inputs.is_separate)
     if len(rasters) > 1:
         extent = _union(rasters, transforms)
-        name = f"{whole.name} and {len(inputs.sources) - 1} more"
+        name = f"{whole.name} and {len(rasters) + len(unseen) - 1} more"
         whole = replace(whole, extent=extent, name=name)
     return InputRasters(tuple(rasters), tuple(unseen), inputs.is_separate, whole, owners)
 

@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 
 from qgis.core import QgsCoordinateReferenceSystem, QgsRasterLayer, QgsRectangle
 
-from ..inference.errors import RasterOpenError
+from ..inference.errors import RasterOpenError, ServiceError
 from ..inference.job import RasterItem
+from ..inference.net.catalog import catalog_items
 from ..inference.net.http import HttpClient
 from ..inference.net.item_files import Progress, raster_of
 from ..inference.net.portal import Reference
@@ -86,6 +87,26 @@ def described(source: ServerSource, client: HttpClient, progress: Progress | Non
     if found.kind == "image_service":
         return _service(found.source, client, replace(source, title=source.title or found.item.title))
     return replace(file_raster(found.source), name=source.title or found.item.title or Path(found.source).name)
+
+
+def items_of(raster: SourceRaster, client: HttpClient) -> list[SourceRaster]:
+    """Give the rasters that an image service is made of, to be searched one by one; itself where it names none.
+
+    Raises:
+        NetworkError, CredentialError: the server cannot be asked, or says no.
+    """
+    if raster.kind != "image_service" or not raster.connection.lower().endswith("/imageserver"):
+        return [raster]
+    try:
+        found = catalog_items(client, raster.connection)
+    except ServiceError:
+        return [raster]  # one image, or a mosaic whose catalog is not open
+    rule = raster.options.get("mosaicRule")
+    return [
+        replace(raster, name=item.name, extent=QgsRectangle(*item.extent), options={
+            **raster.options, **item.options(rule if isinstance(rule, Mapping) else None)})
+        for item in found
+    ]  # fmt: skip
 
 
 def _service(address: str, client: HttpClient, source: ServerSource) -> SourceRaster:

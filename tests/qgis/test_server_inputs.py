@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +179,28 @@ def test_a_run_on_a_service_and_on_an_item_finds_what_the_file_holds(
             found.append(sorted((feature.geometry().asWkt(3), feature["Class"]) for feature in layer.getFeatures()))
     assert len(found[0]) > 50
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.slow
+def test_the_rasters_of_a_mosaic_service_are_searched_one_by_one(
+    good: dict[str, Any], repository: Path, tmp_path: Path
+) -> None:
+    scene = open_image(repository / DEMO)
+    other = replace(scene, pixels=scene.pixels[:, :200].copy())
+    with image_server(scene, items={3: scene, 8: other}) as arcgis:
+        given = {**good, "INPUT_SOURCE": arcgis.image, "PROCESSING_MODE": "PROCESS_ITEMS_SEPARATELY"}
+        rasters = plan(given).job.rasters
+        assert [(item.name, item.options["mosaicRule"]["lockRasterIds"]) for item in rasters] == [
+            ("item 3", [3]), ("item 8", [8])
+        ]  # fmt: skip
+        given.update(MODEL=str(repository / CROWNS), OUTPUT=str(tmp_path / "out.gpkg"))
+        results, _ = algorithm().run(given, context(), Listener(), catchExceptions=False)
+    layer = QgsVectorLayer(results["OUTPUT"], "", "ogr")
+    counts = Counter(feature["Source"] for feature in layer.getFeatures())
+    assert set(counts) == {f"{arcgis.image}/3", f"{arcgis.image}/8"}
+    assert counts[f"{arcgis.image}/3"] > counts[f"{arcgis.image}/8"] > 10
+
+
+def test_a_service_that_names_no_rasters_is_searched_as_one(good: dict[str, Any], arcgis: ArcGis) -> None:
+    given = {**good, "INPUT_SOURCE": arcgis.image, "PROCESSING_MODE": "PROCESS_ITEMS_SEPARATELY"}
+    assert [item.options for item in plan(given).job.rasters] == [{}]
