@@ -7,15 +7,18 @@ job ──> model package ──> detector ─┐
 
 from __future__ import annotations
 
+import math
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .detectors.protocol import close_detector
 from .errors import JobError, RasterChangedError
-from .events import Report
+from .events import Message, Report
 from .job import DetectionJob
 from .journal import JobState, Journal, TileState
 from .rasters.access import ALONE, RasterAccess
@@ -23,6 +26,8 @@ from .reshaping import reshaped_geometry
 from .results import hand_out
 from .run import Run, fingerprint, prepare
 from .search import search, tell_quarantined
+
+_TELL_SECONDS = 15.0
 
 
 def detect(
@@ -49,6 +54,7 @@ def detect(
         InferenceError: the job cannot be done, or not be finished.
     """
     start = time.monotonic()
+    access = replace(access, on_wait=access.on_wait or _WaitTeller(report))
     with tempfile.TemporaryDirectory(prefix="model-", dir=folder, ignore_cleanup_errors=True) as unpacked:
         run = prepare(job, Path(unpacked), report, access)
         try:
@@ -64,6 +70,22 @@ def detect(
         finally:
             run.source.close()
             close_detector(run.detector)
+
+
+class _WaitTeller:
+    """Tells that a server is waited for, from any thread, and not each time."""
+
+    def __init__(self, report: Report) -> None:
+        self._report, self._lock = report, threading.Lock()
+        self._next = 0.0
+
+    def __call__(self, reason: str, seconds: float) -> None:
+        with self._lock:
+            now = time.monotonic()
+            is_due = now >= self._next
+            self._next = now + _TELL_SECONDS if is_due else self._next
+        if is_due:
+            self._report(Message("info", "waiting", f"{reason} It is tried again in {math.ceil(seconds)} s."))
 
 
 def _summary(run: Run, journal: Journal, counts: dict[str, int], seconds: float) -> dict[str, Any]:

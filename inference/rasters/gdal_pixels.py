@@ -50,7 +50,11 @@ class GdalPixels:
         check_typed(item.source)
         self._item, self._grid = item, grid
         self._reading = reading_of(item, self._opened, access)
-        self._reading.call(lambda dataset: self._look(dataset, bands))
+        try:
+            self._reading.call(lambda dataset: self._look(dataset, bands))
+        except BaseException:
+            self._reading.close()
+            raise
 
     def _look(self, dataset: Any, bands: tuple[int | str, ...]) -> None:
         self._reading.settings["GDAL_CACHEMAX"] = _cache_bytes(dataset)
@@ -138,7 +142,11 @@ class GdalPixels:
 
     def _opened(self, name: str) -> list[Any]:
         opened = _open(self._item, name)
-        dataset = on_grid(opened, self._grid)
+        try:
+            dataset = on_grid(opened, self._grid)
+        except RasterOpenError:
+            opened.close()
+            raise
         return [dataset] if dataset is opened else [dataset, opened]
 
     def close(self) -> None:
@@ -167,7 +175,15 @@ def _open(item: RasterItem, name: str) -> Any:
         dataset = rasterio.open(name, **options)
     except (RasterioError, ValueError) as error:
         raise RasterOpenError(f"The raster '{item.source}' cannot be opened: {error}.") from error
-    name = item.source.split("?")[0] if "://" in item.source else item.source
+    try:
+        _check_place(dataset, item.source.split("?")[0] if "://" in item.source else item.source)
+    except RasterOpenError:
+        dataset.close()
+        raise
+    return dataset
+
+
+def _check_place(dataset: Any, name: str) -> None:
     if dataset.transform == Affine.identity():
         kind = "only ground control points or RPCs" if dataset.gcps[0] or dataset.rpcs else "no georeference"
         raise RasterOpenError(
@@ -180,7 +196,6 @@ def _open(item: RasterItem, name: str) -> Any:
         )
     if dataset.transform.determinant == 0:
         raise RasterOpenError(f"The raster '{name}' has pixels without area: its georeference is damaged.")
-    return dataset
 
 
 def resolve_bands(dataset: Any, bands: tuple[int | str, ...]) -> tuple[int, ...]:

@@ -93,8 +93,9 @@ class RemoteFiles:
         Raises: as `file`.
         """
         names = [url.rpartition("/")[2] for url in self._found_in(folder)]
-        tails = [(name, tail) for name in names for tail in _BESIDE if not name.endswith(_BESIDE)]
-        tails += [(PurePosixPath(name).stem, tail) for name in names for tail in _BESIDE_OTHERS
+        alone = [name for name in names if "?" not in name]  # behind a question mark, a name is no name
+        tails = [(name, tail) for name in alone for tail in _BESIDE if not name.endswith(_BESIDE)]
+        tails += [(PurePosixPath(name).stem, tail) for name in alone for tail in _BESIDE_OTHERS
                   if not name.lower().endswith((*_TIFF, ".vrt", *_BESIDE))]  # fmt: skip
         there = [name + tail for name, tail in tails if self.file(f"{folder}/{name}{tail}") is not None]
         return sorted({*names, *there})
@@ -124,6 +125,8 @@ class RemoteFiles:
 
     def _told(self, action: Callable[[], T]) -> T:
         """Do something; after the first failure that ends the run, all others end at once and with that one."""
+        if self._failure is not None:
+            raise self._failure
         try:
             return action()
         except InferenceError as error:
