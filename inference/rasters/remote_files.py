@@ -175,8 +175,7 @@ class ThreadFiles(MultiByteRangeResourceContainer):  # type: ignore[misc]
 
     def look_at(self, name: str) -> None:
         """Get to know a file by GDAL's name, which may have been read not at all so far; others are passed over."""
-        place = name.find(self._prefix)
-        path = name[place + len(self._prefix) :] if place >= 0 else ""
+        path = name[len(self._prefix) :] if name.startswith(self._prefix) else ""
         if _is_url(path):
             self._found(path)
 
