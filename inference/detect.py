@@ -3,6 +3,8 @@
 job ──> model package ──> detector ─┐
 └────> raster ──> region ──> tiles ┴──> pipeline ──> journal ──> merge ──> georeference ──> files of objects
 └───────────── run.py ─────────────┘ └───── search.py ─────┘ └───────────────── results.py ─────────────────┘
+
+Rasters that are searched one by one go this way in turn (items.py), with one detector.
 """
 
 from __future__ import annotations
@@ -11,20 +13,23 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from .detectors.protocol import close_detector
 from .errors import JobError, RasterChangedError
 from .events import Message, Report
+from .items import search_items
 from .job import DetectionJob
+from .jobs import item_folder, objects_path
 from .journal import JobState, Journal, TileState
+from .outlook import Outlook, check_limit, look_ahead
 from .rasters.access import ALONE, RasterAccess
 from .reshaping import reshaped_geometry
 from .results import hand_out
-from .run import Run, fingerprint, prepare
+from .run import OpenModel, Run, fingerprint, prepare
 from .search import search, tell_quarantined
 
 _TELL_SECONDS = 15.0
@@ -53,23 +58,66 @@ def detect(
         Canceled: is_cancelled said so; what was found so far is in the journal.
         InferenceError: the job cannot be done, or not be finished.
     """
-    start = time.monotonic()
     access = replace(access, on_wait=access.on_wait or _WaitTeller(report))
     with tempfile.TemporaryDirectory(prefix="model-", dir=folder, ignore_cleanup_errors=True) as unpacked:
-        run = prepare(job, Path(unpacked), report, access)
+        model = OpenModel(job, Path(unpacked))
+        paths = (objects_path(folder, number) for number in count(1))
+
+        def search_one(job: DetectionJob, name: str, report: Report) -> dict[str, Any]:
+            return _detect_raster(job, model, folder / name, paths, report, is_cancelled, access)
+
         try:
-            identity = run.source.pixels.identity()
-            with Journal.open(folder, fingerprint(run), len(run.plan.grid)) as journal:
-                search(run, journal, report, is_cancelled)
-                if run.source.pixels.identity() != identity:
-                    raise RasterChangedError.of(run.source.name)
-                tell_quarantined(run, journal, report)
-                counts = hand_out(run, journal, folder, report, is_cancelled)
-                journal.set_state(JobState.done)
-                return _summary(run, journal, counts, time.monotonic() - start)
+            if job.processing_mode == "items":
+                return search_items(job, search_one, report, is_cancelled)
+            return search_one(job, "", report)
         finally:
-            run.source.close()
-            close_detector(run.detector)
+            model.close()
+
+
+def _detect_raster(
+    job: DetectionJob,
+    model: OpenModel,
+    folder: Path,
+    paths: Iterator[Path],
+    report: Report,
+    is_cancelled: Callable[[], bool],
+    access: RasterAccess,
+) -> dict[str, Any]:
+    """Search one raster, or several as one mosaic."""
+    start = time.monotonic()
+    run = prepare(job, model, report, access)
+    try:
+        outlook = look_ahead(run, is_cancelled)
+        report(Message("info", "plan", outlook.text))
+        if job.plan_only:
+            return _plan_summary(run, outlook, time.monotonic() - start)
+        check_limit(outlook, job.max_tiles)
+        identity, key = run.source.pixels.identity(), fingerprint(run)
+        place = item_folder(folder, key) if job.processing_mode == "items" else folder
+        with Journal.open(place, key, len(run.plan.grid)) as journal:
+            search(run, journal, report, is_cancelled)
+            if run.source.pixels.identity() != identity:
+                raise RasterChangedError.of(run.source.name)
+            tell_quarantined(run, journal, report)
+            counts = hand_out(run, journal, paths, report, is_cancelled)
+            journal.set_state(JobState.done)
+            summary = _summary(run, journal, counts, time.monotonic() - start)
+            return {**summary, "plan": outlook.to_dict()}
+    finally:
+        run.source.close()
+
+
+def _plan_summary(run: Run, outlook: Outlook, seconds: float) -> dict[str, Any]:
+    grid = run.plan.grid
+    return {
+        "plan": outlook.to_dict(),
+        "tiles": len(grid),
+        "tile_size": grid.tile_size,
+        "padding": grid.padding,
+        "device": run.device,
+        "model_sha256": run.sha256,
+        "seconds": round(seconds, 3),
+    }
 
 
 class _WaitTeller:

@@ -36,7 +36,8 @@ class Message:
 class Progress:
     """How far the run is.
 
-    Units/space: done and total in tiles; rate in tiles a second; remaining in seconds. None: not known yet.
+    Units/space: done and total in tiles; rate in tiles a second; remaining in seconds, for all rasters. None: not known
+    yet.
     """
 
     type: ClassVar[str] = "progress"
@@ -45,6 +46,9 @@ class Progress:
     objects: int
     rate: float | None = None
     remaining: float | None = None
+    item: int = 1
+    """Of several rasters that are searched one by one: the number of this one, from 1; the tiles are its own."""
+    items: int = 1
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.warp import transform
@@ -43,7 +44,7 @@ def ground_cell(info: RasterInfo) -> tuple[float, float] | None:
     points = to_map(np.array([[x, y], [x + 1, y], [x, y + 1]]), info.transform)
     try:
         lon, lat = transform(CRS.from_wkt(info.crs_wkt), CRS.from_epsg(4326), *points.T.tolist())
-    except CRSError:
-        return None
+    except (CRSError, CPLE_BaseError):
+        return None  # a building site's own system, for example, has no place on the globe
     size = ground_side(lon, lat)
     return None if size is None else (size, lat[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -80,12 +81,24 @@ def angles_of(shapes: ObjectArray, transform: Affine) -> FloatArray:
     return np.where(is_square, angles.min(axis=1), of_long)
 
 
-def shapes_to_wkb(shapes: ObjectArray, transform: Affine) -> list[bytes]:
+def shapes_to_wkb(
+    shapes: ObjectArray, transform: Affine, project: Callable[[FloatArray], FloatArray] | None = None
+) -> list[bytes]:
     """Take shapes from raster pixels to map coordinates and give them as WKB, outer rings counter-clockwise.
+
+    Args:
+        shapes: The shapes.
+        transform: From the raster's pixels to its map.
+        project: From its map to another one; None: it is the one.
 
     Shape:
         shapes (N,) shapely geometries; gives N byte strings.
     """
-    placed = shapely.transform(shapes, lambda points: to_map(points, transform))
+
+    def placing(points: FloatArray) -> FloatArray:
+        placed = to_map(points, transform)
+        return placed if project is None else project(placed)
+
+    placed = shapely.transform(shapes, placing)
     # A north-up raster mirrors: its rows run down, and y runs up.
     return [bytes(wkb) for wkb in shapely.to_wkb(shapely.orient_polygons(placed), byte_order=1)]

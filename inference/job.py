@@ -43,9 +43,15 @@ class RasterItem:
             raise JobError(f"A raster of the kind '{self.kind}' is not one of {', '.join(RASTER_KINDS)}.")
 
     @property
+    def address(self) -> str:
+        """Give its source; of an address on a server without what stands behind its question mark: perhaps a secret."""
+        is_remote = "://" in self.source or self.source.startswith("/vsi")
+        return self.source.split("?")[0] if is_remote else self.source
+
+    @property
     def shown(self) -> str:
-        """Give what messages call it: its name, or its source without what an address has behind its question mark."""
-        return self.name or self.source.split("?")[0]
+        """Give what messages call it: its name, or its address."""
+        return self.name or self.address
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,13 @@ class DetectionJob:
     """Bands that the model gets, in its order: 0-based numbers, or names. Empty: as the model says."""
     processing_mode: str = "mosaic"
     """What several rasters are: one "mosaic", or "items" that are searched one by one."""
+    crs_wkt: str = ""
+    """Of items that are searched one by one: the coordinate reference system of extent, mask and cell size, in which
+    the objects are given, too. Empty: each item's own."""
     max_tiles: int | None = None
     """Most tiles that a run may have; None: any number."""
+    plan_only: bool = False
+    """Tell what the run would have to do, and look for nothing."""
     mask_wkb: str | None = None
     """Polygons to search, hexadecimal WKB; an object counts when its anchor lies inside."""
     run_nms: bool = False
@@ -106,6 +117,8 @@ class DetectionJob:
             raise JobError("The job names no raster.", hint="Choose the raster to search.")
         if not 0 <= self.max_overlap_ratio <= 1:
             raise JobError(f"Maximum overlap ratio {self.max_overlap_ratio:g} is outside 0 to 1.")
+        if self.max_tiles is not None and self.max_tiles < 1:
+            raise JobError(f"Maximum number of tiles {self.max_tiles} is not a positive number.")
         if self.cell_size is not None and not 0 < self.cell_size < float("inf"):
             raise JobError(f"Cell size {self.cell_size:g} is not a positive number.")
         if self.extent is not None:

@@ -107,6 +107,22 @@ def read_job(folder: Path) -> DetectionJob:
     return job_from_json(text)
 
 
+def item_folder(folder: Path, fingerprint: str) -> Path:
+    """Make the folder of one of several rasters that are searched one by one.
+
+    Args:
+        folder: Begins the name.
+        fingerprint: Of the run; ends it, so that a raster that has changed since begins anew, and no other does.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    place = folder.with_name(f"{folder.name}-{fingerprint[:16]}")
+    with _told(place):
+        place.mkdir(mode=0o700, exist_ok=True)
+    return place
+
+
 def objects_path(folder: Path, number: int) -> Path:
     """Give the path of a job's batch of finished objects; names sort in the order of the numbers."""
     return folder / OBJECTS_PATTERN.replace("*", f"{number:08d}")

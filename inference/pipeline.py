@@ -9,6 +9,7 @@ or on the batch size: a tile's outcome is a function of its pixels.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,7 @@ from .tiling import Tile
 
 T = TypeVar("T")
 _POLL_SECONDS = 0.1
+_QUICK_SECONDS = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +50,13 @@ class _Loaded:
     pixels: NDArray[Any] | None
     state: TileState
     error: RasterReadError | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial tile took: seconds a tile, of whatever is slower, reading or running."""
+
+    seconds: float
 
 
 class BatchSize:
@@ -100,7 +109,7 @@ class Pipeline:
         try:
             # is_wanted is asked in this thread only: GEOS's prepared polygons do not bear several at a time.
             loads = _ahead(
-                tiles, lambda tile: readers.submit(self._load, tile, is_wanted(tile)), self._depth, is_cancelled
+                tiles, lambda tile: readers.submit(self._load, tile, is_wanted(tile)), self.depth, is_cancelled
             )
             groups = _in_groups(loads, self.batch_size)
             yield from _ahead(groups, lambda group: callers.submit(self._predict, group), self.n_callers, is_cancelled)
@@ -108,8 +117,33 @@ class Pipeline:
             callers.shutdown(wait=False, cancel_futures=True)
             readers.shutdown(wait=True, cancel_futures=True)  # the raster is closed next, and nobody may be reading it
 
+    def try_tile(self, tile: Tile) -> Trial | None:
+        """Read a tile and run it as often as a run has tiles in the network at a time; None: it holds no pixels.
+
+        The first pass of a network is slower than the others: where it is quick, the second counts.
+
+        Raises:
+            DeviceMemoryError: the memory does not even hold one tile.
+            ModelError: the network failed.
+        """
+        start = time.monotonic()
+        loaded = self._load(tile, True)
+        reading = time.monotonic() - start
+        if loaded.pixels is None:
+            return None
+        groups = [[loaded] * self.batch_size.value] * self.n_callers
+        with ThreadPoolExecutor(self.n_callers, thread_name_prefix="caller") as callers:
+            for _ in range(2):
+                start = time.monotonic()
+                list(callers.map(self._predict, groups))
+                running = time.monotonic() - start
+                if running > _QUICK_SECONDS:
+                    break
+        return Trial(max(reading / self.n_readers, running / (len(groups) * len(groups[0]))))
+
     @property
-    def _depth(self) -> int:
+    def depth(self) -> int:
+        """Give the most tiles that are in memory before the network."""
         return self.n_readers + self.batch_size.value * (self.n_callers + 1)
 
     def _load(self, tile: Tile, is_wanted: bool) -> _Loaded:

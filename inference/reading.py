@@ -5,6 +5,7 @@ Both are settled once a run from the raster as a whole, so that a part of it giv
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,12 +15,15 @@ from numpy.typing import NDArray
 
 from .events import Message
 from .fit import ground_cell
+from .georeference import to_map
 from .job import DetectionJob
 from .models.definition import ModelDefinition
 from .models.fit_rules import AS_BYTES, chosen_stretch, depends_on_values, resolution, stretch_text
 from .rasters.access import ALONE, RasterAccess
 from .rasters.model_raster import ModelRaster
-from .rasters.opening import open_pixels
+from .rasters.mosaic import MosaicPixels
+from .rasters.opening import open_mosaic, open_pixels
+from .rasters.projection import from_common, to_common
 from .rasters.source import GridRequest, PixelSource, RasterInfo
 from .rasters.stretching import BandStretch, measured
 
@@ -50,15 +54,44 @@ def open_raster(
     """
     bands = job.bands or definition.input.bands
     grid = GridRequest(job.cell_size, job.snap, job.resampling)
-    pixels = open_pixels(job.rasters[0], bands, grid, access)
+    if job.crs_wkt and (grid.cell_size or grid.snap):
+        own = open_pixels(job.rasters[0], bands, GridRequest(), access)
+        own.close()
+        grid = _of_raster(grid, own.info, job.crs_wkt)
+    pixels = open_mosaic(job.rasters, bands, grid, access)
     told = list[Message]()
     if job.cell_size is None:
         cell_size, told = _wanted_cell_size(pixels.info, definition)
         if cell_size is not None:
             pixels.close()
-            pixels = open_pixels(job.rasters[0], bands, replace(grid, cell_size=cell_size), access)
+            pixels = open_mosaic(job.rasters, bands, replace(grid, cell_size=cell_size), access)
+    if isinstance(pixels, MosaicPixels):
+        told = [Message("info", "mosaic", _mosaic_text(pixels)), *told]
     stretch, message = _stretch(pixels, definition, str(arguments.get("stretch", "model")))
     return ModelRaster(pixels, definition.input, stretch), told + ([message] if message else [])
+
+
+def _of_raster(grid: GridRequest, info: RasterInfo, crs_wkt: str) -> GridRequest:
+    """Bring cell size and snap point to a raster's own coordinate reference system, where another one is shared."""
+    there, back = to_common(info, crs_wkt), from_common(info, crs_wkt)
+    if there is None or back is None:
+        return grid
+    snap = None if grid.snap is None else tuple(back(np.array(grid.snap)).tolist())
+    cell_size = grid.cell_size
+    if cell_size is not None:
+        centre = there(to_map(np.array([info.width / 2, info.height / 2]), info.transform))
+        corners = back(centre + cell_size * np.array([[0, 0], [1, 0], [0, 1]]))
+        (a, b), (c, d) = (corners[1:] - corners[0]).tolist()
+        cell_size = math.sqrt(abs(a * d - b * c))  # a square of the same ground
+    return replace(grid, cell_size=cell_size, snap=snap)
+
+
+def _mosaic_text(mosaic: MosaicPixels) -> str:
+    info = mosaic.info
+    text = f"{mosaic.n_items} rasters are searched as one mosaic of {info.width} x {info.height} pixels"
+    if mosaic.n_resampled:
+        text += f"; {mosaic.n_resampled} of them are resampled to the grid of the first one"
+    return f"{text}. A later one lies on top."
 
 
 def _wanted_cell_size(info: RasterInfo, definition: ModelDefinition) -> tuple[float | None, list[Message]]:

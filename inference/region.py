@@ -13,8 +13,14 @@ from .detections import FloatArray
 from .errors import JobError, RasterOpenError
 from .georeference import boxes_to_map, to_map
 from .job import DetectionJob
+from .rasters.projection import Project, from_common
 from .rasters.source import RasterInfo
 from .tiling import Tile, Window
+
+OUTSIDE = "outside"
+"""The reason, in the context of an error, that extent or mask do not meet the raster."""
+_STEPS = 64
+"""Parts of an edge that is brought to another coordinate reference system, where it is curved."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +56,16 @@ def make_region(job: DetectionJob, info: RasterInfo) -> Region:
     Raises:
         JobError: the extent or the mask lies outside the raster, or the mask cannot be read.
     """
-    whole = Window(0, 0, info.width, info.height)
+    window = Window(0, 0, info.width, info.height)
     shapes = []
-    window = whole
+    project = from_common(info, job.crs_wkt) if job.extent is not None or job.mask_wkb is not None else None
     if job.extent is not None:
-        window = _extent_window(job.extent, info).intersect(whole)
-        if not _is_axis_aligned(info):
-            shapes.append(shapely.box(*job.extent))
+        extent = _projected(shapely.box(*job.extent), project)
+        window = window.intersect(_extent_window(extent.bounds, info))
+        if project is not None or not _is_axis_aligned(info):
+            shapes.append(extent)
     if job.mask_wkb is not None:
-        mask = _mask(job.mask_wkb)
+        mask = _projected(_mask(job.mask_wkb), project)
         window = window.intersect(_extent_window(mask.bounds, info))
         shapes.append(mask)
     shape = shapely.intersection_all(shapes) if shapes else None
@@ -66,10 +73,23 @@ def make_region(job: DetectionJob, info: RasterInfo) -> Region:
         raise JobError(
             "The extent or mask lies outside the raster: there is nothing to search.",
             hint="Check that it overlaps the raster, and that its coordinate reference system is right.",
+            reason=OUTSIDE,
         )
     if shape is not None:
         shapely.prepare(shape)
     return Region(info, window, shape)
+
+
+def _projected(shape: shapely.Geometry, project: Project | None) -> shapely.Geometry:
+    """Bring a shape to the raster's coordinate reference system; what has no place there lies outside."""
+    if project is None:
+        return shape
+    xmin, ymin, xmax, ymax = shape.bounds
+    fine = shapely.segmentize(shape, max(xmax - xmin, ymax - ymin) / _STEPS)
+    placed = shapely.transform(fine, project)
+    if not np.isfinite(shapely.get_coordinates(placed)).all():
+        raise JobError("The extent or mask has no place in the raster's coordinate reference system.", reason=OUTSIDE)
+    return shapely.make_valid(placed)
 
 
 def _is_axis_aligned(info: RasterInfo) -> bool:

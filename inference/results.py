@@ -17,12 +17,12 @@ from .detections import Detections, of_dimension, shapes_of
 from .errors import DiskFullError, OutputError
 from .events import Canceled, Objects, Report
 from .georeference import angles_of, boxes_to_map, rings_to_wkb, shapes_to_wkb
-from .jobs import objects_path
 from .joining import join_fragments
 from .journal import Journal
 from .merge import Band, Found, Rule, join, rule_of, strongest_first, suppress
 from .models.definition import ModelClass
 from .object_file import MapObjects, foreign_class, write_objects
+from .rasters.projection import Project, to_common
 from .rasters.source import RasterInfo
 from .reshaping import reshaped
 from .run import SEAM_TOLERANCE, Run
@@ -30,19 +30,33 @@ from .run import SEAM_TOLERANCE, Run
 _MOST_SEAM_OVERLAP = 0.5
 ANGLE = "Angle"
 """The attribute that holds the direction of a turned rectangle, see `angles_of`."""
+SOURCE = "Source"
+"""The attribute that tells which of several rasters an object was found in, where they are searched one by one."""
 _OBJECTS_PER_FILE = 5000
 
 
 def hand_out(
-    run: Run, journal: Journal, folder: Path, report: Report, is_cancelled: Callable[[], bool]
+    run: Run, journal: Journal, paths: Iterator[Path], report: Report, is_cancelled: Callable[[], bool]
 ) -> dict[str, int]:
-    """Merge what the journal holds, and write finished objects for QGIS; give the number of objects of each class."""
+    """Merge what the journal holds, and write finished objects for QGIS.
+
+    Args:
+        run: The run.
+        journal: What it found.
+        paths: Gives the files to write, one after the other.
+        report: Told of each file.
+        is_cancelled: Asked often.
+
+    Returns:
+        The number of objects of each class.
+    """
     classes = run.package.definition.classes
     counts = Counter(dict.fromkeys((item.name for item in classes), 0))
-    for number, found in enumerate(_in_portions(merged(run, journal)), 1):
+    project = to_common(run.source.info, run.job.crs_wkt)
+    for found in _in_portions(merged(run, journal)):
         if is_cancelled():
             raise Canceled
-        path, objects = objects_path(folder, number), _to_map(run, found)
+        path, objects = next(paths), _to_map(run, found, project)
         _write(path, objects)
         report(Objects(str(path), len(found)))
         counts.update(_class_name(objects, index, classes) for index in range(len(objects)))
@@ -184,11 +198,18 @@ def _cut(found: Found) -> Iterator[Found]:
         yield found.take(np.arange(start, min(start + _OBJECTS_PER_FILE, len(found))))
 
 
-def _to_map(run: Run, found: Found) -> MapObjects:
+def _to_map(run: Run, found: Found, project: Project | None) -> MapObjects:
     d = reshaped(found.detections, run.detector.traits.geometry, run.arguments)
     transform = run.source.info.transform
-    wkb = rings_to_wkb(boxes_to_map(d.boxes, transform)) if d.shapes is None else shapes_to_wkb(d.shapes, transform)
+    if d.shapes is None:
+        rings = boxes_to_map(d.boxes, transform)
+        wkb = rings_to_wkb(rings if project is None else project(rings))
+    else:
+        wkb = shapes_to_wkb(d.shapes, transform, project)
     attributes = None if d.attributes is None else list(d.attributes)
+    if run.job.processing_mode == "items":
+        source = run.job.rasters[0].address
+        attributes = [{**own, SOURCE: source} for own in attributes or [{}] * len(found)]
     return MapObjects(wkb, d.scores, d.labels, found.tiles, _is_cut(run, found), attributes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -21,7 +21,7 @@ from .detectors.augmented import (
     AugmentedDetector,
     parse_scales,
 )
-from .detectors.protocol import Detector, DetectorSettings
+from .detectors.protocol import Detector, DetectorSettings, close_detector
 from .device import choose_device
 from .errors import ModelHashError, RasterReadError
 from .events import Message, Report
@@ -31,6 +31,7 @@ from .models.arguments import resolve_arguments
 from .models.definition import ModelDefinition
 from .models.overrides import overruled
 from .models.package import ModelPackage, open_package
+from .pipeline import BatchSize, Pipeline
 from .plan import Plan, make_plan, usable_cores
 from .preprocess import Preprocess
 from .rasters.access import ALONE, RasterAccess
@@ -63,40 +64,90 @@ class Run:
     n_threads: int
 
 
-def prepare(job: DetectionJob, unpacked: Path, report: Report, access: RasterAccess = ALONE) -> Run:
-    """Open, load and plan what a job names.
+class OpenModel:
+    """A job's model: opened once, its network loaded when the first raster is there; `close` it in the end.
 
     Args:
         job: The job.
         unpacked: An empty private folder for the model's files.
+
+    Raises:
+        InferenceError: it cannot be opened, or is not the one of the job.
+    """
+
+    def __init__(self, job: DetectionJob, unpacked: Path) -> None:
+        """Open the package."""
+        package = open_package(job.model)
+        self.sha256 = package.sha256()
+        if job.model_sha256 not in ("", self.sha256):
+            raise ModelHashError("The model package has changed since the job was made.", hint="Start the job anew.")
+        self.resolved = resolve_arguments(package.definition, job.arguments)
+        self.package = replace(package, definition=overruled(package.definition, self.resolved.values))
+        self._job, self._unpacked = job, unpacked
+        self._device = ""
+        self._detector: Detector | None = None
+
+    @property
+    def definition(self) -> ModelDefinition:
+        """Give what the package says, and what the user's arguments overrule of it."""
+        return self.package.definition
+
+    @property
+    def device(self) -> str:
+        """Give the device that the network runs on."""
+        self._device = self._device or choose_device(self._job.processor, self._job.gpu_id, self.definition.kind)
+        return self._device
+
+    @property
+    def n_threads(self) -> int:
+        """Give the number of threads that inference may use."""
+        return parse_parallel_factor(self._job.parallel_processing_factor, usable_cores())
+
+    def detector(self, sample: Sampler) -> Detector:
+        """Give the network, loaded with a look at the raster that asks first."""
+        if self._detector is None:
+            self._detector = self._load(DetectorSettings(self.device, self.n_threads, self._job.allowed_code, sample))
+        return self._detector
+
+    def _load(self, settings: DetectorSettings) -> Detector:
+        values = self.resolved.values
+        if not values["test_time_augmentation"]:
+            return load_detector(self.package, values, settings, self._unpacked)
+        lower = {**values, "threshold": values["threshold"] * _VIEW_SHARE}
+        return _augmented(load_detector(self.package, lower, settings, self._unpacked), self.definition, values)
+
+    def close(self) -> None:
+        """Let go of what the network holds besides memory."""
+        if self._detector is not None:
+            close_detector(self._detector)
+
+
+def prepare(job: DetectionJob, model: OpenModel, report: Report, access: RasterAccess = ALONE) -> Run:
+    """Open, load and plan what a job names.
+
+    Args:
+        job: The job.
+        model: Its model.
         report: Told about the plan, and what does not fit together well.
         access: What reading the raster needs besides its name.
 
     Raises:
         InferenceError: something cannot be opened, or model and raster do not fit together.
     """
-    package = open_package(job.model)
-    sha256 = package.sha256()
-    if job.model_sha256 not in ("", sha256):
-        raise ModelHashError("The model package has changed since the job was made.", hint="Start the job anew.")
-    resolved = resolve_arguments(package.definition, job.arguments)
-    definition = overruled(package.definition, resolved.values)
-    package = replace(package, definition=definition)
-    source, told = open_raster(job, definition, resolved.values, access)
+    source, told = open_raster(job, model.definition, model.resolved.values, access)
+    try:
+        return _planned(job, model, source, told, report)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _planned(job: DetectionJob, model: OpenModel, source: ModelRaster, told: Sequence[Message], report: Report) -> Run:
+    definition, resolved = model.definition, model.resolved
     region = make_region(job, source.info)
-    device = choose_device(job.processor, job.gpu_id, definition.kind)
-    n_threads = parse_parallel_factor(job.parallel_processing_factor, usable_cores())
     is_size_given = job.arguments.get("tile_size") not in (None, "")
-    sample = _Sampler(source, region, definition, int(resolved.values["tile_size"]), is_size_given)
-    settings = DetectorSettings(device, n_threads, job.allowed_code, sample)
-    is_augmented = bool(resolved.values["test_time_augmentation"])
-    wanted = {**resolved.values, "threshold": resolved.values["threshold"] * _VIEW_SHARE} if is_augmented else (
-        resolved.values
-    )  # fmt: skip
-    detector = load_detector(package, wanted, settings, unpacked)
-    if is_augmented:
-        detector = _augmented(detector, definition, resolved.values)
-    plan = make_plan(definition, resolved.values, job.arguments, detector.traits, region, device)
+    detector = model.detector(Sampler(source, region, definition, int(resolved.values["tile_size"]), is_size_given))
+    plan = make_plan(definition, resolved.values, job.arguments, detector.traits, region, model.device)
     for text in definition.notes:
         report(Message("warning", "package", text))
     for text in resolved.warnings:
@@ -107,9 +158,12 @@ def prepare(job: DetectionJob, unpacked: Path, report: Report, access: RasterAcc
         report(Message("warning", "fit", text))
     for text in detector.traits.notes:
         report(Message("info", "model", text))
-    for text in (f"Model: {definition.name} {definition.version}".strip() + f", on {device}.", *plan.notes):
+    for text in (f"Model: {definition.name} {definition.version}".strip() + f", on {model.device}.", *plan.notes):
         report(Message("info", "plan", text))
-    return Run(job, package, sha256, resolved.values, source, region, detector, plan, device, n_threads)
+    return Run(
+        job, model.package, model.sha256, resolved.values, source, region, detector, plan, model.device,
+        model.n_threads,
+    )  # fmt: skip
 
 
 _PLACES = tuple(product((0.5, 0.25, 0.75), repeat=2))
@@ -118,7 +172,7 @@ _SAMPLE_SIDE, _SAMPLE_STRIDE = 640, 32
 
 
 @dataclass(frozen=True)
-class _Sampler:
+class Sampler:
     """Gives tiles of the searched region, the fullest first, as the run will show them to the network."""
 
     source: ModelRaster
@@ -180,6 +234,18 @@ def make_preprocess(info: RasterInfo, definition: ModelDefinition, size: tuple[i
     return Preprocess(*size, (info.width, info.height), definition.input.pad_value)
 
 
+def make_pipeline(run: Run) -> Pipeline:
+    """Give the parts that a run's tiles go through."""
+    return Pipeline(
+        run.source,
+        make_preprocess(run.source.info, run.package.definition, run.plan.network_size),
+        run.detector,
+        BatchSize(run.plan.batch_size),
+        n_readers=max(1, run.n_threads // 2),
+        n_callers=run.detector.traits.n_callers,
+    )
+
+
 def _augmented(detector: Detector, definition: ModelDefinition, arguments: Mapping[str, Any]) -> Detector:
     how = Augmentation(
         MAP_ORIENTATIONS if definition.is_map_space else PICTURE_ORIENTATIONS,
@@ -204,7 +270,7 @@ def fingerprint(run: Run) -> str:
         info.width, info.height, list(info.transform), info.crs_wkt,
         run.source.stretch and asdict(run.source.stretch),
         list(run.detector.traits.notes), job.extent, job.cell_size, job.mask_wkb,
-        job.snap, job.resampling, job.bands,
+        job.snap, job.resampling, job.bands, job.crs_wkt,
         grid.tile_size, grid.tile_height, grid.padding, grid.stride, run.plan.network_size,
         {name: run.arguments[name] for name in sorted(run.arguments) if name != "batch_size"},
     ]  # fmt: skip

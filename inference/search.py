@@ -14,8 +14,8 @@ from .errors import InferenceError, ModelError, RasterReadError, TileError
 from .events import Message, Progress, Report
 from .joining import touches_inner
 from .journal import Journal, TileResult, TileState
-from .pipeline import BatchSize, Outcome, Pipeline
-from .run import SEAM_TOLERANCE, Run, make_preprocess
+from .pipeline import Outcome
+from .run import SEAM_TOLERANCE, Run, make_pipeline
 from .tiling import Tile
 
 _TOLD_QUARANTINES = 5
@@ -26,14 +26,7 @@ def search(run: Run, journal: Journal, report: Report, is_cancelled: Callable[[]
     """Run the tiles that the journal does not have yet, and commit what they hold, batch by batch."""
     plan, finished = run.plan, journal.finished()
     failed_before = {number for number, _ in journal.quarantined()}
-    pipeline = Pipeline(
-        run.source,
-        make_preprocess(run.source.info, run.package.definition, plan.network_size),
-        run.detector,
-        BatchSize(plan.batch_size),
-        n_readers=max(1, run.n_threads // 2),
-        n_callers=run.detector.traits.n_callers,
-    )
+    pipeline = make_pipeline(run)
     todo = (tile for tile in plan.grid if tile.number not in finished or tile.number in failed_before)
     clock = _Clock(len(plan.grid), len(finished) - len(failed_before))
     report(clock.progress(clock.done, journal.n_objects()))

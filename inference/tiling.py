@@ -114,6 +114,8 @@ class Axis:
         """Give the number of tiles."""
         if self.hangs_over:
             return max(1, -((self.start - self.stop) // self.step))
+        if self.size >= self.limit:
+            return 1  # it sees all, however much of it would be padding
         reach = self.stop if self.stop <= self.limit - self.padding else self.limit - self.padding
         return 1 + max(0, -((self._first_end - reach) // self.step))
 
@@ -127,6 +129,12 @@ class Axis:
         first = self.start if index == 0 else self._first_end + (index - 1) * self.step
         last = self.stop if index == len(self) - 1 else self._first_end + index * self.step
         return first, last
+
+    def inner_edges(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Give what `inner` does for many tiles, (N, 2)."""
+        first = np.where(indices == 0, self.start, self._first_end + (indices - 1) * self.step)
+        last = np.where(indices == len(self) - 1, self.stop, self._first_end + indices * self.step)
+        return np.stack([first, last], axis=1)
 
 
 def align_up(value: int, stride: int) -> int:
@@ -191,6 +199,12 @@ class TileGrid:
     def __iter__(self) -> Iterator[Tile]:
         """Give all tiles in order."""
         return (self[number] for number in range(len(self)))
+
+    def inner_boxes(self, numbers: NDArray[np.int64]) -> FloatArray:
+        """Give the inner windows of many tiles as boxes (N, 4), raster pixels."""
+        rows, columns = np.divmod(numbers, len(self.columns))
+        across, down = self.columns.inner_edges(columns), self.rows.inner_edges(rows)
+        return np.stack([across[:, 0], down[:, 0], across[:, 1], down[:, 1]], axis=1).astype(np.float64)
 
     def owns(self, tile: Tile, anchors: FloatArray, tolerance: float = 0.0) -> NDArray[np.bool_]:
         """Tell which detections a tile may claim.

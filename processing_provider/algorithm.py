@@ -9,7 +9,7 @@ from qgis.core import QgsProcessingAlgorithm
 from qgis.PyQt.QtGui import QIcon
 
 from .icon import ICON_PATH
-from .job_builder import as_json_text, is_json
+from .parameter_reader import as_json_text, is_json
 from .parameters import Output, Parameter
 
 

@@ -32,7 +32,8 @@ from .description_html import as_plain, definition_text, page
 from .feedback import foreseen
 from .fit_check import fit_report
 from .help import table_help
-from .job_builder import ParameterReader, model_reference
+from .job_builder import model_reference
+from .parameter_reader import ParameterReader
 from .parameters import MODEL_WIDGET, Output, Parameter
 from .raster_source import SourceRaster, source_raster
 from .text import to_plain, tr

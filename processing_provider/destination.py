@@ -39,6 +39,9 @@ from .feature_sink import FieldNames, check_written, output_fields
 _PROVIDER = re.compile(r"(.{3,}?):")
 """How QGIS tells `postgres:...` from a file; a drive's letter is shorter."""
 
+_DRIVERS = {".parquet": "Parquet", ".geoparquet": "Parquet", ".feather": "Arrow", ".arrow": "Arrow"}
+"""GDAL's drivers that not every build has, by suffix."""
+
 
 def output_file(value: Any) -> Path | None:
     """Give the file that the value of a sink parameter names, or None for a database, a service or a temporary layer.
@@ -75,6 +78,7 @@ def check_destination(path: Path, names: FieldNames, project: QgsProject | None)
     Raises:
         OutputError: the file cannot be written there, or not in that format, or its layer is being edited.
     """
+    _check_driver(path.suffix)
     if path.is_dir():
         raise OutputError(f"The output '{path}' is a folder.", hint="Add the name of a file, such as objects.gpkg.")
     _check_folder(path.parent)
@@ -89,6 +93,16 @@ def check_destination(path: Path, names: FieldNames, project: QgsProject | None)
                 hint="Save or discard its edits first, or choose another file.",
             )
     return path
+
+
+def _check_driver(suffix: str) -> None:
+    """Refuse formats that this QGIS's GDAL lacks: QGIS would write a GeoPackage with two suffixes instead."""
+    name = _DRIVERS.get(suffix.lower(), "")
+    if name and gdal.GetDriverByName(name) is None:
+        raise OutputError(
+            f"A file '*{suffix}' needs GDAL's driver '{name}', which this QGIS's GDAL {gdal.__version__} lacks.",
+            hint="Choose another format, such as GeoPackage (.gpkg) or FlatGeobuf (.fgb).",
+        )
 
 
 def _check_folder(folder: Path) -> None:

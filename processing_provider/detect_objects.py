@@ -6,6 +6,8 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +19,31 @@ from qgis.core import (
 )
 
 from ..inference.errors import OutputError
-from ..inference.events import WasCanceled
-from ..inference.job import DetectionJob
+from ..inference.events import Canceled, WasCanceled
 from . import parameters as keys
 from .algorithm import KestrelAlgorithm
 from .destination import HalfOutput, sole_writer
-from .feature_sink import RunFacts, check_written, extra_fields, fill_sink, output_fields, output_geometry
+from .feature_sink import (
+    RunFacts,
+    check_written,
+    count_classes,
+    extra_fields,
+    fill_sink,
+    output_fields,
+    output_geometry,
+)
 from .feedback import EventListener, cancelled_exception, foreseen, is_main_thread
 from .help import algorithm_help
-from .job_builder import (
-    JSON_KEYS,
-    DetectionPlan,
-    ParameterReader,
-    build_plan,
-    complete_job,
-)
+from .job_builder import DetectionPlan, PlanDraft, complete_job, make_draft, with_rasters
 from .job_run import JobRun, start_run
 from .layer_style import RunRecord, style_on_load
+from .outputs.append import show_appended
+from .outputs.delivery import deliver
+from .outputs.placement import Placement
+from .outputs.summary import RunStory, Written, as_text, result_of, summary, write_summary
+from .parameter_reader import JSON_KEYS, ParameterReader
 from .parameters import Output, Parameter, output_table, parameter_table
-from .text import to_plain, tr
+from .text import to_plain, tr, without_secrets
 
 
 class DetectObjectsAlgorithm(KestrelAlgorithm):
@@ -48,8 +56,9 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         return parameter_table(), output_table()
 
     def __init__(self) -> None:
-        """Start without a plan; prepareAlgorithm makes it."""
+        """Start without a plan; prepareAlgorithm makes it, where looking at the rasters takes no time."""
         super().__init__()
+        self._draft: PlanDraft | None = None
         self._plan: DetectionPlan | None = None
 
     def name(self) -> str:
@@ -79,7 +88,10 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
             with foreseen():
                 is_valid, reason = super().checkParameterValues(self.preprocessParameters(parameters), context)
                 if is_valid:
-                    build_plan(self, parameters, context)
+                    reader = ParameterReader(self, parameters, context)
+                    draft = make_draft(reader)
+                    if draft.inputs.is_quick:
+                        with_rasters(draft, reader)
         except QgsProcessingException as error:
             return False, str(error)
         return is_valid, reason
@@ -89,18 +101,22 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
     ) -> bool:
         """Take from the layers what is bound to this thread."""
         with foreseen():
-            self._plan = plan = build_plan(self, parameters, context)
-        for warning in plan.warnings:
-            feedback.pushWarning(to_plain(warning))
+            reader = ParameterReader(self, parameters, context)
+            self._draft = make_draft(reader)
+            if self._draft.inputs.is_quick:
+                self._plan = _planned(self._draft, reader, feedback)
         return True
 
     def processAlgorithm(
         self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
     ) -> dict[str, Any]:
         """Run the worker and write what it found."""
-        plan, started = self._plan, time.monotonic()
-        if plan is None:
+        if self._draft is None:
             raise QgsProcessingException("prepareAlgorithm was not called.")
+        started, begun = time.monotonic(), datetime.now(timezone.utc)
+        request = ParameterReader(self, parameters, context)
+        with foreseen():
+            self._plan = plan = self._plan or _planned(self._draft, request, feedback)
         run: JobRun | None = None
         try:
             with foreseen(lambda: run.log if run else None), sole_writer(plan.output):
@@ -109,41 +125,120 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
                 outcome = run.execute(plan.interpreter, listener, feedback)
                 if isinstance(outcome, WasCanceled):
                     return _cancelled(feedback)
-                request = ParameterReader(self, parameters, context)
-                facts = _facts(plan, run.job, outcome.summary, listener.object_files)
-                results = _write(request, plan, run.job, facts, listener.object_files, feedback)
+                if run.job.plan_only:
+                    run.remove()
+                    return _only_planned(outcome.summary, started)
+                story = _Story(plan, run, outcome.summary, listener, begun)
+                try:
+                    results = _write(request, story, feedback)
+                except Canceled:
+                    return _cancelled(feedback)
         finally:
             if run is not None:
                 run.release()
         if not feedback.isCanceled():
             run.remove()
+        results[keys.PLAN] = _plan_text(outcome.summary)
         results[keys.TILE_COUNT] = outcome.summary.get("tiles", 0)
         results[keys.ELAPSED_SECONDS] = round(time.monotonic() - started, 2)
         return results
 
-
-def _facts(plan: DetectionPlan, job: DetectionJob, summary: Mapping[str, Any], files: list[Path]) -> RunFacts:
-    """Give what all objects have in common, now that the worker has told what they are."""
-    return RunFacts(
-        plan.package.definition,
-        job.job_id,
-        plan.fields,
-        extra_fields(summary.get("fields"), plan.fields),
-        output_geometry(summary.get("geometry"), files),
-    )
+    def postProcessAlgorithm(self, context: QgsProcessingContext, feedback: QgsProcessingFeedback) -> dict[str, Any]:
+        """Show in the project what was appended; QGIS calls this in the main thread."""
+        plan = self._plan
+        if plan is not None and plan.targets.append is not None:
+            show_appended(context.project(), plan.targets.append)
+        return {}
 
 
-def _write(
-    request: ParameterReader,
-    plan: DetectionPlan,
-    job: DetectionJob,
-    facts: RunFacts,
-    files: list[Path],
-    feedback: QgsProcessingFeedback,
-) -> dict[str, Any]:
-    """Fill the sink in one go: it is one open transaction, and hours of work must not hang on it."""
-    algorithm, definition = request.algorithm, plan.package.definition
+def _only_planned(summary: Mapping[str, Any], started: float) -> dict[str, Any]:
+    """Give the results of a run that was only planned: no layer, and nothing about objects."""
+    return {
+        keys.PLAN: _plan_text(summary),
+        keys.TILE_COUNT: summary.get("tiles", 0),
+        keys.ELAPSED_SECONDS: round(time.monotonic() - started, 2),
+    }
+
+
+def _plan_text(summary: Mapping[str, Any]) -> str:
+    return json.dumps(summary.get("plan") or {}, ensure_ascii=False)
+
+
+def _planned(draft: PlanDraft, reader: ParameterReader, feedback: QgsProcessingFeedback) -> DetectionPlan:
+    def told(done: int, total: int) -> bool:
+        if total > 1 and done % 10 == 0:
+            feedback.setProgressText(tr("Looking at raster {number} of {total}").format(number=done + 1, total=total))
+        return not feedback.isCanceled()
+
+    plan = with_rasters(draft, reader, told)
+    for warning in plan.warnings:
+        feedback.pushWarning(to_plain(warning))
+    return plan
+
+
+@dataclass(frozen=True)
+class _Story:
+    """What is known when the worker has ended."""
+
+    plan: DetectionPlan
+    run: JobRun
+    told: Mapping[str, Any]
+    listener: EventListener
+    begun: datetime
+
+    def facts(self) -> RunFacts:
+        """Give what all objects have in common, now that the worker has told what they are."""
+        plan, fields = self.plan, self.plan.fields
+        return RunFacts(
+            plan.package.definition,
+            self.run.job.job_id,
+            fields,
+            extra_fields(self.told.get("fields"), fields),
+            output_geometry(self.told.get("geometry"), self.listener.object_files),
+            Placement(plan.raster.crs, plan.output_crs, plan.transforms),
+        )
+
+
+def _write(request: ParameterReader, story: _Story, feedback: QgsProcessingFeedback) -> dict[str, Any]:
+    """Write the new layer, if there is one, then everything else; give the results."""
+    plan, facts, files = story.plan, story.facts(), story.listener.object_files
     feedback.setProgressText(tr("Writing the objects"))
+    results: dict[str, Any] = {}
+    written: list[Written] = []
+    if plan.targets.layer is None:
+        counts = count_classes(files, facts)
+    else:
+        destination, counts = _write_layer(request, plan, facts, files)
+        record = RunRecord(story.run.job, plan.package.definition, plan.raster, plan.fields, counts, facts.extra)
+        name = request.algorithm.parameterDefinition(keys.OUTPUT).description()
+        style_on_load(request.context, destination, record, name)
+        results[keys.OUTPUT] = destination
+        written.append(Written("layer", without_secrets(destination), sum(counts.values())))
+    feedback.pushInfo(_summary(counts))
+    written += deliver(plan.targets, None, files, facts, sum(counts.values()), feedback)
+    told = summary(
+        RunStory(
+            story.run.job, plan.package.definition, plan.raster.crs, plan.raster.extent, plan.raster.cell_size,
+            facts.placement.crs, story.told, story.listener.versions, story.begun, counts, written,
+        )
+    )  # fmt: skip
+    if plan.targets.summary_file is not None:
+        write_summary(plan.targets.summary_file, told)
+        results[keys.SUMMARY_FILE] = str(plan.targets.summary_file)
+    return {
+        **results,
+        keys.OBJECT_COUNT: sum(counts.values()),
+        keys.CLASS_COUNTS: json.dumps(counts, ensure_ascii=False),
+        keys.JOB_ID: story.run.job.job_id,
+        keys.SUMMARY: as_text(told),
+        keys.OUT_OBJECTS: json.dumps(result_of(written), ensure_ascii=False),
+    }
+
+
+def _write_layer(
+    request: ParameterReader, plan: DetectionPlan, facts: RunFacts, files: list[Path]
+) -> tuple[str, Counter[str]]:
+    """Fill the sink in one go: it is one open transaction, and hours of work must not hang on it."""
     half, is_whole = HalfOutput(plan.output), False
     try:
         sink, destination = _open_sink(request, plan, facts)
@@ -156,27 +251,19 @@ def _write(
     finally:
         if not is_whole:
             half.remove()
-    record = RunRecord(job, definition, plan.raster, plan.fields, counts, facts.extra)
-    style_on_load(request.context, destination, record, algorithm.parameterDefinition(keys.OUTPUT).description())
-    feedback.pushInfo(_summary(counts))
-    return {
-        keys.OUTPUT: destination,
-        keys.OBJECT_COUNT: sum(counts.values()),
-        keys.CLASS_COUNTS: json.dumps(counts, ensure_ascii=False),
-        keys.JOB_ID: job.job_id,
-    }
+    return destination, counts
 
 
 def _open_sink(request: ParameterReader, plan: DetectionPlan, facts: RunFacts) -> tuple[QgsFeatureSink, str]:
     algorithm, reason = request.algorithm, ""
     try:
         sink, destination = algorithm.parameterAsSink(
-            request.parameters,
+            {**request.parameters, keys.OUTPUT: plan.targets.layer},
             keys.OUTPUT,
             request.context,
             output_fields(facts.fields, facts.extra),
             facts.geometry,
-            plan.raster.crs,
+            facts.placement.crs,
         )
     except QgsProcessingException as error:
         sink, destination, reason = None, "", str(error).strip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from qgis.PyQt.QtCore import QMetaType
 from ..inference.errors import JobError, OutputError
 from ..inference.models.definition import ModelClass, ModelDefinition
 from ..inference.object_file import MapObjects, read_objects
+from .outputs.placement import Placement
 from .text import to_plain
 
 _BATCH = 1000
@@ -82,6 +83,8 @@ class RunFacts:
     fields: FieldNames
     extra: tuple[ExtraField, ...] = ()
     geometry: Qgis.WkbType = Qgis.WkbType.Polygon
+    placement: Placement = field(default_factory=Placement)
+    """Where the objects come from and where the output has them."""
 
 
 Value = Callable[[MapObjects, int, RunFacts], Any]
@@ -129,10 +132,10 @@ _TYPES = {
 }
 
 
-def _attribute(field: ExtraField) -> Value:
+def _attribute(item: ExtraField) -> Value:
     def value(objects: MapObjects, index: int, run: RunFacts) -> Any:
         attributes = objects.attributes[index] if objects.attributes is not None else None
-        return _of_kind(field.kind, (attributes or {}).get(field.key))
+        return _of_kind(item.kind, (attributes or {}).get(item.key))
 
     return value
 
@@ -195,9 +198,9 @@ def output_fields(names: FieldNames, extra: Sequence[ExtraField] = ()) -> QgsFie
     fields = QgsFields()
     aliases = {item.name: item.alias for item in extra if item.alias != item.name}
     for column in columns(names, extra):
-        field = QgsField(column.name, column.type)
-        field.setAlias(aliases.get(column.name, ""))
-        fields.append(field)
+        made = QgsField(column.name, column.type)
+        made.setAlias(aliases.get(column.name, ""))
+        fields.append(made)
     return fields
 
 
@@ -227,13 +230,14 @@ def _wkb_type(wkb: bytes) -> int:
 def features(objects: MapObjects, run: RunFacts) -> Iterator[QgsFeature]:
     """Turn objects into features, in their order."""
     table, fields = columns(run.fields, run.extra), output_fields(run.fields, run.extra)
-    is_multi = QgsWkbTypes.isMultiType(run.geometry)
+    is_multi, move = QgsWkbTypes.isMultiType(run.geometry), run.placement.mover()
     for index, wkb in enumerate(objects.wkb):
         feature = QgsFeature(fields)
         geometry = QgsGeometry()
         geometry.fromWkb(wkb)
         if is_multi:
             geometry.convertToMultiType()
+        move(geometry)
         feature.setGeometry(geometry)
         feature.setAttributes([column.value(objects, index, run) for column in table])
         yield feature
@@ -262,6 +266,15 @@ def fill_sink(sink: QgsFeatureSink, destination: str, files: Iterable[Path], run
     # QGIS 3.44 and later can say that the last write failed.
     if hasattr(sink, "finalize"):
         sink.finalize()
+    return counts
+
+
+def count_classes(files: Iterable[Path], run: RunFacts) -> Counter[str]:
+    """Count the objects of a run by class name."""
+    counts: Counter[str] = Counter()
+    for path in files:
+        objects = read_objects(path)
+        counts.update(_class(objects, index, run)[0] for index in range(len(objects)))
     return counts
 
 

@@ -24,6 +24,7 @@ class EventListener:
 
     Attributes:
         object_files: Files of finished objects, in the order in which they came.
+        versions: The worker's libraries.
     """
 
     def __init__(self, feedback: QgsProcessingFeedback) -> None:
@@ -31,6 +32,7 @@ class EventListener:
         self._feedback = feedback
         self._next_text = 0.0
         self.object_files: list[Path] = []
+        self.versions: dict[str, str] = {}
 
     def __call__(self, event: WorkerEvent) -> None:
         """Take one event."""
@@ -41,14 +43,16 @@ class EventListener:
         elif isinstance(event, Objects):
             self.object_files.append(Path(event.path))
         elif isinstance(event, Started):
+            self.versions = dict(event.versions)
             versions = ", ".join(f"{name} {version}" for name, version in event.versions.items())
             self._feedback.pushDebugInfo(to_plain(f"Worker {event.pid}: {versions}"))
 
     def _progress(self, event: Progress) -> None:
         if event.total > 0:
-            self._feedback.setProgress(100.0 * event.done / event.total)
+            self._feedback.setProgress(100.0 * (event.item - 1 + event.done / event.total) / event.items)
         now = time.monotonic()
-        if event.done and (now >= self._next_text or event.done == event.total):
+        is_last = event.done == event.total and event.item == event.items
+        if event.done and (now >= self._next_text or is_last):
             self._next_text = now + _TEXT_INTERVAL
             self._feedback.setProgressText(progress_text(event))
 
@@ -64,13 +68,14 @@ class EventListener:
 
 def progress_text(event: Progress) -> str:
     """Say how far the run is: tiles, objects, speed and the time that is left, as far as they are known."""
-    parts = [
+    parts = [tr("Raster {item} of {items}").format(item=event.item, items=event.items)] if event.items > 1 else []
+    parts += [
         tr("Tile {done} of {total}").format(done=event.done, total=event.total),
         tr("{count} objects").format(count=event.objects),
     ]
     if event.rate:
         parts.append(tr("{rate} tiles a second").format(rate=f"{event.rate:.3g}"))
-    if event.remaining is not None and event.done < event.total:
+    if event.remaining is not None and (event.done < event.total or event.item < event.items):
         parts.append(tr("about {time} left").format(time=duration_text(event.remaining)))
     return ", ".join(parts)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,6 @@ from osgeo import gdal
 from qgis.core import (
     Qgis,
     QgsCoordinateReferenceSystem,
-    QgsCoordinateTransform,
-    QgsCoordinateTransformContext,
-    QgsCsException,
-    QgsPointXY,
     QgsRasterLayer,
     QgsUnitTypes,
 )
@@ -28,19 +23,18 @@ from ..inference.models.fit_rules import (
     band_warnings,
     cell_size_problem,
     chosen_stretch,
-    ground_side,
     range_in_metres,
     resolution,
     stretch_text,
     value_warnings,
 )
+from .cell_size import ground_at
 from .raster_source import SourceRaster, check_bands, source_raster
 
 _REMOTE = ("/vsicurl", "/vsis3", "/vsigs", "/vsiaz", "/vsiadls", "/vsioss", "/vsiswift", "/vsihdfs", "/vsiwebhdfs")
 _SAMPLES = 3
 """Windows of pixels a side: nine of them are read, wherever the raster's blocks lie."""
 _WINDOW = 96
-_LATITUDES = 89.9
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,7 @@ def fit_report(definition: ModelDefinition, raster: SourceRaster, cell_size: flo
         raster: The raster.
         cell_size: The parameter CELL_SIZE, in the raster's units; None: the raster's own, or what the model wants.
     """
-    place = _ground(raster)
+    place = ground_at(raster.crs, raster.extent.center(), raster.cell_size)
     reading = None
     if place is not None and not cell_size:
         reading = resolution(definition.cell_size, place[0], raster.cell_size)
@@ -170,24 +164,6 @@ def unit_of(cell_size: CellSizeRange | None) -> Unit | None:
             to_metres = QgsUnitTypes.fromUnitToUnitFactor(crs.mapUnits(), Qgis.DistanceUnit.Meters)
             return Unit(is_degree=True) if crs.isGeographic() else Unit(to_metres)
     return None
-
-
-def _ground(raster: SourceRaster) -> tuple[float, float] | None:
-    """Give a pixel's side on the ground in metres, and its latitude, at the raster's centre."""
-    centre, side = raster.extent.center(), raster.cell_size
-    globe = QgsCoordinateReferenceSystem("EPSG:4326")
-    corners = [centre, QgsPointXY(centre.x() + side, centre.y()), QgsPointXY(centre.x(), centre.y() + side)]
-    try:
-        # No context of a project: a shift of datum by some metres does not matter here.
-        transform = QgsCoordinateTransform(raster.crs, globe, QgsCoordinateTransformContext())
-        points = [transform.transform(corner) for corner in corners]
-    except QgsCsException:
-        return None
-    longitudes, latitudes = [point.x() for point in points], [point.y() for point in points]
-    if not all(math.isfinite(value) for value in (*longitudes, *latitudes)) or abs(latitudes[0]) > _LATITUDES:
-        return None
-    size = ground_side(longitudes, latitudes)
-    return None if size is None else (size, latitudes[0])
 
 
 def value_range(raster: SourceRaster, definition: ModelDefinition) -> tuple[float, float] | None:

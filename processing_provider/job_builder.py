@@ -1,14 +1,16 @@
 """QGIS parameters -> DetectionJob: the only place where QGIS's values become the core's.
 
-`build_plan` runs twice, in checkParameterValues to refuse what cannot work and in prepareAlgorithm for the run itself,
-so that both say the same. It is quick: the slow parts (hash of the weights, union of the mask) are `complete_job`.
+The parameters are read twice, in checkParameterValues to refuse what cannot work and in prepareAlgorithm for the run
+itself, so that both say the same. `make_draft` is quick and needs no raster. `with_rasters` looks at the rasters: also
+quick where these are few and at hand, and otherwise done in the run's own thread. The slow parts (hash of the weights,
+union of the mask) are `complete_job`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +23,6 @@ from qgis.core import (
     QgsProcessingContext,
     QgsProcessingFeatureSource,
     QgsRectangle,
-    QgsVariantUtils,
 )
 
 from ..inference.errors import JobError, ModelPackageError
@@ -30,16 +31,21 @@ from ..inference.models.arguments import parse_arguments, resolve_arguments
 from ..inference.models.definition import ModelDefinition
 from ..inference.models.package import ModelPackage, open_package
 from . import parameters as keys
+from .bands import chosen_bands, with_bands
+from .cell_size import chosen_crs, snap_point, wanted_cell_size
 from .code_consent import allowed_code
 from .destination import check_destination, output_file
 from .feature_sink import FieldNames
 from .fit_check import fit_warnings
+from .inputs import InputList, Told, always, check_all_bands, input_list, opened
 from .interpreter import find_interpreter
 from .mask import dissolve
-from .raster_source import SourceRaster, check_bands, source_raster
+from .outputs.targets import Targets, read_targets
+from .parameter_reader import ParameterReader
+from .raster_source import SourceRaster
+from .search_extent import search_extent
 
-JSON_KEYS = (keys.MODEL, keys.ARGUMENTS, keys.OBJECTS_OF_INTEREST, keys.ALLOW_PACKAGE_CODE)
-"""Text parameters that programs may also give as a JSON value."""
+_WKT = QgsCoordinateReferenceSystem.WktVariant.WKT2_2019
 
 
 @dataclass(frozen=True)
@@ -50,94 +56,126 @@ class DetectionPlan:
     interpreter: str
     package: ModelPackage
     raster: SourceRaster
+    """What stands for all rasters: the first one, with the extent of all."""
     fields: FieldNames
     output: Path | None
     """The file that is written; None: the output is no file."""
+    targets: Targets
     mask: QgsProcessingFeatureSource | None
+    output_crs: QgsCoordinateReferenceSystem
     transforms: QgsCoordinateTransformContext
     warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class ParameterReader:
-    """The parameters of one run, and what QGIS needs to read them."""
+class PlanDraft:
+    """What can be said of a run before its rasters are looked at."""
 
-    algorithm: QgsProcessingAlgorithm
-    parameters: dict[str, Any]
-    context: QgsProcessingContext
-
-    def is_given(self, key: str) -> bool:
-        """Tell whether a parameter has a value."""
-        value = self.parameters.get(key)
-        return not (QgsVariantUtils.isNull(value) or value == "")
-
-    def text(self, key: str) -> str:
-        """Give a text; a JSON value, which parameterAsString would turn into '', becomes JSON text."""
-        value = self.parameters.get(key)
-        if is_json(value):
-            return as_json_text(value)
-        if isinstance(value, os.PathLike):
-            return os.fsdecode(value)
-        return self.algorithm.parameterAsString(self.parameters, key, self.context).strip()
-
-    def number(self, key: str) -> float | None:
-        """Give a number, or None where there is none."""
-        if not self.is_given(key):
-            return None
-        return self.algorithm.parameterAsDouble(self.parameters, key, self.context)
+    inputs: InputList
+    package: ModelPackage
+    job: DetectionJob
+    """The job, with rasters that are only named."""
+    interpreter: str
+    arguments: Mapping[str, Any]
+    """Arguments of the model, with its defaults."""
+    fields: FieldNames
+    mask: QgsProcessingFeatureSource | None
+    transforms: QgsCoordinateTransformContext
 
 
-def is_json(value: Any) -> bool:
-    """Tell whether a parameter was given as a JSON object or list instead of a text."""
-    return isinstance(value, (dict, list))
+def make_draft(reader: ParameterReader) -> PlanDraft:
+    """Read and check all that does not depend on what the rasters are.
 
-
-def as_json_text(value: Any) -> str:
-    """Give a JSON value as text."""
-    return json.dumps(value, ensure_ascii=False)
+    Raises:
+        InferenceError: something that cannot work, with the reason and the way out.
+    """
+    inputs = input_list(reader)
+    reference = model_reference(reader.text(keys.MODEL))
+    package = open_package(reference)
+    arguments = parse_arguments(reader.text(keys.ARGUMENTS))
+    resolved = resolve_arguments(package.definition, arguments).values
+    fields = FieldNames(reader.text(keys.CONFIDENCE_SCORE_FIELD), reader.text(keys.CLASS_VALUE_FIELD))
+    job = DetectionJob(
+        job_id=new_job_id(),
+        rasters=inputs.items,
+        processing_mode="items" if inputs.is_separate else "mosaic",
+        model=reference,
+        arguments=arguments,
+        objects_of_interest=objects_of_interest(reader.text(keys.OBJECTS_OF_INTEREST), package.definition),
+        allowed_code=allowed_code(package, reader.text(keys.ALLOW_PACKAGE_CODE)),
+        **_run_options(reader),
+    )
+    return PlanDraft(
+        inputs=inputs,
+        package=package,
+        job=job,
+        interpreter=find_interpreter(),
+        arguments=resolved,
+        fields=fields,
+        mask=_mask_source(reader),
+        transforms=reader.context.transformContext(),
+    )
 
 
 def build_plan(
     algorithm: QgsProcessingAlgorithm, parameters: dict[str, Any], context: QgsProcessingContext
 ) -> DetectionPlan:
-    """Read and check all parameters.
+    """Read and check all parameters, and look at all rasters, however long that takes.
 
     Raises:
         InferenceError: something that cannot work, with the reason and the way out.
     """
     reader = ParameterReader(algorithm, parameters, context)
-    raster = source_raster(_raster_layer(reader))
-    reference = model_reference(reader.text(keys.MODEL))
-    package = open_package(reference)
-    check_bands(raster, package.definition)
-    arguments = parse_arguments(reader.text(keys.ARGUMENTS))
-    resolved = resolve_arguments(package.definition, arguments).values
+    return with_rasters(make_draft(reader), reader)
+
+
+def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always) -> DetectionPlan:
+    """Look at the rasters, and check what depends on them.
+
+    Args:
+        draft: The rest.
+        reader: The parameters.
+        told: See `inputs.opened`.
+
+    Raises:
+        InferenceError: something that cannot work, with the reason and the way out.
+    """
+    inputs = opened(draft.inputs, draft.transforms, told)
+    raster = inputs.whole
+    bands = chosen_bands(reader.text(keys.BANDS), raster, draft.package.definition)
+    definition = with_bands(draft.package.definition, bands)
+    check_all_bands(inputs, definition)
     extent, warnings = search_extent(reader, raster)
-    fields = FieldNames(reader.text(keys.CONFIDENCE_SCORE_FIELD), reader.text(keys.CLASS_VALUE_FIELD))
-    output = output_file(parameters.get(keys.OUTPUT))
+    output_crs = chosen_crs(reader) or raster.crs
+    targets = read_targets(reader, draft.fields, definition, draft.arguments, output_crs)
+    output = output_file(targets.layer)
     if output is not None:
-        output = check_destination(output, fields, context.project())
-    job = DetectionJob(
-        job_id=new_job_id(),
-        rasters=(raster.item,),
-        model=reference,
-        arguments=arguments,
-        objects_of_interest=objects_of_interest(reader.text(keys.OBJECTS_OF_INTEREST), package.definition),
+        output = check_destination(output, draft.fields, reader.context.project())
+    job = replace(
+        draft.job,
+        rasters=inputs.items,
+        crs_wkt=raster.crs.toWkt(_WKT) if inputs.is_separate else "",
         extent=extent,
-        cell_size=reader.number(keys.CELL_SIZE),
-        allowed_code=allowed_code(package, reader.text(keys.ALLOW_PACKAGE_CODE)),
-        **_run_options(reader),
+        cell_size=wanted_cell_size(reader, raster, raster.extent if extent is None else QgsRectangle(*extent)),
+        snap=snap_point(reader, raster),
+        bands=bands,
     )
     return DetectionPlan(
         job=job,
-        interpreter=find_interpreter(),
-        package=package,
+        interpreter=draft.interpreter,
+        package=draft.package,
         raster=raster,
-        fields=fields,
+        fields=draft.fields,
         output=output,
-        mask=_mask_source(reader),
-        transforms=context.transformContext(),
-        warnings=(*warnings, *fit_warnings(package.definition, raster, resolved.get("stretch", "model"))),
+        targets=targets,
+        mask=draft.mask,
+        output_crs=output_crs,
+        transforms=draft.transforms,
+        warnings=(
+            *warnings,
+            *targets.warnings,
+            *fit_warnings(definition, raster, draft.arguments.get("stretch", "model")),
+        ),
     )
 
 
@@ -164,13 +202,6 @@ def _mask_wkb(source: QgsProcessingFeatureSource, plan: DetectionPlan) -> str:
 def new_job_id() -> str:
     """Give a name for a run that sorts by time and that no other run has."""
     return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-
-
-def _raster_layer(reader: ParameterReader) -> Any:
-    layer = reader.algorithm.parameterAsRasterLayer(reader.parameters, keys.INPUT, reader.context)
-    if layer is None:
-        raise JobError(reader.algorithm.invalidRasterError(reader.parameters, keys.INPUT))
-    return layer
 
 
 def model_reference(text: str) -> str:
@@ -216,33 +247,6 @@ def objects_of_interest(text: str, definition: ModelDefinition) -> tuple[str, ..
     return tuple(dict.fromkeys(names))
 
 
-def search_extent(
-    reader: ParameterReader, raster: SourceRaster
-) -> tuple[tuple[float, float, float, float] | None, tuple[str, ...]]:
-    """Give the extent in the raster's coordinate reference system, cut to the raster, and what to tell about it.
-
-    Raises:
-        JobError: it is empty or does not meet the raster.
-    """
-    if not reader.is_given(keys.EXTENT):
-        return None, ()
-    wanted = reader.algorithm.parameterAsExtent(reader.parameters, keys.EXTENT, reader.context, raster.crs)
-    if not (wanted.width() > 0 and wanted.height() > 0):
-        raise JobError("The extent is empty.", hint="Draw a larger one, or leave it empty to search the whole raster.")
-    common = wanted.intersect(raster.extent)
-    if not (common.width() > 0 and common.height() > 0):
-        raise JobError(
-            f"The extent lies outside the raster '{raster.name}'.",
-            hint=f"The raster covers {_described(raster.extent, raster.crs)}.",
-        )
-    warnings = () if raster.extent.contains(wanted) else ("The extent reaches beyond the raster and was cut to it.",)
-    return (common.xMinimum(), common.yMinimum(), common.xMaximum(), common.yMaximum()), warnings
-
-
-def _described(extent: QgsRectangle, crs: QgsCoordinateReferenceSystem) -> str:
-    return f"{extent.toString(2)} in {crs.userFriendlyIdentifier()}"
-
-
 def _mask_source(reader: ParameterReader) -> QgsProcessingFeatureSource | None:
     if not reader.is_given(keys.MASK):
         return None
@@ -257,10 +261,14 @@ def _mask_source(reader: ParameterReader) -> QgsProcessingFeatureSource | None:
 def _run_options(reader: ParameterReader) -> dict[str, Any]:
     algorithm, parameters, context = reader.algorithm, reader.parameters, reader.context
     gpu_id = reader.number(keys.GPU_ID)
+    resampling = reader.choice(keys.RESAMPLING).lower()
     return {
-        "run_nms": algorithm.parameterAsBoolean(parameters, keys.RUN_NMS, context),
+        "run_nms": reader.flag(keys.RUN_NMS),
         "max_overlap_ratio": algorithm.parameterAsDouble(parameters, keys.MAX_OVERLAP_RATIO, context),
-        "processor": algorithm.parameterAsEnumString(parameters, keys.PROCESSOR_TYPE, context).lower(),
+        "resampling": "auto" if resampling == keys.RESAMPLINGS[0].lower() else resampling,
+        "processor": reader.choice(keys.PROCESSOR_TYPE).lower(),
         "gpu_id": None if gpu_id is None else int(gpu_id),
+        "max_tiles": algorithm.parameterAsInt(parameters, keys.MAX_TILES, context),
+        "plan_only": reader.flag(keys.PLAN_ONLY),
         "parallel_processing_factor": reader.text(keys.PARALLEL_PROCESSING_FACTOR),
     }

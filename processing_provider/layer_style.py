@@ -35,7 +35,7 @@ from ..inference.job import DetectionJob
 from ..inference.models.definition import Color, ModelClass, ModelDefinition
 from .feature_sink import ExtraField, FieldNames, output_fields
 from .raster_source import SourceRaster
-from .text import to_label, to_ui, tr
+from .text import to_label, to_ui, tr, without_secrets
 from .version import plugin_version
 
 _FILL_OPACITY = 30
@@ -272,8 +272,7 @@ def origin(record: RunRecord) -> dict[str, str]:
         "model_license": definition.license,
         "arguments": json.dumps(job.arguments, ensure_ascii=False, default=str),
         "objects_of_interest": "; ".join(job.objects_of_interest),
-        # A remote raster's address may carry a signature behind the question mark.
-        "raster": "; ".join(item.source.split("?")[0] for item in job.rasters),
+        "raster": "; ".join(without_secrets(item.source) for item in job.rasters),
         "crs": record.raster.crs.authid(),
         "extent": extent,
         "cell_size": f"{job.cell_size or record.raster.cell_size:g}",

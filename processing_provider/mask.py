@@ -20,10 +20,19 @@ def dissolve(
     """Give the union of a layer's polygons: valid, two-dimensional, in another coordinate reference system.
 
     Raises:
-        JobError: there is no area in them.
+        JobError: there is no area in them, or they cannot be converted.
     """
+    lost: list[int] = []
     request = QgsFeatureRequest().setNoAttributes().setDestinationCrs(crs, transforms)
+    # QGIS gives a feature that it cannot convert without its geometry.
+    request.setTransformErrorCallback(lambda feature: lost.append(feature.id()))
     parts = [_flat(feature.geometry()) for feature in source.getFeatures(request) if feature.hasGeometry()]
+    if lost:
+        raise JobError(
+            f"{len(lost)} polygons of the mask cannot be converted to {crs.userFriendlyIdentifier()}, the coordinate "
+            f"reference system of the raster; the first has the id {lost[0]}.",
+            hint="Cut the mask to where the raster lies, or save it in the raster's coordinate reference system.",
+        )
     merged = QgsGeometry.unaryUnion(parts) if parts else QgsGeometry()
     merged.convertGeometryCollectionToSubclass(Qgis.GeometryType.Polygon)
     merged.convertToMultiType()

@@ -24,7 +24,7 @@ from ..inference.models.packaging import PackageParts, weights_beside, write_pac
 from .algorithm import KestrelAlgorithm
 from .feedback import foreseen
 from .help import table_help
-from .job_builder import ParameterReader
+from .parameter_reader import ParameterReader
 from .parameters import MODEL_WIDGET, Output, Parameter
 from .text import size_text, to_plain, tr
 

@@ -7,8 +7,10 @@ from qgis.PyQt.QtGui import QIcon
 
 from .describe_model import DescribeModelAlgorithm
 from .detect_objects import DetectObjectsAlgorithm
+from .detect_objects_request import DetectObjectsRequestAlgorithm
 from .icon import ICON_PATH
 from .package_model import PackageModelAlgorithm
+from .undo_run import UndoRunAlgorithm
 
 
 class KestrelProvider(QgsProcessingProvider):
@@ -36,5 +38,11 @@ class KestrelProvider(QgsProcessingProvider):
 
     def loadAlgorithms(self) -> None:
         """Register the algorithms."""
-        for algorithm in (DetectObjectsAlgorithm(), DescribeModelAlgorithm(), PackageModelAlgorithm()):
-            self.addAlgorithm(algorithm)
+        for make in (
+            DetectObjectsAlgorithm,
+            DetectObjectsRequestAlgorithm,
+            DescribeModelAlgorithm,
+            PackageModelAlgorithm,
+            UndoRunAlgorithm,
+        ):
+            self.addAlgorithm(make())

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from osgeo import gdal
-from qgis.core import QgsCoordinateReferenceSystem, QgsProviderRegistry, QgsRasterLayer, QgsRectangle
+from qgis.core import Qgis, QgsCoordinateReferenceSystem, QgsProviderRegistry, QgsRasterLayer, QgsRectangle
 
 from ..inference.errors import ModelIncompatibleError, RasterOpenError
 from ..inference.job import RasterItem
 from ..inference.models.definition import ModelDefinition
-from ..inference.models.fit_rules import find_band
+from ..inference.models.fit_rules import NO_INKS, are_inks, find_band
 
 _EXPORT = "Save it as a file first: layer menu > Export > Save As, as raw data in GeoTIFF form."
 
@@ -36,11 +36,13 @@ class SourceRaster:
     """Type of the first band's values, as numpy calls it."""
     band_numbers: tuple[int, ...] = ()
     """0-based numbers of those bands in the file; empty: as they stand."""
+    crs_wkt: str = ""
+    """The coordinate reference system that the layer was given in QGIS, where it is not the file's."""
 
     @property
     def item(self) -> RasterItem:
         """Give it as the job names it."""
-        return RasterItem("gdal", self.connection, self.name)
+        return RasterItem("gdal", self.connection, self.name, crs_wkt=self.crs_wkt)
 
     def band_index(self, band: int | str) -> int | None:
         """Give the 0-based number in the file of a band that a model names; None where there is none."""
@@ -81,7 +83,22 @@ def source_raster(layer: QgsRasterLayer) -> SourceRaster:
         has_palette=colors == [gdal.GCI_PaletteIndex],
         dtype=_dtype(bands[0].DataType) if bands else "",
         band_numbers=tuple(number for number, color in enumerate(colors) if color != gdal.GCI_AlphaBand),
+        crs_wkt=_given_crs(layer.crs(), dataset),
     )
+
+
+def _given_crs(crs: QgsCoordinateReferenceSystem, dataset: Any) -> str:
+    """Give the layer's coordinate reference system where somebody chose another one than the file's."""
+    own = QgsCoordinateReferenceSystem.fromWkt(dataset.GetProjection() or "")
+    return "" if own == crs else crs.toWkt(Qgis.CrsWktVariant.Preferred)
+
+
+def is_rotated(layer: QgsRasterLayer) -> bool:
+    """Tell whether a layer's rows and columns do not run along the axes of its map."""
+    if layer.providerType() != "gdal":
+        return False
+    transform = _open(layer.name(), connection_string(layer.source())).GetGeoTransform(can_return_null=True)
+    return transform is not None and (transform[2] != 0 or transform[4] != 0)
 
 
 def connection_string(source: str) -> str:
@@ -118,6 +135,9 @@ def check_bands(raster: SourceRaster, definition: ModelDefinition) -> None:
     if raster.has_palette and len(definition.input.bands) == 3:
         return
     names = raster.band_names
+    inks = are_inks(names)
+    if inks and not all(isinstance(band, str) for band in definition.input.bands):
+        raise ModelIncompatibleError(inks, hint=NO_INKS)
     for band in definition.input.bands:
         if raster.band_index(band) is None:
             wanted = f"the band '{band}'" if isinstance(band, str) else f"band {band + 1}"
@@ -154,8 +174,9 @@ def _check_place(layer: QgsRasterLayer, dataset: Any) -> None:
             f"The raster '{layer.name()}' has {reason}: its pixels have no place on the map.",
             hint="Georeference it first with Layer > Georeferencer, or warp it with Raster > Projections > Warp.",
         )
-    if not layer.crs().isValid() or dataset.GetSpatialRef() is None:
+    if not layer.crs().isValid():
         raise RasterOpenError(
-            f"The file of the raster '{layer.name()}' has no coordinate reference system.",
-            hint="Write it into the file with Raster > Projections > Assign Projection.",
+            f"The raster '{layer.name()}' has no coordinate reference system.",
+            hint="Give the layer one with Layer > Set CRS of Layer(s), or write it into the file with "
+            "Raster > Projections > Assign Projection.",
         )

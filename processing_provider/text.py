@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import unicodedata
 
 from qgis.PyQt.QtCore import QCoreApplication
@@ -53,3 +54,12 @@ _UNITS = ((10**3, "kB"), (10**6, "MB"), (10**9, "GB"))
 def to_label(value: object, max_length: int = MAX_LENGTH) -> str:
     """Give a foreign string for a legend: QGIS evaluates what stands between [% and %] in one."""
     return to_plain(value, max_length).replace("[%", "[\u200a%")
+
+
+_SIGN_IN = re.compile(r"(?<=://)[^/@\s]*@")
+_SECRET_PAIRS = re.compile(r"\b(password|passwd|pwd|authcfg|user|token|apikey|key)\s*=\s*('(?:\\.|[^'])*'|\S+)", re.I)
+
+
+def without_secrets(source: str) -> str:
+    """Give the source of a layer without what signs in: user and password, and all behind a question mark."""
+    return _SECRET_PAIRS.sub("", _SIGN_IN.sub("", source.split("?")[0])).strip()

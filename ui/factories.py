@@ -15,6 +15,8 @@ from __future__ import annotations
 from typing import Any
 
 from qgis.core import (
+    QgsApplication,
+    QgsProcessing,
     QgsProcessingContext,
     QgsProcessingParameterDefinition,
     QgsProcessingUtils,
@@ -29,10 +31,37 @@ from qgis.gui import (
 )
 from qgis.PyQt.QtWidgets import QVBoxLayout, QWidget
 
-from ..processing_provider.job_builder import as_json_text, is_json
-from ..processing_provider.parameters import ARGUMENTS_WIDGET, CELL_SIZE, INPUT, MODEL, MODEL_WIDGET
+from ..inference.errors import InferenceError
+from ..processing_provider.cell_size import wanted_cell_size
+from ..processing_provider.fit_check import look_at
+from ..processing_provider.job_builder import build_plan
+from ..processing_provider.parameter_reader import ParameterReader, as_json_text, is_json
+from ..processing_provider.parameters import (
+    ARGUMENTS,
+    ARGUMENTS_WIDGET,
+    CELL_SIZE,
+    CELL_SIZE_LAYER,
+    CELL_SIZE_UNIT,
+    CELL_SIZE_UNITS,
+    EXTENT,
+    INPUT,
+    MASK,
+    MAX_TILES,
+    MODEL,
+    MODEL_WIDGET,
+    OUTPUT,
+    PLAN_ONLY,
+)
+from ..processing_provider.plan_estimate import estimate
+from ..processing_provider.raster_source import SourceRaster
 from .arguments_widget import ArgumentsTable, CompactArguments, ModelerArguments
 from .model_widget import ModelChooser
+
+_DETECTION = "kestrel:detectobjects"
+_COMPARED = (INPUT, CELL_SIZE, CELL_SIZE_UNIT, CELL_SIZE_LAYER)
+"""Parameters that the model is compared with."""
+_PLANNED = (EXTENT, MASK, ARGUMENTS, MAX_TILES)
+"""Further ones that the plan depends on."""
 
 
 class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
@@ -57,11 +86,16 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
             return
         for wrapper in wrappers:
             name = wrapper.parameterDefinition().name()
-            if name in (INPUT, CELL_SIZE):
-                self._others[name] = wrapper
+            self._others[name] = wrapper
+            if name in _COMPARED:
                 wrapper.widgetValueHasChanged.connect(lambda *_: self._compare())
+            if name in _PLANNED:
+                wrapper.widgetValueHasChanged.connect(lambda *_: self._expect_plan())
         self._chooser.fit.has_cell_size = CELL_SIZE in self._others
         self._chooser.cell_size_wanted.connect(lambda size: self._take_cell_size(size))
+        self._chooser.changed.connect(lambda: self._expect_plan())
+        self._chooser.plan.wanted.connect(lambda: self._show_plan())
+        self._chooser.plan.trial_wanted.connect(lambda: self._try_tile())
         self._compare()
 
     def _compare(self) -> None:
@@ -70,13 +104,50 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
         # It owns the layer of a file that is in no project, as long as it lives.
         context = _context()
         layer = _raster_layer(self._others[INPUT].parameterValue(), context)
-        size = self._others[CELL_SIZE].parameterValue() if CELL_SIZE in self._others else None
-        self._chooser.set_raster(layer, size if isinstance(size, (int, float)) and size > 0 else None)
+        raster = look_at(layer) if layer is not None and layer.isValid() else None
+        size = _cell_size(self._reader(context), raster) if isinstance(raster, SourceRaster) else None
+        self._chooser.compare_with(raster, size)
+        self._expect_plan()
 
     def _take_cell_size(self, size: float) -> None:
-        if CELL_SIZE in self._others:
-            self._others[CELL_SIZE].setParameterValue(size, _context())
-            self._compare()
+        context = _context()
+        for name, value in ((CELL_SIZE_UNIT, CELL_SIZE_UNITS[0]), (CELL_SIZE_LAYER, None), (CELL_SIZE, size)):
+            if name in self._others:
+                self._others[name].setParameterValue(value, context)
+        self._compare()
+
+    def _reader(self, context: QgsProcessingContext, **others: Any) -> ParameterReader:
+        """Give the values that the window shows now, as a run would read them."""
+        values = {name: wrapper.parameterValue() for name, wrapper in self._others.items() if name != MODEL}
+        values[MODEL] = self._chooser.value() if self._chooser is not None else ""
+        algorithm = QgsApplication.processingRegistry().createAlgorithmById(_DETECTION)
+        return ParameterReader(algorithm, {**values, **others}, context)
+
+    def _expect_plan(self) -> None:
+        if self._chooser is not None and EXTENT in self._others:
+            self._chooser.plan.expect()
+
+    def _show_plan(self) -> None:
+        """Tell what the run will have to do."""
+        chooser = self._chooser
+        if chooser is None:
+            return
+        if chooser.package is None or not isinstance(chooser.raster, SourceRaster):
+            chooser.plan.show_estimate(None)
+            return
+        try:
+            chooser.plan.show_estimate(estimate(self._reader(_context()), chooser.raster, chooser.package))
+        except InferenceError as error:
+            chooser.plan.show_estimate(None, str(error))
+
+    def _try_tile(self) -> None:
+        if self._chooser is None:
+            return
+        reader = self._reader(_context(), **{PLAN_ONLY: True, OUTPUT: QgsProcessing.TEMPORARY_OUTPUT})
+        try:
+            self._chooser.plan.start(build_plan(reader.algorithm, reader.parameters, reader.context))
+        except InferenceError as error:
+            self._chooser.plan.tell(str(error))
 
     def setWidgetValue(self, value: Any, context: QgsProcessingContext) -> None:
         """Show a value."""
@@ -129,6 +200,13 @@ class ArgumentsWrapper(QgsAbstractProcessingParameterWidgetWrapper):
     def widgetValue(self) -> str:
         """Give the value."""
         return self._editor.value() if self._editor is not None else ""
+
+
+def _cell_size(reader: ParameterReader, raster: SourceRaster) -> float | None:
+    try:
+        return wanted_cell_size(reader, raster, raster.extent)
+    except InferenceError:
+        return None  # the plan says what is wrong
 
 
 def _context() -> QgsProcessingContext:

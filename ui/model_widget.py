@@ -17,6 +17,7 @@ from ..processing_provider.fit_check import Unreadable, fit_of, look_at
 from ..processing_provider.raster_source import SourceRaster
 from ..processing_provider.text import to_plain, tr
 from .model_info import ConsentNotice, FitNotice, ModelInfoPanel, state_of
+from .plan_panel import PlanPanel
 
 SHIPPED = Path(__file__).parent.parent / "resources" / "models"
 RECENT_SETTING = "kestrel/recent_models"
@@ -62,6 +63,7 @@ class ModelChooser(QWidget):
         self.fit = FitNotice()
         self.fit.cell_size_wanted.connect(lambda size: self.cell_size_wanted.emit(size))
         self.panel = ModelInfoPanel()
+        self.plan = PlanPanel()
         self._allow = QToolButton()
         self._allow.setText("!")
         self._allow.setToolTip(tr("This model holds a program that has not been allowed yet."))
@@ -99,7 +101,7 @@ class ModelChooser(QWidget):
         parts = QVBoxLayout(below)
         parts.setContentsMargins(0, 0, 0, 0)
         parts.setSpacing(2)
-        for part in (self.consent, self.fit, self.panel):
+        for part in (self.consent, self.fit, self.plan, self.panel):
             parts.addWidget(part)
         # Not without a parent in a table's cell: a part that is shown would be a window of its own there.
         below.setVisible(not self._is_compact)
@@ -137,7 +139,12 @@ class ModelChooser(QWidget):
         self._show_fit()
         self.changed.emit()
 
-    def set_raster(self, layer: QgsRasterLayer | None, cell_size: float | None) -> None:
+    @property
+    def raster(self) -> SourceRaster | Unreadable | None:
+        """Give the raster that the model is compared with."""
+        return self._raster
+
+    def set_raster(self, layer: QgsRasterLayer | None, cell_size: float | None = None) -> None:
         """Compare the model with a raster.
 
         Args:
@@ -145,7 +152,11 @@ class ModelChooser(QWidget):
             cell_size: The cell size that the model shall see, in the raster's units; None: the raster's own.
         """
         is_there = layer is not None and layer.isValid()
-        self._raster, self._cell_size = look_at(layer) if is_there else None, cell_size
+        self.compare_with(look_at(layer) if is_there else None, cell_size)
+
+    def compare_with(self, raster: SourceRaster | Unreadable | None, cell_size: float | None) -> None:
+        """Compare the model with a raster that was looked at."""
+        self._raster, self._cell_size = raster, cell_size
         self._show_fit()
 
     def _show_package(self) -> None:

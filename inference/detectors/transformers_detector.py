@@ -29,8 +29,9 @@ from ..errors import (
 from ..merge import suppress_once
 from ..models.carriers.huggingface import CONFIG, INDEX, check_config, shards_of
 from ..models.definition import OPEN_VOCABULARY, ModelClass
-from ..models.emd_text import MAX_JSON_BYTES, read_json
+from ..models.emd_text import read_json
 from ..models.package import ModelPackage
+from ..models.strict_json import MAX_JSON_BYTES
 from ..object_file import CLASS_TEXT
 from .protocol import DetectorSettings, Traits
 from .torch_common import Normaliser, make_ready, translated

@@ -15,12 +15,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ModelPackageError
+from .strict_json import (
+    MAX_JSON_DEPTH,
+    NestedTooDeeplyError,
+    UnusableJsonError,
+    bounded_integer,
+    finite_number,
+    parse_json,
+)
 
-MAX_JSON_BYTES = 4 * 2**20
-MAX_JSON_DEPTH = 64
 _MAX_REPAIRED_BYTES = 2**20  # real ones have a hundredth of it, and repairs go character by character
 _MAX_LOOKED_AHEAD = 2 * 2**20  # characters beyond the ends of texts, in a whole definition
-_MAX_DIGITS = 20
 _MOST_LINES = 5  # that a note names
 _SHOWN = 60  # characters of a line that a message shows
 
@@ -38,66 +43,18 @@ def read_json(data: bytes, where: str) -> dict[str, Any]:
         ModelPackageError: not such an object; with line and column where the syntax is at fault.
     """
     try:
-        content = json.loads(
-            data.decode("utf-8-sig"),
-            object_pairs_hook=_unique_members,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-            parse_int=_bounded,
-        )
+        content = parse_json(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ModelPackageError(f"The model definition {where} is not UTF-8 text.") from error
     except json.JSONDecodeError as error:
         raise ModelPackageError(
             f"The model definition {where} is not valid JSON: {error.msg} in line {error.lineno}, column {error.colno}."
         ) from error
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ModelPackageError(f"The model definition {where} cannot be used: {reason}.") from error
+    except UnusableJsonError as error:
+        raise ModelPackageError(f"The model definition {where} cannot be used: {error}.") from error
     if not isinstance(content, dict):
         raise ModelPackageError(f"The model definition {where} does not hold a JSON object.")
-    if _depth(content) > MAX_JSON_DEPTH:
-        raise ModelPackageError(f"The model definition {where} cannot be used: it is nested too deeply.")
     return content
-
-
-def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in content:
-            raise ValueError(f"the member '{name[:_SHOWN]}' stands in it twice")
-        content[name] = value
-    return content
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if number - number != 0:
-        raise ValueError(f"it holds the number {text[:_SHOWN]}")
-    return number
-
-
-def _bounded(text: str) -> int:
-    if len(text) > _MAX_DIGITS:
-        raise ValueError(f"it holds a number of {len(text)} digits")
-    return int(text)
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"it holds the number {name}")
-
-
-def _depth(value: Any) -> int:
-    depth, level = 0, [value]
-    while level:
-        depth += 1
-        level = [
-            child
-            for item in level
-            if isinstance(item, (dict, list))
-            for child in (item.values() if isinstance(item, dict) else item)
-        ]
-    return depth
 
 
 # -- Texts with damage -------------------------------------------------------------------------------------------------
@@ -126,7 +83,7 @@ def read_emd(data: bytes, where: str) -> EmdText:
     try:
         return EmdText(read_json(data, where), marks)
     except ModelPackageError as error:
-        if isinstance(error.__cause__, RecursionError) or len(data) > _MAX_REPAIRED_BYTES:
+        if isinstance(error.__cause__, NestedTooDeeplyError) or len(data) > _MAX_REPAIRED_BYTES:
             raise
     text, note = _decode(data, where)
     repairer = _Repairer(text, where)
@@ -394,7 +351,7 @@ class _Repairer:
         text = found.group()
         try:
             is_whole = not set(text) & set(".eE")
-            value = _bounded(text) if is_whole else _finite(text)
+            value = bounded_integer(text) if is_whole else finite_number(text)
         except ValueError as error:
             raise self.unusable(str(error)) from error
         if not _STRICT_NUMBER.fullmatch(text):

@@ -17,6 +17,8 @@ TOLERANCE = 1.25
 """Factor beyond the training range that a network bears without much loss."""
 METRES_A_DEGREE = 111_195.0
 """On a sphere of the Earth's mean radius; the ellipsoid differs by less than one per cent."""
+_SEMI_MAJOR, _ECCENTRICITY_2 = 6_378_137.0, 0.00669437999014
+"""Of the Earth's ellipsoid, in metres and squared. Source: WGS 84."""
 
 _WEB_MERCATOR = (3857, 3785, 900913, 102100, 102113)
 _STEPS = 4.0
@@ -63,19 +65,33 @@ class CellSizeProblem:
 def ground_side(longitudes: Sequence[float], latitudes: Sequence[float]) -> float | None:
     """Give the side of a pixel on the ground in metres; None where its place is not known.
 
-    Measured on the globe, since map units are no measure: a metre of Web Mercator is half a metre at 60 degrees.
+    Measured on the ellipsoid, since map units are no measure: a metre of Web Mercator is half a metre at 60 degrees.
 
     Args:
         longitudes: Of three corners of the pixel: one, its neighbour along the row, its neighbour along the column.
         latitudes: Of the same.
     """
-    shrink = math.cos(math.radians(latitudes[0]))
-    sides = [
-        math.hypot((longitudes[i] - longitudes[0]) * shrink, latitudes[i] - latitudes[0]) * METRES_A_DEGREE
-        for i in (1, 2)
-    ]
+    if not all(math.isfinite(value) for value in (*longitudes, *latitudes)):
+        return None
+    east, north = _metres_a_degree(latitudes[0])
+    sides = []
+    for i in (1, 2):
+        across = (longitudes[i] - longitudes[0] + 180) % 360 - 180  # neighbours may lie across the date line
+        sides.append(math.hypot(across * east, (latitudes[i] - latitudes[0]) * north))
     size = math.sqrt(sides[0] * sides[1])
     return size if 0 < size < math.inf else None
+
+
+def _metres_a_degree(latitude: float) -> tuple[float, float]:
+    """Give the lengths of a degree to the east and to the north.
+
+    Source: the radii of curvature of an ellipsoid, in the prime vertical and in the meridian.
+    """
+    phi = math.radians(latitude)
+    flat = 1 - _ECCENTRICITY_2 * math.sin(phi) ** 2
+    east = _SEMI_MAJOR / math.sqrt(flat) * math.cos(phi)
+    north = _SEMI_MAJOR * (1 - _ECCENTRICITY_2) / flat**1.5
+    return math.radians(east), math.radians(north)
 
 
 def range_in_metres(cell_size: CellSizeRange, unit: Unit, latitude: float) -> tuple[float, float]:
@@ -209,6 +225,21 @@ def are_unnamed(names: Sequence[str]) -> bool:
     return len(names) >= len(_COLORS) and not any(band_meaning(name) for name in names)
 
 
+NO_INKS = "Convert it to red, green and blue first, or choose another raster."
+
+
+def are_inks(colors: Sequence[str]) -> str:
+    """Say that bands are inks of print, in which bright is dark; empty where they are not.
+
+    Args:
+        colors: What GDAL calls the colours of the bands.
+    """
+    names = [color.lower() for color in colors]
+    if not {"cyan", "magenta"} <= set(names):
+        return ""
+    return f"The raster's bands are inks for print ({', '.join(names)}), and models see colours of light."
+
+
 def band_warnings(definition: ModelDefinition, names: Sequence[str]) -> list[str]:
     """Tell which of the raster's bands do not show what the model was trained on, as far as both have names."""
     wanted = expected_band_names(definition)
@@ -226,8 +257,8 @@ def band_warnings(definition: ModelDefinition, names: Sequence[str]) -> list[str
     if not wrong:
         return []
     return [
-        f"The raster's bands are not those of the model: {', '.join(wrong)}. Put them in the model's order first, with "
-        "Raster > Miscellaneous > Build Virtual Raster."
+        f"The raster's bands are not those of the model: {', '.join(wrong)}. Name them in the model's order in the "
+        "parameter Bands (BANDS)."
     ]
 
 

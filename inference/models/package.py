@@ -27,10 +27,11 @@ from typing import IO, Protocol
 from ..errors import DiskFullError, ModelHashError, ModelPackageError, OutputError
 from . import carriers, program
 from .definition import SCHEMA_KEY, ModelDefinition, definition_from_json
-from .emd_text import MAX_JSON_BYTES, EmdText, read_emd, read_json
+from .emd_text import EmdText, read_emd, read_json
 from .esri import definition_from_emd
 from .stack_machine import MalformedError
 from .stored_zip import end_of_directory
+from .strict_json import MAX_JSON_BYTES
 
 MAX_MEMBERS = 1000
 _MAX_DIRECTORY_BYTES = 2**20  # a kilobyte for each: names, dates, rights

@@ -22,9 +22,10 @@ from typing import Any
 from ..errors import DiskFullError, ModelHashError, ModelPackageError, OutputError
 from .definition import SCHEMA, SCHEMA_KEY, ModelDefinition, definition_from_json
 from .definition_json import definition_to_json
-from .emd_text import MAX_JSON_BYTES, read_emd, read_json
+from .emd_text import read_emd, read_json
 from .esri_files import is_generic
 from .package import ModelPackage, is_safe_name, locate_definition, open_package
+from .strict_json import MAX_JSON_BYTES
 
 _BLOCK = 2**20
 _MAX_TEXT_BYTES = 2**20

@@ -22,6 +22,7 @@ import requests
 
 from ..errors import CredentialError, InferenceError, NetworkError, ServiceError, first_line
 from ..events import Canceled
+from ..secrets import Secrets
 from .addresses import (
     Resolver,
     check_given,
@@ -151,6 +152,7 @@ class HttpClient:
         max_bytes: int = _MAX_BYTES,
         post: bool = False,
         tries: bool = True,
+        missing: bool = False,
         accept: Callable[[Reply], None] = lambda _reply: None,
     ) -> Reply:
         """Ask, and give the whole answer.
@@ -162,6 +164,7 @@ class HttpClient:
             max_bytes: Longest answer.
             post: Send the parameters as a form in any case.
             tries: False: ask once only, where asking twice would do something twice.
+            missing: The status 404 is an answer, too: the server does not have it.
             accept: Looks at the answer; may raise TryAgain, or an error of Kestrel's.
 
         Raises:
@@ -172,7 +175,7 @@ class HttpClient:
         question = _question(url, params, headers or {}, post=post)
 
         def once() -> Reply:
-            reply = self._once(question, max_bytes)
+            reply = self._once(question, max_bytes, (404,) if missing else ())
             accept(reply)
             return reply
 
@@ -228,6 +231,29 @@ class HttpClient:
         with PartFile(target, shown(url)) as part:
             return self._patiently(lambda: self._fetch(question, part, progress, max_bytes), tries=True)
 
+    def signs(self, url: str) -> bool:
+        """Tell whether requests to this server carry a sign-in."""
+        return origin_of(url) in self._credentials
+
+    def share_token(self, owner: str, other: str) -> None:
+        """Send the token of one server to another one, which the first says to be its own.
+
+        Passwords are not shared, nor is a token whose new way would be less safe.
+        """
+        headers = self._credentials.get(origin_of(owner), {})
+        tokens = {name: value for name, value in headers.items() if value.lower().startswith("bearer ")}
+        if tokens and not (origin_of(owner).startswith("https") and origin_of(other).startswith("http:")):
+            self._credentials.setdefault(origin_of(other), tokens)
+
+    def check_reference(self, source: str, target: str) -> None:
+        """Look at an address that a server's answer holds, before it is asked.
+
+        Raises:
+            ServiceError: it would lead from a public server into the own network.
+        """
+        if not is_inner(host_of(source), self._resolve):
+            check_jump(source, target, self._resolve)
+
     def close(self) -> None:
         """Let go of the connections."""
         self._session.close()
@@ -261,10 +287,10 @@ class HttpClient:
             raise
         return part.finish()
 
-    def _once(self, question: _Question, max_bytes: int) -> Reply:
+    def _once(self, question: _Question, max_bytes: int, accepts: tuple[int, ...]) -> Reply:
         """Try once to get an answer."""
         end = time.monotonic() + self._limits.total
-        with self._opened(question) as (exchange, response):
+        with self._opened(question, accepts) as (exchange, response):
             content = bytearray()
             stated = response.headers.get("Content-Length", "")
             if stated.isdigit() and int(stated) > max_bytes:
@@ -371,6 +397,24 @@ class HttpClient:
                 return
             time.sleep(min(left, _LOOK))
         raise Canceled
+
+
+def make_client(
+    secrets: Secrets,
+    *,
+    limits: HttpLimits | None = None,
+    is_cancelled: Callable[[], bool] = lambda: False,
+    on_wait: Callable[[str, float], None] | None = None,
+) -> HttpClient:
+    """Give a client that signs with a run's secrets, see HttpClient."""
+    return HttpClient(
+        [Credential(entry["origin"], entry["headers"]) for entry in secrets.credentials],
+        proxies=secrets.proxies,
+        ca_file=secrets.ca_file or None,
+        limits=limits,
+        is_cancelled=is_cancelled,
+        on_wait=on_wait,
+    )
 
 
 def json_object(reply: Reply) -> dict[str, Any]:
@@ -515,6 +559,11 @@ def _told(url: str, limits: HttpLimits) -> Iterator[None]:
         raise NetworkError(
             f"The certificate of '{origin_of(url)}' is not trusted: {_certificate_reason(error)}.",
             hint="Add the authority's certificate to QGIS (Settings, Options, Authentication), or repair the server's.",
+        ) from None
+    except requests.exceptions.InvalidSchema:
+        raise NetworkError(
+            "A SOCKS proxy cannot be used: the Python package PySocks is missing.",
+            hint="Choose an HTTP proxy in QGIS's network settings, or add PySocks to the environment.",
         ) from None
     except requests.exceptions.ProxyError:
         raise TryAgain(_unreachable(url, "the proxy does not let it through")) from None

@@ -19,7 +19,7 @@ class RasterAccess:
 
     Attributes:
         is_cancelled: Asked while a server is waited for.
-        secrets: What signs in to servers.
+        secrets: What signs in to servers, and how they are reached.
         limits: How long a server is waited for.
         on_wait: Told why something is tried again, and the seconds until then; from any thread.
     """

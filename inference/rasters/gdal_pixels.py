@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,12 +11,13 @@ import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import RasterioError
+from rasterio.errors import CRSError, RasterioError
 
 from ..errors import ModelIncompatibleError, RasterOpenError, RasterReadError
 from ..job import RasterItem
-from ..models.fit_rules import find_band
+from ..models.fit_rules import NO_INKS, are_inks, find_band
 from ..tiling import Window
 from .access import ALONE, RasterAccess
 from .gdal_options import check_typed
@@ -23,6 +25,7 @@ from .gdal_reading import reading_of
 from .grid import on_grid
 from .sampling import sample_values
 from .source import GridRequest, RasterInfo
+from .virtual_parts import is_part_missing, part_error
 
 _PALETTE_BANDS: dict[int | str, int] = {0: 0, 1: 1, 2: 2, "red": 0, "green": 1, "blue": 2}
 
@@ -61,6 +64,8 @@ class GdalPixels:
         self._palette = _palette(dataset, bands)
         self._bands = (1,) if self._palette is not None else resolve_bands(dataset, bands)
         self._ignores_mask = all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums)
+        self._alpha = _alpha_band(dataset) if self._ignores_mask else None
+        self._band_names = _band_names(dataset)
         self._nodata = None if dataset.nodata is None else float(dataset.nodata)
         self._info = RasterInfo(
             dataset.width,
@@ -68,7 +73,7 @@ class GdalPixels:
             len(bands),
             self._dtype(dataset),
             dataset.transform,
-            dataset.crs.to_wkt(),
+            crs_of(self._item, dataset).to_wkt(),
             dataset.block_shapes[0][0],
         )
 
@@ -80,8 +85,7 @@ class GdalPixels:
     @property
     def name(self) -> str:
         """Give what messages call it."""
-        source = self._item.source
-        return source.split("?")[0] if "://" in source or source.startswith("/vsi") else source
+        return self._item.address
 
     @property
     def info(self) -> RasterInfo:
@@ -92,6 +96,11 @@ class GdalPixels:
     def bands(self) -> tuple[int, ...]:
         """Give the 1-based numbers of the bands that are read; one where a colour table stands for three."""
         return self._bands
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        """Give the description of each band, or its colour; bands of transparency are left out."""
+        return self._band_names
 
     @property
     def has_palette(self) -> bool:
@@ -136,6 +145,8 @@ class GdalPixels:
 
     def _values(self, dataset: Any, area: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         pixels = dataset.read(self._bands, window=area)
+        if self._alpha is not None:
+            return pixels, np.repeat(dataset.read([self._alpha], window=area) > 0, len(pixels), axis=0)
         if self._ignores_mask:
             return pixels, np.ones(pixels.shape, np.bool_)
         return pixels, dataset.read_masks(self._bands, window=area) > 0
@@ -143,7 +154,7 @@ class GdalPixels:
     def _opened(self, name: str) -> list[Any]:
         opened = _open(self._item, name)
         try:
-            dataset = on_grid(opened, self._grid)
+            dataset = on_grid(opened, self._grid, crs_of(self._item, opened))
         except RasterOpenError:
             opened.close()
             raise
@@ -176,7 +187,7 @@ def _open(item: RasterItem, name: str) -> Any:
     except (RasterioError, ValueError) as error:
         raise RasterOpenError(f"The raster '{item.source}' cannot be opened: {error}.") from error
     try:
-        _check_place(dataset, item.source.split("?")[0] if "://" in item.source else item.source)
+        _check_place(dataset, item.address)
     except RasterOpenError:
         dataset.close()
         raise
@@ -189,13 +200,29 @@ def _check_place(dataset: Any, name: str) -> None:
         raise RasterOpenError(
             f"The raster '{name}' has {kind}.", hint="Georeference it first (Georeferencer, gdalwarp)."
         )
-    if dataset.crs is None:
-        raise RasterOpenError(
-            f"The raster '{name}' has no coordinate reference system.",
-            hint="Assign one first, for example with 'Assign projection' of the raster menu.",
-        )
-    if dataset.transform.determinant == 0:
+    if dataset.transform.determinant == 0 or not all(math.isfinite(value) for value in dataset.transform[:6]):
         raise RasterOpenError(f"The raster '{name}' has pixels without area: its georeference is damaged.")
+
+
+def crs_of(item: RasterItem, dataset: Any) -> CRS:
+    """Give a raster's coordinate reference system: the one that the user gave it, else its own.
+
+    Raises:
+        RasterOpenError: it has none, or none that can be understood.
+    """
+    try:
+        crs = CRS.from_wkt(item.crs_wkt) if item.crs_wkt else dataset.crs
+    except CRSError as error:
+        raise RasterOpenError(
+            f"The coordinate reference system that was given to the raster '{item.shown}' cannot be used: {error}.",
+            hint="Give the layer another one.",
+        ) from error
+    if crs is None:
+        raise RasterOpenError(
+            f"The raster '{item.source}' has no coordinate reference system.",
+            hint="Give its layer one in QGIS, or write it into the file with 'Assign projection' of the raster menu.",
+        )
+    return crs
 
 
 def resolve_bands(dataset: Any, bands: tuple[int | str, ...]) -> tuple[int, ...]:
@@ -212,10 +239,24 @@ def resolve_bands(dataset: Any, bands: tuple[int | str, ...]) -> tuple[int, ...]
             hint="Choose a raster with the bands that the model was trained on.",
         )
     numbers = tuple(_band_number(dataset, band) for band in bands)
+    inks = are_inks([dataset.colorinterp[number - 1].name for number in numbers])
+    if inks and not all(isinstance(band, str) for band in bands):
+        raise ModelIncompatibleError(inks, hint=NO_INKS)
     for number in numbers:
         if dataset.dtypes[number - 1].startswith("complex"):
             raise ModelIncompatibleError(f"Band {number} holds complex numbers, which no model takes.")
     return numbers
+
+
+def _alpha_band(dataset: Any) -> int | None:
+    """Give the 1-based number of a band of transparency that GDAL does not take for a mask: one that is not of bytes."""
+    colors = list(dataset.colorinterp)
+    return colors.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in colors else None
+
+
+def _band_names(dataset: Any) -> tuple[str, ...]:
+    bands = zip(dataset.descriptions, dataset.colorinterp)
+    return tuple(str(name or color.name) for name, color in bands if color != ColorInterp.alpha)
 
 
 def _band_number(dataset: Any, band: int | str) -> int:
@@ -254,6 +295,8 @@ def _as_read_error(name: str, window: Window) -> Iterator[None]:
         yield
     except RasterioError as error:
         reason = error.__cause__ or error
+        if is_part_missing(name, error):
+            raise part_error(name, str(reason)) from error
         raise RasterReadError(
             f"The raster '{name}' cannot be read at columns {window.x} to {window.right}, "
             f"rows {window.y} to {window.bottom}: {reason}.",

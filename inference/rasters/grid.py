@@ -61,22 +61,27 @@ def _shift(transform: Affine, scale: tuple[float, float], snap: tuple[float, flo
     return shifts[0], shifts[1]
 
 
-def on_grid(dataset: Any, request: GridRequest) -> Any:
+def on_grid(dataset: Any, request: GridRequest, crs: CRS) -> Any:
     """Give an open raster on the grid that is asked for: itself, or a virtual one that is resampled while it is read.
+
+    Args:
+        dataset: The raster.
+        request: What is asked for.
+        crs: The raster's coordinate reference system, which need not be the one that its file states.
 
     Raises:
         RasterOpenError: the grid would have too many pixels.
     """
-    grid = wanted_grid(dataset.transform, dataset.width, dataset.height, dataset.crs.to_wkt(), request)
+    grid = wanted_grid(dataset.transform, dataset.width, dataset.height, crs.to_wkt(), request)
     if is_same_grid(grid, dataset.transform, dataset.width, dataset.height):
         return dataset
     step = ~dataset.transform * grid.transform
     target = CRS.from_wkt(grid.crs_wkt)
-    scale = max(math.hypot(step.a, step.d), math.hypot(step.b, step.e)) if target == dataset.crs else 1.0
+    scale = max(math.hypot(step.a, step.d), math.hypot(step.b, step.e)) if target == crs else 1.0
     return WarpedVRT(
         dataset,
         crs=target,
-        src_crs=dataset.crs,
+        src_crs=crs,
         transform=grid.transform,
         width=grid.width,
         height=grid.height,

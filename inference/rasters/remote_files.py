@@ -25,7 +25,7 @@ from rasterio.abc import MultiByteRangeResourceContainer
 
 from ..errors import CredentialError, InferenceError, ServiceError
 from ..events import Canceled
-from ..net.http import Credential, HttpClient
+from ..net.http import HttpClient, make_client
 from ..net.limits import FIRST_CONTACT
 from .access import RasterAccess
 from .remote_bytes import RemoteFile
@@ -43,7 +43,6 @@ _BESIDE = (".aux.xml", ".msk", ".ovr")
 """What may stand beside `a.tif` as `a.tif.msk`."""
 _BESIDE_OTHERS = (".hdr", ".prj", ".wld")
 """What may stand beside `a.png` as `a.wld`."""
-_MISSING = (404, 410)
 
 
 class RemoteFiles:
@@ -64,14 +63,9 @@ class RemoteFiles:
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="remote")
 
     def _new_client(self, patience: float) -> HttpClient:
-        secrets = self._access.secrets
-        return HttpClient(
-            [Credential(entry["origin"], entry["headers"]) for entry in secrets.credentials],
-            proxies=secrets.proxies,
-            ca_file=secrets.ca_file or None,
-            limits=replace(self._access.limits, patience=patience),
-            is_cancelled=self._is_over,
-            on_wait=self._access.on_wait,
+        limits = replace(self._access.limits, patience=patience)
+        return make_client(
+            self._access.secrets, limits=limits, is_cancelled=self._is_over, on_wait=self._access.on_wait
         )
 
     def _is_over(self) -> bool:
@@ -108,9 +102,9 @@ class RemoteFiles:
         is_first = not any(self._files.values())
         try:
             return RemoteFile(url, self._contact if is_first else self._client, self._threads)
-        except (ServiceError, CredentialError) as error:
+        except (ServiceError, CredentialError):
             # An object store that does not list says of what is not there that it must not be read.
-            if is_first or not (error.context.get("status") in _MISSING or self._is_beside(url)):
+            if is_first or not self._is_beside(url):
                 raise
             return None
 

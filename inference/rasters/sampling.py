@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from .virtual_parts import is_part_missing
+
 _WHOLE = 2048 * 2048
 """Pixels of a raster, or of its overview, that are read at once."""
 _SIDE = 1024
@@ -43,7 +45,7 @@ def sample_values(
         try:
             found = _values(dataset, bands, window, shape, ignores_mask=ignores_mask)
         except RasterioError as failure:
-            if not passes_over_damage:
+            if is_part_missing(dataset.name, failure) or not passes_over_damage:
                 raise
             error = failure
             continue

@@ -173,7 +173,9 @@ def test_an_extent_cuts_no_object_since_the_network_sees_beyond_it(model: Path, 
 def fingerprint_of(raster: Path | str, model: Path, folder: Path) -> str:
     job = DetectionJob("a", items(raster), model.read_text(encoding="utf-8"), processor="cpu", arguments=SMALL)
     folder.mkdir(exist_ok=True)
-    prepared = preparation.prepare(job, Path(tempfile.mkdtemp(dir=folder)), lambda event: None)
+    prepared = preparation.prepare(
+        job, preparation.OpenModel(job, Path(tempfile.mkdtemp(dir=folder))), lambda event: None
+    )
     try:
         return preparation.fingerprint(prepared)
     finally:
@@ -539,7 +541,7 @@ def test_rows_far_below_that_reach_up_are_waited_for(model: Path, tmp_path: Path
     raster = write_raster(tmp_path / "r.tif", cells(3, 16, 16, []))
     job = DetectionJob("a", items(raster), model.read_text(encoding="utf-8"), processor="cpu",
                        arguments={"tile_size": 32, "padding": 0})  # fmt: skip
-    prepared = preparation.prepare(job, tmp_path, lambda event: None)
+    prepared = preparation.prepare(job, preparation.OpenModel(job, tmp_path), lambda event: None)
     tops = {0: 3.0, 5: 40.0, 15: 20.0}  # tile number, and how far up it reaches
     with Journal.open(tmp_path, "fingerprint", len(prepared.plan.grid)) as journal:
         for number, top in tops.items():

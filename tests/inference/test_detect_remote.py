@@ -115,7 +115,9 @@ def test_a_cancelled_run_ends_while_its_readers_wait_for_a_server(model: Path, r
         server.plan = FaultPlan(0, outage_after=60, outage=3600)
         access = RasterAccess(is_cancelled, limits=limits)
         with pytest.raises(Canceled):
-            detect(tmp_path / "r", f"{server.url}/r.tif", model, is_cancelled=is_cancelled, events=events, access=access)
+            detect(
+                tmp_path / "r", f"{server.url}/r.tif", model, is_cancelled=is_cancelled, events=events, access=access
+            )
 
 
 def test_a_file_that_changes_while_it_is_searched_is_told(model: Path, raster: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from kestrel.inference.job import DetectionJob
 from kestrel.inference.journal import Journal
 from kestrel.inference.merge import join
 from kestrel.inference.results import merged
-from kestrel.inference.run import fingerprint, prepare
+from kestrel.inference.run import OpenModel, fingerprint, prepare
 from kestrel.inference.search import search
 from kestrel.inference.tiling import Tile
 from kestrel.tests.fixtures.onnx_graphs import boxes_network, cell_network, random_network
@@ -174,7 +174,7 @@ def test_the_order_of_tiles_does_not_change_a_bit(folder: Path, tmp_path: Path, 
     job = DetectionJob(
         "test", items(folder / "raster.tif"), str(folder / "model.json"), arguments=TILED, processor="cpu"
     )
-    prepared = prepare(job, tmp_path, lambda event: None)
+    prepared = prepare(job, OpenModel(job, tmp_path), lambda event: None)
     backwards = replace(prepared, plan=replace(prepared.plan, grid=Reversed(prepared.plan.grid)))
     with Journal.open(tmp_path, fingerprint(prepared), len(prepared.plan.grid)) as journal:
         search(backwards, journal, lambda event: None, never)

@@ -215,7 +215,7 @@ def test_what_nobody_foresaw_is_told_and_does_not_leave_the_algorithm(
     QgsApplication.messageLog().messageReceived[str, str, Qgis.MessageLevel].connect(
         lambda text, tag, level: log.append((tag, text))
     )
-    monkeypatch.setattr(detect_objects, "build_plan", fail)
+    monkeypatch.setattr(detect_objects, "make_draft", fail)
     reason = refusal(good)
     assert reason.startswith("Unexpected error (RuntimeError): no ‹luck>. This is a fault of Kestrel: please report it")
     assert reason.endswith("[error]")

@@ -206,7 +206,7 @@ def test_a_raster_that_is_read_at_the_models_resolution_is_no_warning(tmp_path: 
     cell_size = {"min": 0.28, "max": 0.32, "read_at": 0.3}
     report = own_report(tmp_path, {"values": (0, 255)}, cell_size=cell_size)
     assert report.all_texts() == []
-    assert "the raster is read with a cell size of 0.3" in report.remarks[0]
+    assert "the raster is read with a cell size of 0.29988" in report.remarks[0]  # 0.3 m on the ground, in UTM
 
 
 def test_a_cell_size_that_overrules_the_models_resolution_is_compared_with_the_training(tmp_path: Path) -> None:

@@ -8,13 +8,21 @@ from kestrel.processing_provider.parameters import output_table, parameter_table
 from kestrel.tests.qgis.examples import algorithm
 
 PARAMETERS = {
-    "INPUT": ("raster", None, "required"),
+    "INPUT": ("raster", None, "optional"),
+    "MORE_INPUTS": ("multilayer", None, "optional"),
+    "INPUT_SOURCE": ("string", None, "optional advanced"),
+    "PROCESSING_MODE": ("enum", "PROCESS_AS_MOSAICKED_IMAGE", "required advanced"),
     "MODEL": ("string", None, "required"),
     "ARGUMENTS": ("string", None, "optional"),
     "OBJECTS_OF_INTEREST": ("string", None, "optional"),
     "EXTENT": ("extent", None, "optional"),
     "MASK": ("source", None, "optional"),
     "CELL_SIZE": ("number", None, "optional advanced"),
+    "CELL_SIZE_UNIT": ("enum", "Raster", "required advanced"),
+    "CELL_SIZE_LAYER": ("raster", None, "optional advanced"),
+    "SNAP_RASTER": ("raster", None, "optional advanced"),
+    "RESAMPLING": ("enum", "Automatic", "required advanced"),
+    "BANDS": ("string", None, "optional advanced"),
     "RUN_NMS": ("boolean", False, "required"),
     "MAX_OVERLAP_RATIO": ("number", 0.0, "required"),
     "CONFIDENCE_SCORE_FIELD": ("string", "Confidence", "required advanced"),
@@ -22,8 +30,15 @@ PARAMETERS = {
     "PROCESSOR_TYPE": ("enum", "Auto", "required advanced"),
     "GPU_ID": ("number", None, "optional advanced"),
     "PARALLEL_PROCESSING_FACTOR": ("string", "100%", "optional advanced"),
+    "MAX_TILES": ("number", 100_000, "required advanced"),
+    "PLAN_ONLY": ("boolean", False, "required advanced"),
     "ALLOW_PACKAGE_CODE": ("string", None, "optional advanced"),
-    "OUTPUT": ("sink", None, "required"),
+    "OUTPUT_CRS": ("crs", None, "optional advanced"),
+    "APPEND_TO": ("vector", None, "optional advanced"),
+    "FIELD_MAP": ("string", None, "optional advanced"),
+    "OUTPUT_SERVICE": ("string", None, "optional advanced"),
+    "SUMMARY_FILE": ("fileDestination", None, "optional advanced"),
+    "OUTPUT": ("sink", None, "optional"),
 }
 
 
@@ -46,6 +61,10 @@ def test_outputs_are_what_scripts_and_models_rely_on() -> None:
         "TILE_COUNT": "outputNumber",
         "ELAPSED_SECONDS": "outputNumber",
         "JOB_ID": "outputString",
+        "SUMMARY_FILE": "outputFile",
+        "SUMMARY": "outputString",
+        "OUT_OBJECTS": "outputString",
+        "PLAN": "outputString",
     }
 
 

@@ -250,7 +250,7 @@ def test_what_nobody_foresaw_ends_the_run_with_a_message(good: dict[str, Any], m
     monkeypatch.setattr(detect_objects, "complete_job", fail)
     with pytest.raises(QgsProcessingException, match=r"Unexpected error \(TypeError\): odd.*\[error\]"):
         run(good)
-    monkeypatch.setattr(detect_objects, "build_plan", fail)
+    monkeypatch.setattr(detect_objects, "make_draft", fail)
     feedback = Listener()
     assert not algorithm().run(good, context(), feedback)[1]
     (said,) = [text for level, text in feedback.said if level == "error"]

@@ -633,7 +633,7 @@ def test_a_raster_that_is_too_coarse_is_told_with_a_button_that_sets_the_cell_si
     assert not chooser.fit.isHidden()
     assert "the model was trained on 0.1 to 0.15 m" in chooser.fit.label.text()
     chooser.fit.button.click()
-    assert asked == [pytest.approx(0.123)]
+    assert asked == [pytest.approx(0.122)]
     chooser.set_raster(layer, asked[0])
     assert chooser.fit.isHidden()
 
@@ -646,7 +646,7 @@ def test_in_the_dialog_the_button_fills_in_the_cell_size(tmp_path: Path) -> None
     chooser = window.widgets["MODEL"].findChild(ModelChooser)
     assert not chooser.fit.isHidden()
     chooser.fit.button.click()
-    assert window.values()["CELL_SIZE"] == pytest.approx(0.123)
+    assert window.values()["CELL_SIZE"] == pytest.approx(0.122)
     assert chooser.fit.isHidden()
     window.set("CELL_SIZE", 2)
     assert "The pixels are 2 m wide" in chooser.fit.label.text()

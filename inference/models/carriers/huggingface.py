@@ -17,7 +17,8 @@ from typing import Any
 
 from ...errors import ModelPackageError, ModelUnsupportedError
 from ..definition import OPEN_VOCABULARY, SCHEMA, SCHEMA_KEY
-from ..emd_text import MAX_JSON_BYTES, read_json
+from ..emd_text import read_json
+from ..strict_json import MAX_JSON_BYTES
 from .class_names import as_classes, as_names, names_beside
 
 CONFIG = "config.json"

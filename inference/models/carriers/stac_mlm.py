@@ -17,7 +17,8 @@ from typing import Any
 
 from ...errors import ModelPackageError, ModelUnsupportedError
 from ..definition import SCHEMA, SCHEMA_KEY, Reader
-from ..emd_text import MAX_JSON_BYTES, read_json
+from ..emd_text import read_json
+from ..strict_json import MAX_JSON_BYTES
 from .stac_asset import chosen_artifact
 from .stac_input import ItemReader, model_input, words
 

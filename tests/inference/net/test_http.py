@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import datetime
 import hashlib
+import ipaddress
 import random
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -9,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from kestrel.inference.errors import CredentialError, InferenceError, NetworkError, ServiceError
 from kestrel.inference.events import Canceled
@@ -17,7 +24,7 @@ from kestrel.inference.net.limits import HttpLimits
 from kestrel.tests.fixtures.servers.base import Answer, Request, Server, esri_error, json_answer, ranged, serving
 
 CANARY = "canary-7f3a"
-QUICK = HttpLimits(connect=2, read=0.4, total=5, patience=2, first_pause=0.02, longest_pause=0.1)
+QUICK = HttpLimits(connect=2, read=0.3, total=5, patience=1, first_pause=0.02, longest_pause=0.1)
 
 
 def client(*credentials: Credential, **options: Any) -> HttpClient:
@@ -181,7 +188,7 @@ def test_json_comes_through_faults_or_is_an_error_in_the_end(fault: str) -> None
         assert {"currentVersion": 11.3} == client().get_json(server.url)
         server.plan.extend([fault] * 200)
         with pytest.raises((NetworkError, ServiceError)) as caught:
-            client(limits=HttpLimits(2, 0.2, 5, 0.5, 0.01, 0.05)).get_json(server.url, {"q": CANARY})
+            client(limits=HttpLimits(2, 0.1, 5, 0.3, 0.01, 0.05)).get_json(server.url, {"q": CANARY})
     assert CANARY not in str(caught.value)
 
 
@@ -253,6 +260,43 @@ def test_a_proxy_is_used_where_it_is_set_and_not_for_its_exceptions() -> None:
         assert b"by proxy" == client(proxies=proxies).get(f"{server.url}/x").content
         assert b"hello" == client(proxies=proxies).get(f"{server.url}/direct/x").content
         assert b"hello" == client(proxies={**proxies, "no_proxy": "127.0.0.1"}).get(f"{server.url}/x").content
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ssl.SSLContext]:
+    """A certificate for 127.0.0.1 that nobody has signed, and what a server needs of it."""
+    folder = tmp_path_factory.mktemp("tls")
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = datetime.datetime.now(datetime.UTC)
+    end = now + datetime.timedelta(days=1)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, end)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    own = builder.add_extension(address, critical=False)
+    pem = own.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    plain = serialization.NoEncryption()
+    secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    (folder / "server.pem").write_bytes(pem + secret)
+    (folder / "ca.pem").write_bytes(pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem")
+    return folder / "ca.pem", context
+
+
+def test_a_certificate_that_nobody_trusts_ends_it_at_once(certificate: tuple[Path, ssl.SSLContext]) -> None:
+    with serving(hello, certificate[1]) as server, pytest.raises(NetworkError, match="is not trusted: self"):
+        client(limits=HttpLimits()).get(server.url)
+
+
+def test_a_certificate_that_qgis_trusts_is_trusted(certificate: tuple[Path, ssl.SSLContext]) -> None:
+    with serving(hello, certificate[1]) as server:
+        assert b"hello" == client(signed(server), ca_file=str(certificate[0])).get(server.url).content
+        assert 1 == len(server.asked_with(CANARY))
+
+
+def test_a_token_is_not_carried_from_https_to_http(certificate: tuple[Path, ssl.SSLContext]) -> None:
+    with serving(hello) as plain, serving(redirecting(lambda: plain.url), certificate[1]) as first:
+        client(signed(first), ca_file=str(certificate[0])).get(first.url)
+        assert ([], 1) == (plain.asked_with(CANARY), len(plain.asked))
 
 
 def cancelled_after(seconds: float) -> Callable[[], bool]:
@@ -361,7 +405,7 @@ def test_a_server_that_always_cuts_at_the_same_place_does_not_keep_us_for_ever(t
         serving(lambda _: Answer(CONTENT, cut=300_000)) as server,
         pytest.raises(NetworkError, match=r"(broke|breaks) off"),
     ):
-        client(limits=HttpLimits(2, 1, 5, 0.5, 0.01, 0.05)).download(server.url, tmp_path / "m")
+        client(limits=HttpLimits(2, 1, 5, 0.3, 0.01, 0.05)).download(server.url, tmp_path / "m")
 
 
 def test_a_part_of_another_file_is_thrown_away(tmp_path: Path) -> None:

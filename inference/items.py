@@ -1,0 +1,174 @@
+"""Rasters searched one by one: one run, one model, a journal for each; one that cannot be read stops no other."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .errors import InferenceError, JobError, ModelIncompatibleError, RasterError
+from .events import Canceled, Message, Progress, Report, WorkerEvent
+from .job import DetectionJob
+from .region import OUTSIDE
+from .results import SOURCE
+
+Search = Callable[[DetectionJob, str, Report], "dict[str, Any]"]
+"""Runs the job of one raster in a folder of that name; gives the summary."""
+
+_SAME_FOR_ALL = ("package", "argument", "model", "plan", "fit")
+"""Messages about the model; what several rasters have in common is told once."""
+
+
+def search_items(job: DetectionJob, search: Search, report: Report, is_cancelled: Callable[[], bool]) -> dict[str, Any]:
+    """Search a job's rasters one by one.
+
+    Args:
+        job: The job of all.
+        search: Does the work for one.
+        report: Told what happens.
+        is_cancelled: Asked between two rasters.
+
+    Returns:
+        The summary of all.
+
+    Raises:
+        Canceled: is_cancelled said so.
+        InferenceError: none of the rasters could be searched, or what would stop each of them.
+    """
+    teller, tally = _Teller(report, len(job.rasters)), _Tally()
+    for number, item in enumerate(job.rasters):
+        if is_cancelled():
+            raise Canceled
+        report(Message("info", "item", f"Raster {number + 1} of {len(job.rasters)}: {item.shown}"))
+        try:
+            summary = search(replace(job, rasters=(item,)), f"item-{number + 1:05d}", teller)
+        except (RasterError, ModelIncompatibleError, JobError) as error:
+            is_outside = error.context.get("reason") == OUTSIDE
+            if isinstance(error, JobError) and not is_outside:
+                raise
+            tally.failed.append((item.shown, error))
+            report(_left_out(item.shown, error, is_outside))
+        else:
+            tally.add(item.shown, summary)
+        teller.next()
+    return tally.summary(report)
+
+
+def _left_out(name: str, error: InferenceError, is_outside: bool) -> Message:
+    if is_outside:
+        return Message("info", "item-outside", f"{name} lies outside the extent or mask and was passed over.")
+    return Message("warning", "item-failed", f"{name} was left out: {error}")
+
+
+class _Teller:
+    """Passes on what the run of one raster says, as part of the run of all."""
+
+    def __init__(self, report: Report, n_items: int) -> None:
+        self._report, self._n_items = report, n_items
+        self._place, self._n_before, self._n_objects = 0, 0, 0
+        self._told: set[tuple[str, str]] = set()
+        self._start = time.monotonic()
+
+    def next(self) -> None:
+        """Go on to the next raster."""
+        self._place += 1
+        self._n_before, self._n_objects = self._n_before + self._n_objects, 0
+
+    def __call__(self, event: WorkerEvent) -> None:
+        if isinstance(event, Progress):
+            self._n_objects = event.objects
+            self._report(self._of_all(event))
+        elif isinstance(event, Message) and event.id in _SAME_FOR_ALL:
+            if (event.id, event.text) not in self._told:
+                self._told.add((event.id, event.text))
+                self._report(event)
+        else:
+            self._report(event)
+
+    def _of_all(self, event: Progress) -> Progress:
+        share = (self._place + event.done / max(event.total, 1)) / self._n_items
+        remaining = (time.monotonic() - self._start) * (1 - share) / share if share > 0 else None
+        return replace(
+            event, objects=self._n_before + event.objects, remaining=remaining, item=self._place + 1,
+            items=self._n_items,
+        )  # fmt: skip
+
+
+@dataclass
+class _Tally:
+    """What has become of the rasters so far."""
+
+    done: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    failed: list[tuple[str, InferenceError]] = field(default_factory=list)
+
+    def add(self, name: str, summary: dict[str, Any]) -> None:
+        self.done.append((name, summary))
+
+    def summary(self, report: Report) -> dict[str, Any]:
+        """Give the summary of all.
+
+        Raises:
+            InferenceError: there is nothing to sum up.
+        """
+        if not self.done:
+            raise self._nothing_done()
+        failures = [(name, error) for name, error in self.failed if error.context.get("reason") != OUTSIDE]
+        if failures:
+            text = (
+                f"{len(failures)} of {len(self.done) + len(self.failed)} rasters could not be searched and are missing"
+            )
+            report(Message("warning", "items-failed", f"{text} from the result: {_names(failures)}."))
+        parts = [summary for _, summary in self.done]
+        if "class_counts" not in parts[0]:
+            return {**parts[0], "tiles": sum(part["tiles"] for part in parts), "plan": _plan_of(parts)}
+        counts, states = Counter[str](), Counter[str]()
+        for part in parts:
+            counts.update(part["class_counts"])
+            states.update(part["tiles_by_state"])
+        fields = [entry for entry in parts[0]["fields"] if entry["name"] != SOURCE]
+        return {
+            **parts[0],
+            "objects": sum(part["objects"] for part in parts),
+            "fields": [{"name": SOURCE, "type": "text"}, *fields],
+            "class_counts": dict(counts),
+            "tiles": sum(part["tiles"] for part in parts),
+            "tiles_by_state": dict(states),
+            "seconds": round(sum(part["seconds"] for part in parts), 3),
+            "plan": _plan_of(parts),
+            "items": [_entry(name, part) for name, part in self.done]
+            + [{"name": name, "error": error.code, "text": str(error)} for name, error in self.failed],
+        }
+
+    def _nothing_done(self) -> InferenceError:
+        name, first = next(
+            ((name, error) for name, error in self.failed if error.context.get("reason") != OUTSIDE), self.failed[0]
+        )
+        if len(self.failed) == 1:
+            return first
+        return type(first)(
+            f"None of the {len(self.failed)} rasters could be searched; {name}: {first.message}", hint=first.hint
+        )
+
+
+def _plan_of(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Give the first raster's plan with the work of all."""
+    plans = [part["plan"] for part in parts]
+    seconds = [plan["seconds"] for plan in plans]
+    return {
+        **plans[0],
+        **{name: sum(plan[name] for plan in plans) for name in ("tiles", "outside")},
+        "seconds": None if None in seconds else round(sum(seconds), 3),
+        "rasters": len(plans),
+    }
+
+
+def _entry(name: str, summary: dict[str, Any]) -> dict[str, Any]:
+    wanted = ("objects", "class_counts", "tiles", "tiles_by_state", "seconds", "footprint")
+    return {"name": name, **{key: summary[key] for key in wanted if key in summary}}
+
+
+def _names(failures: list[tuple[str, InferenceError]], most: int = 5) -> str:
+    shown = ", ".join(name for name, _ in failures[:most])
+    return shown + (f", and {len(failures) - most} more" if len(failures) > most else "")

@@ -1,0 +1,136 @@
+"""Pictures as servers send them, decoded in memory, and looked at before they are believed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp
+from rasterio.errors import RasterioError
+from rasterio.io import MemoryFile
+
+from ..errors import ServiceError
+from ..net.addresses import shown
+from ..net.http import Reply, TryAgain, raise_for_error
+
+_DRIVERS = ("GTiff", "PNG", "JPEG", "WEBP")
+_SETTINGS = {"GDAL_PAM_ENABLED": "NO", "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded answer.
+
+    Shape:
+        pixels (C, H, W) without alpha; present (C, H, W).
+
+    Attributes:
+        colors: The colour table as (3, entries), where there is one.
+        nodata: The value that stands for no data, as the file says.
+    """
+
+    pixels: NDArray[Any]
+    present: NDArray[np.bool_]
+    colors: NDArray[np.uint8] | None = None
+    nodata: float | None = None
+
+
+def picture_taker(width: int, height: int, found: list[Picture], n_bands: int | None = None) -> Callable[[Reply], None]:
+    """Give an `accept` for HttpClient.get that decodes the picture of an answer into `found`.
+
+    Args:
+        width: Columns that were asked for.
+        height: Rows.
+        found: Holds the one picture afterwards.
+        n_bands: Bands that were asked for, see `decode`.
+    """
+
+    def accept(reply: Reply) -> None:
+        picture = decode(reply, n_bands)
+        rows, columns = picture.pixels.shape[1:]
+        if (columns, rows) != (width, height):
+            raise TryAgain(
+                ServiceError(
+                    f"The server sent {columns} x {rows} pixels instead of {width} x {height} for '{shown(reply.url)}'."
+                ),
+                few=True,
+            )
+        found[:] = [picture]
+
+    return accept
+
+
+def decode(reply: Reply, n_bands: int | None = None) -> Picture:
+    """Decode a picture.
+
+    Args:
+        reply: The server's answer.
+        n_bands: Bands that were asked for: as many are pixels, whatever the file calls the fourth; None: alpha is told
+            by its name.
+
+    Raises:
+        TryAgain: the answer is none: the page of a proxy, something damaged, or that the server is busy.
+        ServiceError, CredentialError: the server tells an error.
+    """
+    _raise_told_error(reply)
+    try:
+        with rasterio.Env(**_SETTINGS), MemoryFile(reply.content) as file, file.open(driver=_driver(reply)) as dataset:
+            return _picture(dataset, n_bands)
+    except (RasterioError, ValueError) as error:
+        kind = reply.content_type or "unknown type"
+        raise TryAgain(
+            ServiceError(f"The server sent no readable picture for '{shown(reply.url)}' ({kind})."), few=True
+        ) from error
+
+
+def _picture(dataset: Any, n_bands: int | None) -> Picture:
+    alpha = [number for number, color in enumerate(dataset.colorinterp, 1) if color == ColorInterp.alpha]
+    if dataset.count == n_bands:
+        alpha = []
+    bands = [number for number in range(1, dataset.count + 1) if number not in alpha]
+    pixels = dataset.read(bands)
+    if ColorInterp.alpha in dataset.colorinterp and not alpha:
+        present = np.ones(pixels.shape, np.bool_)  # its mask would be the fourth band
+    else:
+        present = dataset.read_masks(bands) > 0
+    colors = None
+    if dataset.colorinterp[0] == ColorInterp.palette:
+        table = dataset.colormap(1)
+        colors = np.zeros((3, max(table) + 1), np.uint8)
+        for index, color in table.items():
+            colors[:, index] = color[:3]
+    return Picture(pixels, present, colors, None if dataset.nodata is None else float(dataset.nodata))
+
+
+def _driver(reply: Reply) -> str:
+    """Tell the format by the first bytes, so that nothing else is opened than what is expected.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    start = reply.content[:12]
+    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "GTiff"
+    if start[:8] == b"\x89PNG\r\n\x1a\n":
+        return "PNG"
+    if start[:3] == b"\xff\xd8\xff":
+        return "JPEG"
+    if start[:4] == b"RIFF" and start[8:] == b"WEBP":
+        return "WEBP"
+    raise ValueError(f"none of {', '.join(_DRIVERS)}")
+
+
+def _raise_told_error(reply: Reply) -> None:
+    """Raise the error that ArcGIS tells in JSON instead of the picture, with status 200."""
+    if reply.content.lstrip()[:1] != b"{":
+        return
+    try:
+        data = json.loads(reply.content)
+    except (ValueError, RecursionError):
+        return
+    raise_for_error(data, reply.url)

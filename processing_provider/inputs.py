@@ -1,0 +1,244 @@
+"""INPUT, MORE_INPUTS and INPUT_SOURCE -> the rasters of a run, whatever form they were given in.
+
+`input_list` reads the parameters and looks at nothing but names: it is quick. `opened` looks at the rasters; many of
+them, or one on a server, take time, and that is for the run's own thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Union
+
+from qgis.core import (
+    QgsCoordinateReferenceSystem,
+    QgsCoordinateTransform,
+    QgsCoordinateTransformContext,
+    QgsCsException,
+    QgsMapLayer,
+    QgsProcessingUtils,
+    QgsRasterLayer,
+    QgsRectangle,
+    QgsVariantUtils,
+)
+
+from ..inference.errors import InferenceError, JobError, ModelIncompatibleError, RasterOpenError
+from ..inference.job import RasterItem
+from ..inference.models.definition import ModelDefinition
+from . import parameters as keys
+from .input_text import is_remote, sources_in
+from .parameter_reader import ParameterReader
+from .raster_source import SourceRaster, check_bands, source_raster
+
+_QUICK = 24
+"""Rasters that are looked at while the dialog waits."""
+
+Source = Union[SourceRaster, str]
+"""A raster that was looked at, or the name of one."""
+
+
+Told = Callable[[int, int], bool]
+
+
+def always(done: int, total: int) -> bool:
+    """Go on."""
+    return True
+
+
+@dataclass(frozen=True)
+class InputList:
+    """What the parameters name.
+
+    Attributes:
+        sources: The rasters in order.
+        is_separate: They are searched one by one.
+    """
+
+    sources: tuple[Source, ...]
+    is_separate: bool
+
+    @property
+    def items(self) -> tuple[RasterItem, ...]:
+        """Give them as the job names them, as far as they are known."""
+        return tuple(named_item(source) if isinstance(source, str) else source.item for source in self.sources)
+
+    @property
+    def is_quick(self) -> bool:
+        """Tell whether all can be looked at without anybody having to wait."""
+        names = [source for source in self.sources if isinstance(source, str)]
+        return len(names) <= _QUICK and not any(is_remote(name) for name in names)
+
+
+@dataclass(frozen=True)
+class InputRasters:
+    """The rasters of a run.
+
+    Attributes:
+        rasters: Those that QGIS could look at; never empty.
+        unseen: Items that it could not, and that the worker names in its messages.
+        is_separate: They are searched one by one.
+        whole: What stands for all: the first one, with the extent of all where they are one mosaic or are searched in
+            turn.
+    """
+
+    rasters: tuple[SourceRaster, ...]
+    unseen: tuple[RasterItem, ...]
+    is_separate: bool
+    whole: SourceRaster
+
+    @property
+    def items(self) -> tuple[RasterItem, ...]:
+        """Give them as the job names them."""
+        return (*(raster.item for raster in self.rasters), *self.unseen)
+
+
+def input_list(reader: ParameterReader) -> InputList:
+    """Read the parameters.
+
+    Raises:
+        JobError: they name no raster, or cannot be understood.
+        RasterOpenError: a layer is of a kind that Kestrel does not read.
+    """
+    sources: list[Source] = []
+    if reader.is_given(keys.INPUT_SOURCE):
+        sources += sources_in(reader.text(keys.INPUT_SOURCE))
+    elif reader.is_given(keys.INPUT):
+        sources.append(source_raster(reader.raster_layer(keys.INPUT)))
+    sources += _more(reader)
+    if not sources:
+        raise JobError(
+            "No raster is given.",
+            hint="Choose an input raster, or several, or write an address or a folder as input source.",
+        )
+    mode = reader.choice(keys.PROCESSING_MODE)
+    return InputList(tuple(sources), mode == keys.PROCESSING_MODES[1])
+
+
+def _more(reader: ParameterReader) -> Iterator[Source]:
+    """Give the rasters of MORE_INPUTS; QGIS's own way passes over what it cannot find."""
+    value = reader.parameters.get(keys.MORE_INPUTS)
+    if QgsVariantUtils.isNull(value) or value == "":
+        return
+    for part in value if isinstance(value, (list, tuple)) else _split(reader, value):
+        if isinstance(part, os.PathLike):
+            part = os.fsdecode(part)
+        layer = part if isinstance(part, QgsMapLayer) else _layer(reader, str(part))
+        if not isinstance(layer, QgsRasterLayer) or not layer.isValid():
+            name = layer.name() if isinstance(layer, QgsMapLayer) else part
+            raise JobError(f"'{name}', one of the further rasters, is no raster that QGIS can open.")
+        yield source_raster(layer)
+
+
+def _split(reader: ParameterReader, value: Any) -> list[Any]:
+    """Give the parts of a value that is no list: a layer, text with semicolons, an expression."""
+    if isinstance(value, (str, QgsMapLayer, os.PathLike)):
+        return [value] if not isinstance(value, str) else [part for part in value.split(";") if part]
+    return list(reader.algorithm.parameterAsLayerList(reader.parameters, keys.MORE_INPUTS, reader.context))
+
+
+def _layer(reader: ParameterReader, name: str) -> QgsMapLayer | None:
+    return QgsProcessingUtils.mapLayerFromString(name, reader.context, True, QgsProcessingUtils.LayerHint.Raster)
+
+
+def opened(
+    inputs: InputList,
+    transforms: QgsCoordinateTransformContext,
+    told: Told = always,
+) -> InputRasters:
+    """Look at all rasters.
+
+    Args:
+        inputs: What the parameters name.
+        transforms: How coordinates are converted.
+        told: Called with the number of rasters that were looked at, and of all; gives False to stop.
+
+    Raises:
+        InferenceError: one cannot be opened; where they are searched one by one: none can.
+        JobError: it was stopped.
+    """
+    rasters: list[SourceRaster] = []
+    unseen: list[RasterItem] = []
+    error: InferenceError | None = None
+    for number, source in enumerate(inputs.sources):
+        if not told(number, len(inputs.sources)):
+            raise JobError("The run was cancelled while its rasters were looked at.")
+        try:
+            rasters.append(raster_named(source) if isinstance(source, str) else source)
+        except RasterOpenError as failure:
+            if not inputs.is_separate:
+                raise
+            error = error or failure
+            unseen.append(named_item(str(source)))
+    if error is not None and not rasters:
+        raise error
+    whole = rasters[0]
+    if len(rasters) > 1:
+        extent = _union(rasters, transforms)
+        name = f"{whole.name} and {len(inputs.sources) - 1} more"
+        whole = replace(whole, extent=extent, name=name)
+    return InputRasters(tuple(rasters), tuple(unseen), inputs.is_separate, whole)
+
+
+def named_item(name: str) -> RasterItem:
+    """Give a raster that is only known by name as the job names it."""
+    return RasterItem("gdal", name, Path(name).name)
+
+
+def check_all_bands(inputs: InputRasters, definition: ModelDefinition) -> None:
+    """Compare the model's bands with those of all rasters; of rasters that are searched one by one, one must suit.
+
+    Raises:
+        ModelIncompatibleError: a raster lacks one.
+    """
+    errors = [error for error in (_band_error(raster, definition) for raster in inputs.rasters) if error is not None]
+    if errors and (not inputs.is_separate or len(errors) == len(inputs.rasters)):
+        raise errors[0]
+
+
+def _band_error(raster: SourceRaster, definition: ModelDefinition) -> ModelIncompatibleError | None:
+    try:
+        check_bands(raster, definition)
+    except ModelIncompatibleError as error:
+        return error
+    return None
+
+
+def raster_named(name: str) -> SourceRaster:
+    """Look at a raster that has no layer, in any thread.
+
+    Args:
+        name: What GDAL calls it.
+
+    Raises:
+        RasterOpenError: it cannot be opened, or Kestrel could not read it.
+    """
+    layer = QgsRasterLayer(name, Path(name).name, "gdal", QgsRasterLayer.LayerOptions(False))
+    if not layer.isValid():
+        raise RasterOpenError(
+            f"The raster '{name}' cannot be opened.", hint="Check the path, and that QGIS can open it as a layer."
+        )
+    return source_raster(layer)
+
+
+def _union(rasters: Sequence[SourceRaster], transforms: QgsCoordinateTransformContext) -> QgsRectangle:
+    """Give the extent of all in the first one's coordinate reference system."""
+    first, extent = rasters[0], QgsRectangle(rasters[0].extent)
+    for raster in rasters[1:]:
+        extent.combineExtentWith(_extent_in(raster, first.crs, transforms))
+    return extent
+
+
+def _extent_in(
+    raster: SourceRaster, crs: QgsCoordinateReferenceSystem, transforms: QgsCoordinateTransformContext
+) -> QgsRectangle:
+    if raster.crs == crs or not (raster.crs.isValid() and crs.isValid()):
+        return raster.extent
+    try:
+        return QgsCoordinateTransform(raster.crs, crs, transforms).transformBoundingBox(raster.extent)
+    except QgsCsException as error:
+        raise RasterOpenError(
+            f"The raster '{raster.name}' lies where the coordinate reference system of the first one does not reach.",
+            hint="Put another raster first.",
+        ) from error

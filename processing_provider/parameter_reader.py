@@ -1,0 +1,77 @@
+"""ParameterReader: the values of one run's parameters, whatever form a dialog, script or model gave them in."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from qgis.core import QgsProcessingAlgorithm, QgsProcessingContext, QgsRasterLayer, QgsVariantUtils
+
+from ..inference.errors import JobError
+from . import parameters as keys
+
+JSON_KEYS = (
+    keys.INPUT_SOURCE, keys.MODEL, keys.ARGUMENTS, keys.OBJECTS_OF_INTEREST, keys.ALLOW_PACKAGE_CODE, keys.FIELD_MAP,
+    keys.OUTPUT_SERVICE,
+)  # fmt: skip
+"""Text parameters that programs may also give as a JSON value."""
+
+
+@dataclass(frozen=True)
+class ParameterReader:
+    """The parameters of one run, and what QGIS needs to read them."""
+
+    algorithm: QgsProcessingAlgorithm
+    parameters: dict[str, Any]
+    context: QgsProcessingContext
+
+    def is_given(self, key: str) -> bool:
+        """Tell whether a parameter has a value."""
+        value = self.parameters.get(key)
+        return not (QgsVariantUtils.isNull(value) or value == "")
+
+    def text(self, key: str) -> str:
+        """Give a text; a JSON value, which parameterAsString would turn into '', becomes JSON text."""
+        value = self.parameters.get(key)
+        if is_json(value):
+            return as_json_text(value)
+        if isinstance(value, os.PathLike):
+            return os.fsdecode(value)
+        return self.algorithm.parameterAsString(self.parameters, key, self.context).strip()
+
+    def number(self, key: str) -> float | None:
+        """Give a number, or None where there is none."""
+        if not self.is_given(key):
+            return None
+        return self.algorithm.parameterAsDouble(self.parameters, key, self.context)
+
+    def choice(self, key: str) -> str:
+        """Give the chosen text of a list, also where its number was given."""
+        return self.algorithm.parameterAsEnumString(self.parameters, key, self.context)
+
+    def flag(self, key: str) -> bool:
+        """Give yes or no."""
+        return self.algorithm.parameterAsBoolean(self.parameters, key, self.context)
+
+    def raster_layer(self, key: str) -> QgsRasterLayer:
+        """Give a raster layer.
+
+        Raises:
+            JobError: there is none.
+        """
+        layer = self.algorithm.parameterAsRasterLayer(self.parameters, key, self.context)
+        if layer is None or not layer.isValid():
+            raise JobError(self.algorithm.invalidRasterError(self.parameters, key))
+        return layer
+
+
+def is_json(value: Any) -> bool:
+    """Tell whether a parameter was given as a JSON object or list instead of a text."""
+    return isinstance(value, (dict, list))
+
+
+def as_json_text(value: Any) -> str:
+    """Give a JSON value as text."""
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from qgis.core import QgsApplication, QgsAuthMethodConfig, QgsNetworkAccessManager, QgsSettings
+
+from kestrel.inference.errors import CredentialError
+from kestrel.inference.net.http import make_client
+from kestrel.inference.net.limits import HttpLimits
+from kestrel.inference.secrets import Secrets
+from kestrel.processing_provider.credentials import certificates, proxies, secrets_for, signature
+from kestrel.tests.fixtures.servers.base import Answer, serving
+from kestrel.tests.fixtures.servers.portal import ITEM, Item, portal
+
+TOKEN = "canary-token"
+URL = "https://gis.example/arcgis/rest/services"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KESTREL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def store(qgis_app: QgsApplication) -> Any:
+    manager = qgis_app.authManager()
+    assert manager.setMasterPassword("of the tests", True)
+    return manager
+
+
+def stored(store: Any, method: str, **values: str) -> str:
+    config = QgsAuthMethodConfig()
+    config.setName(method)
+    config.setMethod(method)
+    for key, value in values.items():
+        config.setConfig(key.replace("_", "-"), value)
+    done = store.storeAuthenticationConfig(config)
+    assert done[0] if isinstance(done, tuple) else done
+    return str(config.id())
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "expected"),
+    [
+        ("EsriToken", {"token": TOKEN}, {"X-Esri-Authorization": f"Bearer {TOKEN}"}),
+        ("Basic", {"username": "me", "password": "secret"}, {"Authorization": "Basic bWU6c2VjcmV0"}),
+        ("APIHeader", {"X_Api_Key": TOKEN}, {"X-Api-Key": TOKEN}),
+    ],
+)
+def test_what_qgis_signs_with_is_taken_over(
+    store: Any, method: str, values: dict[str, str], expected: dict[str, str]
+) -> None:
+    assert expected == signature(stored(store, method, **values), URL)
+
+
+def test_the_secrets_name_the_server_alone_and_show_nothing(store: Any) -> None:
+    authcfg = stored(store, "EsriToken", token=TOKEN)
+    secrets = secrets_for([(authcfg, f"{URL}/Trees/ImageServer?f=json"), ("", "https://other.example/x")])
+    assert ["https://gis.example"] == [entry["origin"] for entry in secrets.credentials]
+    assert TOKEN not in repr(secrets)
+    assert secrets == Secrets.from_dict(secrets.to_dict())
+
+
+def test_an_unknown_configuration_is_told() -> None:
+    with pytest.raises(CredentialError, match="no authentication configuration 'abcdefg'"):
+        signature("abcdefg", URL)
+
+
+def test_a_configuration_that_signs_otherwise_is_told(store: Any) -> None:
+    with pytest.raises(CredentialError, match="PKI-Paths"):
+        signature(stored(store, "PKI-Paths", certpath="/nowhere.pem", keypath="/nowhere.key"), URL)
+
+
+def test_an_item_is_read_with_a_token_of_qgis_and_no_other_server_sees_it(store: Any) -> None:
+    authcfg = stored(store, "EsriToken", token=TOKEN)
+    item = Item("Image Service", url="https://gis.example/ImageServer", private=True)
+    with portal({ITEM: item}, TOKEN) as double, serving(lambda _: Answer(b"{}")) as other:
+        client = make_client(secrets_for([(authcfg, double.server.url)]), limits=HttpLimits(patience=1))
+        data = client.get_json(f"{double.server.url}/sharing/rest/content/items/{ITEM}")
+        client.get(other.url)
+        assert "Image Service" == data["type"]
+        assert [] == other.asked_with(TOKEN)
+
+
+@pytest.fixture
+def proxy_settings() -> Iterator[QgsSettings]:
+    settings = QgsSettings()
+    yield settings
+    settings.remove("proxy")
+    QgsNetworkAccessManager.instance().setupDefaultProxyAndCache()
+
+
+def test_the_proxy_of_qgis_comes_with_password_and_exceptions(proxy_settings: QgsSettings) -> None:
+    values = {"proxyEnabled": True, "proxyType": "HttpProxy", "proxyHost": "proxy.example", "proxyPort": "3128",
+              "proxyUser": "u@corp", "proxyPassword": "p:w/d", "noProxyUrls": ["http://intranet.example"]}  # fmt: skip
+    for key, value in values.items():
+        proxy_settings.setValue(f"proxy/{key}", value)
+    QgsNetworkAccessManager.instance().setupDefaultProxyAndCache()
+    url = "http://u%40corp:p%3Aw%2Fd@proxy.example:3128"
+    assert {"http": url, "https": url, "no_proxy": "http://intranet.example"} == proxies([URL])
+
+
+def test_without_a_proxy_there_is_none() -> None:
+    assert {} == proxies([URL])
+
+
+def test_certificates_lie_in_a_file_of_this_user_alone(own_cache: Path) -> None:
+    path = certificates()
+    assert path is not None
+    assert path.is_relative_to(own_cache)
+    assert b"BEGIN CERTIFICATE" in path.read_bytes()
+    if sys.platform != "win32":
+        assert 0o600 == stat.S_IMODE(path.stat().st_mode)
+
+
+def test_certificates_that_somebody_changed_are_written_anew() -> None:
+    path = certificates()
+    assert path is not None
+    before = path.read_bytes()
+    path.write_bytes(b"-----BEGIN CERTIFICATE-----\nevil")
+    assert path == certificates()
+    assert before == path.read_bytes()

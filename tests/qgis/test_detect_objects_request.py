@@ -1,0 +1,247 @@
+"""kestrel:detectobjectsrequest runs kestrel:detectobjects (a script plays the worker), and answers as a server does."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from qgis.core import (
+    QgsApplication,
+    QgsProcessing,
+    QgsProcessingAlgorithm,
+    QgsProcessingAlgRunnerTask,
+    QgsProcessingException,
+    QgsProcessingFeedback,
+    QgsProcessingOutputLayerDefinition,
+    QgsProject,
+    QgsVectorLayer,
+)
+from qgis.PyQt.QtCore import QCoreApplication
+
+from kestrel.processing_provider.detect_objects_request import output_table, parameter_table
+from kestrel.tests.qgis import examples
+from kestrel.tests.qgis.examples import Listener, context, write_interpreter, write_model, write_raster
+from kestrel.tests.qgis.test_run import FAIL, FIND_THREE, WAIT
+
+CANARY = "c4n4ry-s3cr3t"
+
+
+def algorithm() -> QgsProcessingAlgorithm:
+    return QgsApplication.processingRegistry().createAlgorithmById("kestrel:detectobjectsrequest")
+
+
+@pytest.fixture
+def members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A request that nothing is wrong with, and a cache of its own."""
+    monkeypatch.setenv("KESTREL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("KESTREL_PYTHON", write_interpreter(tmp_path, FIND_THREE))
+    return {
+        "inputRaster": {"uri": write_raster(tmp_path / "raster.tif")},
+        "outputObjects": {"uri": str(tmp_path / "out.gpkg")},
+        "model": {"uri": write_model(tmp_path)},
+    }
+
+
+def run(request: Any, feedback: QgsProcessingFeedback | None = None, **parameters: Any) -> dict[str, Any]:
+    given = {"REQUEST": request, **parameters}
+    results, is_good = algorithm().run(given, context(), feedback or Listener(), catchExceptions=False)
+    assert is_good
+    return results
+
+
+def refusal(request: Any, **parameters: Any) -> str:
+    is_valid, reason = algorithm().checkParameterValues({"REQUEST": request, **parameters}, context())
+    return "" if is_valid else reason
+
+
+def failure(request: Any) -> str:
+    """Give all that a run says that nobody checked before."""
+    feedback = Listener()
+    assert not algorithm().run({"REQUEST": request}, context(), feedback)[1]
+    return "\n".join(text for _, text in feedback.said)
+
+
+def job_of(members: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Run a request and give the job that its worker got."""
+    body = f"(folder / 'job.json').rename({str(folder / 'seen.json')!r})\n" + FIND_THREE
+    monkeypatch.setenv("KESTREL_PYTHON", write_interpreter(folder, body))
+    run(json.dumps(members))
+    return json.loads((folder / "seen.json").read_text())
+
+
+def test_a_request_is_run_and_answered_as_the_server_would(members: dict[str, Any], tmp_path: Path) -> None:
+    results = run(json.dumps({**members, "context": {"logging": True}}))
+    assert QgsVectorLayer(results["OUTPUT"], "out", "ogr").featureCount() == results["OBJECT_COUNT"] == 3
+    assert json.loads(results["OUT_OBJECTS"]) == {
+        "paramName": "outObjects", "dataType": "GPString", "value": {"uri": str(tmp_path / "out.gpkg")},
+    }  # fmt: skip
+    job = json.loads(results["JOB"])
+    assert (job["jobId"], job["jobStatus"]) == (results["JOB_ID"], "esriJobSucceeded")
+    assert job["results"] == {"outObjects": {"paramUrl": "results/outObjects"}}
+    assert list(job["inputs"]) == ["inputRaster", "outputObjects", "model", "context"]
+    said = [(message["type"], message["description"]) for message in job["messages"]]
+    assert said[0] == (
+        "esriJobMessageTypeWarning",
+        "The request's member 'context.logging' has no effect: the run's log is always written.",
+    )
+    assert said[-1] == ("esriJobMessageTypeInformative", "Found 3 objects. Palm: 2, House: 1.")
+
+
+def test_the_worker_gets_the_job_that_the_members_describe(
+    members: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wgs84 = {"xmin": 14.99, "ymin": 50.5, "xmax": 15.0004, "ymax": 50.6, "spatialReference": {"wkid": 4326}}
+    context_member = {"extent": wgs84, "cellSize": 2, "processorType": "CPU", "parallelProcessingFactor": "50%"}
+    job = job_of(
+        {
+            **members,
+            "modelArguments": {"threshold": "0.4"},
+            "runNMS": "true",
+            "maxOverlapRatio": "0.25",
+            "context": json.dumps(context_member),
+        },
+        tmp_path,
+        monkeypatch,
+    )
+    assert (job["arguments"], job["run_nms"], job["max_overlap_ratio"]) == ({"threshold": "0.4"}, True, 0.25)
+    assert (job["cell_size"], job["processor"], job["parallel_processing_factor"]) == (2, "cpu", "50%")
+    # The extent in degrees ends 28 m east of the raster's western edge.
+    assert job["extent"][0] == 500000
+    assert job["extent"][2] == pytest.approx(500028.3, abs=1)
+
+
+def test_an_extent_may_be_in_a_system_given_as_wkt(
+    members: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qgis.core import Qgis, QgsCoordinateReferenceSystem
+
+    wkt = QgsCoordinateReferenceSystem("EPSG:4326").toWkt(Qgis.CrsWktVariant.Wkt1Esri)
+    extent = {"xmin": 14.99, "ymin": 50.5, "xmax": 15.0004, "ymax": 50.6, "spatialReference": {"wkt": wkt}}
+    job = job_of({**members, "context": {"extent": extent}}, tmp_path, monkeypatch)
+    assert job["extent"][2] == pytest.approx(500028.3, abs=1)
+
+
+def test_a_factor_of_the_cell_size_is_one_of_the_rasters_own(
+    members: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert job_of({**members, "context": {"cellSize": {"factor": 2.5}}}, tmp_path, monkeypatch)["cell_size"] == 2.5
+
+
+@pytest.mark.parametrize("path", ["city.gpkg/main.trees", "city.gdb/trees"])
+def test_a_feature_class_is_a_table_of_its_file(members: dict[str, Any], tmp_path: Path, path: str) -> None:
+    results = run({**members, "outputObjects": {"uri": str(tmp_path / path)}})
+    layer = QgsVectorLayer(results["OUTPUT"], "out", "ogr")
+    assert (layer.featureCount(), results["OUTPUT"].rpartition("|")[2]) == (3, "layername=trees")
+
+
+def test_several_rasters_are_searched_one_by_one_where_the_request_says_so(
+    members: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uris = [members["inputRaster"]["uri"], write_raster(tmp_path / "other.tif")]
+    job = job_of({**members, "inputRaster": {"uris": uris}, "processAllRasterItems": "true"}, tmp_path, monkeypatch)
+    assert ([item["source"] for item in job["rasters"]], job["processing_mode"]) == (uris, "items")
+
+
+def test_output_crs_and_field_names_reach_the_layer(members: dict[str, Any]) -> None:
+    results = run({**members, "context": {"outSR": {"wkid": 102100}}, "confidenceScoreField": "Score"})
+    layer = QgsVectorLayer(results["OUTPUT"], "out", "ogr")
+    assert layer.crs().authid() == "EPSG:3857"
+    assert "Score" in layer.fields().names()
+
+
+def test_every_parameter_that_a_request_can_set_is_one_of_the_algorithms() -> None:
+    """QGIS passes over a parameter that it does not know: what the request says would be swallowed."""
+    import re
+
+    folder = Path(examples.ROOT) / "processing_provider" / "rest_request"
+    source = "".join(path.read_text("utf-8") for path in folder.glob("*.py"))
+    keys = set(re.findall(r'values\["([A-Z_]+)"\]', source)) | set(re.findall(r'_field\("([A-Z_]+)"\)', source))
+    assert len(keys) > 15
+    owner = examples.algorithm()
+    assert keys - {definition.name() for definition in owner.parameterDefinitions()} == set()
+
+
+def test_a_sink_that_was_chosen_counts_more_than_the_requests_file(members: dict[str, Any], tmp_path: Path) -> None:
+    results = run(members, OUTPUT=str(tmp_path / "other.gpkg"))
+    assert results["OUTPUT"] == str(tmp_path / "other.gpkg")
+    assert not (tmp_path / "out.gpkg").exists()
+    del members["outputObjects"]
+    results = run(members, OUTPUT=QgsProcessing.TEMPORARY_OUTPUT)
+    assert results["OBJECT_COUNT"] == 3
+
+
+def test_a_layer_that_is_to_be_loaded_is_given_to_the_project(members: dict[str, Any], tmp_path: Path) -> None:
+    run_context = context()
+    sink = QgsProcessingOutputLayerDefinition(str(tmp_path / "o.gpkg"), QgsProject.instance())
+    results, _ = algorithm().run({"REQUEST": members, "OUTPUT": sink}, run_context, Listener(), catchExceptions=False)
+    assert list(run_context.layersToLoadOnCompletion()) == [results["OUTPUT"]]
+
+
+def test_messages_are_left_out_where_the_client_wants_none(members: dict[str, Any]) -> None:
+    assert json.loads(run({**members, "returnMessages": "false"})["JOB"])["messages"] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "named", "said"),
+    [
+        ({"model": {"uri": "/no/such.dlpk"}}, "model", "no/such.dlpk"),
+        ({"inputRaster": {"uri": "/no/such.tif"}}, "inputRaster", "such.tif"),
+        ({"outputObjects": {"uri": "/no/such/folder/out.gpkg"}}, "outputObjects", "/no/such/folder"),
+        ({"outputObjects": None}, "outputObjects", "is missing"),
+        ({"modelArguments": {"threshold": "4"}}, "modelArguments", "'threshold' is '4'"),
+        ({"context": {"extent": {"xmin": 0, "ymin": 0, "xmax": 1, "ymax": 1}}}, "context.extent", "outside"),
+        ({"context": {"mask": {"url": "/no/parks.gpkg"}}}, "context.mask", "parks.gpkg"),
+        ({"context": {"outSR": {"wkid": 1}}}, "context.outSR", "does not know"),
+        ({"context": {"extent": {"xmin": 0, "ymin": 0, "xmax": 1, "ymax": 1, "spatialReference": 199999}}},
+         "context.extent.spatialReference", "does not know"),
+        ({"context": {"snapRaster": {"url": "/no/grid.tif"}}}, "context.snapRaster", "grid.tif"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_refused_before_the_run_by_the_members_name(
+    members: dict[str, Any], changes: dict[str, Any], named: str, said: str
+) -> None:
+    reason = refusal({**members, **changes})
+    assert f"The request's member '{named}'" in reason
+    assert said in reason
+    assert reason in failure({**members, **changes})
+
+
+def test_a_token_is_refused_and_said_nowhere(members: dict[str, Any]) -> None:
+    said = failure({**members, "token": CANARY}) + refusal({**members, "token": CANARY})
+    assert "'token' holds a token" in said
+    assert CANARY not in said
+
+
+def test_a_failure_of_the_run_is_told_whole(
+    members: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KESTREL_PYTHON", write_interpreter(tmp_path, FAIL))
+    with pytest.raises(QgsProcessingException, match=r"^Too little memory\. Smaller tiles\. .*\[device-memory\]$"):
+        run(members)
+
+
+def test_a_run_in_a_thread_can_be_cancelled(
+    members: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KESTREL_PYTHON", write_interpreter(tmp_path, WAIT))
+    feedback, run_context, ended = QgsProcessingFeedback(), context(), []
+    task = QgsProcessingAlgRunnerTask(algorithm(), {"REQUEST": json.dumps(members)}, run_context, feedback)
+    task.executed.connect(lambda is_good, results: ended.append((is_good, results)))
+    QgsApplication.taskManager().addTask(task)
+    threading.Timer(1.0, feedback.cancel).start()
+    for _ in range(600):
+        QCoreApplication.processEvents()
+        if ended:
+            break
+        threading.Event().wait(0.05)
+    assert ended and "OUTPUT" not in ended[0][1]
+    assert not (tmp_path / "out.gpkg").exists()
+
+
+def test_every_row_has_a_label_and_a_help_that_is_a_sentence() -> None:
+    rows = [*parameter_table(), *output_table()]
+    assert [row.key for row in rows if not row.label or not row.help.endswith(".")] == []
+    assert all(f"<h3>{row.label}</h3>" in algorithm().shortHelpString() for row in rows)
