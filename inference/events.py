@@ -61,6 +61,24 @@ class Objects:
 
 
 @dataclass(frozen=True)
+class PixelsWanted:
+    """The worker asks QGIS for the pixels of a rectangle, see pictures.py; the answer names the request.
+
+    Units/space: extent is xmin, ymin, xmax, ymax in the coordinate reference system of the item.
+    """
+
+    type: ClassVar[str] = "pixels-wanted"
+    request: int
+    item: str
+    """`RasterItem.source`."""
+    extent: list[float]
+    width: int
+    height: int
+    again: int = 0
+    """How often the same pixels have been asked for before."""
+
+
+@dataclass(frozen=True)
 class Done:
     """The run ended well. `summary`: JSON numbers and texts about it."""
 
@@ -83,10 +101,10 @@ class Failed:
     error: dict[str, Any]
 
 
-WorkerEvent = Union[Started, Message, Progress, Objects, Done, WasCanceled, Failed]
+WorkerEvent = Union[Started, Message, Progress, Objects, PixelsWanted, Done, WasCanceled, Failed]
 Report = Callable[[WorkerEvent], None]
 
-_BY_TYPE = {cls.type: cls for cls in (Started, Message, Progress, Objects, Done, WasCanceled, Failed)}
+_BY_TYPE = {cls.type: cls for cls in (Started, Message, Progress, Objects, PixelsWanted, Done, WasCanceled, Failed)}
 
 
 def event_to_dict(event: WorkerEvent) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from .feature_sink import (
 )
 from .feedback import EventListener, cancelled_exception, foreseen, is_main_thread
 from .help import algorithm_help
+from .inputs import take_sources
 from .job_builder import DetectionPlan, PlanDraft, complete_job, make_draft, with_rasters
 from .job_run import JobRun, start_run
 from .layer_style import RunRecord, style_on_load
@@ -43,6 +44,7 @@ from .outputs.placement import Placement
 from .outputs.summary import RunStory, Written, as_text, result_of, summary, write_summary
 from .parameter_reader import JSON_KEYS, ParameterReader
 from .parameters import Output, Parameter, output_table, parameter_table
+from .pixel_server import PixelServer, PixelSource
 from .text import to_plain, tr, without_secrets
 
 
@@ -60,6 +62,7 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         super().__init__()
         self._draft: PlanDraft | None = None
         self._plan: DetectionPlan | None = None
+        self._sources: dict[str, PixelSource] = {}
 
     def name(self) -> str:
         """Give the second part of the id `kestrel:detectobjects`."""
@@ -103,6 +106,7 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         with foreseen():
             reader = ParameterReader(self, parameters, context)
             self._draft = make_draft(reader)
+            self._sources = take_sources(reader, self._draft.inputs)
             if self._draft.inputs.is_quick:
                 self._plan = _planned(self._draft, reader, feedback)
         return True
@@ -122,7 +126,8 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
             with foreseen(lambda: run.log if run else None), sole_writer(plan.output):
                 run = start_run(complete_job(plan))
                 listener = EventListener(feedback)
-                outcome = run.execute(plan.interpreter, listener, feedback)
+                with PixelServer(self._sources, feedback) as pixels:
+                    outcome = run.execute(plan.interpreter, listener, feedback, pixels)
                 if isinstance(outcome, WasCanceled):
                     return _cancelled(feedback)
                 if run.job.plan_only:
@@ -171,6 +176,8 @@ def _planned(draft: PlanDraft, reader: ParameterReader, feedback: QgsProcessingF
         return not feedback.isCanceled()
 
     plan = with_rasters(draft, reader, told)
+    for remark in plan.remarks:
+        feedback.pushInfo(to_plain(remark))
     for warning in plan.warnings:
         feedback.pushWarning(to_plain(warning))
     return plan

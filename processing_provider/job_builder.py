@@ -42,6 +42,7 @@ from .interpreter import find_interpreter
 from .mask import dissolve
 from .outputs.targets import Targets, read_targets
 from .parameter_reader import ParameterReader
+from .picture_plan import searched_area, settle_pictures
 from .raster_source import SourceRaster
 from .search_extent import search_extent
 
@@ -65,6 +66,8 @@ class DetectionPlan:
     output_crs: QgsCoordinateReferenceSystem
     transforms: QgsCoordinateTransformContext
     warnings: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+    """What the run will do, and nobody need do."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,13 @@ def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always)
     definition = with_bands(draft.package.definition, bands)
     check_all_bands(inputs, definition)
     extent, warnings = search_extent(reader, raster)
+    area = raster.extent if extent is None else QgsRectangle(*extent)
+    cell_size, remarks = wanted_cell_size(reader, raster, area), tuple[str, ...]()
+    if inputs.has_pictures:
+        searched = searched_area(raster, extent, draft.mask, draft.transforms)
+        inputs, remarks = settle_pictures(inputs, definition, cell_size, searched, draft.transforms)
+        raster = inputs.whole
+        cell_size = raster.cell_size if raster.picture is not None else cell_size
     output_crs = chosen_crs(reader) or raster.crs
     targets = read_targets(reader, draft.fields, definition, draft.arguments, output_crs)
     output = output_file(targets.layer)
@@ -156,7 +166,7 @@ def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always)
         rasters=inputs.items,
         crs_wkt=raster.crs.toWkt(_WKT) if inputs.is_separate else "",
         extent=extent,
-        cell_size=wanted_cell_size(reader, raster, raster.extent if extent is None else QgsRectangle(*extent)),
+        cell_size=cell_size,
         snap=snap_point(reader, raster),
         bands=bands,
     )
@@ -176,6 +186,7 @@ def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always)
             *targets.warnings,
             *fit_warnings(definition, raster, draft.arguments.get("stretch", "model")),
         ),
+        remarks=remarks,
     )
 
 

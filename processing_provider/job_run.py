@@ -24,6 +24,7 @@ from ..inference.jobs import (
 )
 from ..inference.worker.client import run_worker
 from .feedback import EventListener, pump_events
+from .pixel_server import PixelServer
 from .text import tr
 
 _LOCK_FILE = "in-use.lock"
@@ -50,7 +51,9 @@ class JobRun:
         """Give the worker's log file."""
         return self.folder / LOG_FILE
 
-    def execute(self, interpreter: str, listener: EventListener, feedback: QgsProcessingFeedback) -> Done | WasCanceled:
+    def execute(
+        self, interpreter: str, listener: EventListener, feedback: QgsProcessingFeedback, pixels: PixelServer
+    ) -> Done | WasCanceled:
         """Run the worker.
 
         What an earlier run found is given up when its journal cannot be used: the raster or the plugin has changed
@@ -62,7 +65,7 @@ class JobRun:
         if self.is_resumed:
             feedback.pushInfo(tr("Going on with the unfinished run {job}.").format(job=self.job.job_id))
         try:
-            return run_worker(interpreter, self.folder, listener, feedback.isCanceled, idle=pump_events)
+            return self._run(interpreter, listener, feedback, pixels)
         except (JobError, OutputError) as error:
             # A full disk is full for the next run, too.
             if not self.is_resumed or isinstance(error, DiskFullError):
@@ -70,7 +73,12 @@ class JobRun:
         feedback.pushInfo(tr("What that run found does not fit any more; starting anew."))
         listener.object_files.clear()
         self._start_anew()
-        return run_worker(interpreter, self.folder, listener, feedback.isCanceled, idle=pump_events)
+        return self._run(interpreter, listener, feedback, pixels)
+
+    def _run(
+        self, interpreter: str, listener: EventListener, feedback: QgsProcessingFeedback, pixels: PixelServer
+    ) -> Done | WasCanceled:
+        return run_worker(interpreter, self.folder, listener, feedback.isCanceled, idle=pump_events, pixels=pixels)
 
     def _start_anew(self) -> None:
         self.remove()

@@ -15,6 +15,7 @@ from ..inference.errors import ModelIncompatibleError, RasterOpenError
 from ..inference.job import RasterItem
 from ..inference.models.definition import ModelDefinition
 from ..inference.models.fit_rules import NO_INKS, are_inks, find_band
+from .picture_source import PictureFacts, band_facts, finest_side, picture_facts, picture_item, shown_name
 
 _EXPORT = "Save it as a file first: layer menu > Export > Save As, as raw data in GeoTIFF form."
 
@@ -38,10 +39,14 @@ class SourceRaster:
     """0-based numbers of those bands in the file; empty: as they stand."""
     crs_wkt: str = ""
     """The coordinate reference system that the layer was given in QGIS, where it is not the file's."""
+    picture: PictureFacts | None = None
+    """What is special about a raster that QGIS reads for the worker; None: the worker reads it itself."""
 
     @property
     def item(self) -> RasterItem:
         """Give it as the job names it."""
+        if self.picture is not None:
+            return picture_item(self.picture, self.name, self.crs, self.band_names, self.dtype)
         return RasterItem("gdal", self.connection, self.name, crs_wkt=self.crs_wkt)
 
     def band_index(self, band: int | str) -> int | None:
@@ -59,11 +64,7 @@ def source_raster(layer: QgsRasterLayer) -> SourceRaster:
         RasterOpenError: the worker could not read it, or its objects would have no place on the map.
     """
     if layer.providerType() != "gdal":
-        raise RasterOpenError(
-            f"The layer '{layer.name()}' comes from the data provider '{layer.providerType()}'; "
-            "Kestrel reads raster files.",
-            hint=_EXPORT,
-        )
+        return _picture(layer)
     connection = connection_string(layer.source())
     dataset = _open(layer.name(), connection)
     _check_place(layer, dataset)
@@ -84,6 +85,23 @@ def source_raster(layer: QgsRasterLayer) -> SourceRaster:
         dtype=_dtype(bands[0].DataType) if bands else "",
         band_numbers=tuple(number for number, color in enumerate(colors) if color != gdal.GCI_AlphaBand),
         crs_wkt=_given_crs(layer.crs(), dataset),
+    )
+
+
+def _picture(layer: QgsRasterLayer) -> SourceRaster:
+    """Describe a layer that QGIS reads for the worker; at which resolution is settled later."""
+    facts = picture_facts(layer)
+    names, dtype = band_facts(layer.dataProvider())
+    return SourceRaster(
+        name=shown_name(layer),
+        connection="",
+        crs=layer.crs(),
+        extent=layer.extent(),
+        cell_size=finest_side(facts),
+        band_names=names,
+        has_palette=False,
+        dtype=dtype,
+        picture=facts,
     )
 
 

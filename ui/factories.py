@@ -34,7 +34,8 @@ from qgis.PyQt.QtWidgets import QVBoxLayout, QWidget
 from ..inference.errors import InferenceError
 from ..processing_provider.cell_size import wanted_cell_size
 from ..processing_provider.fit_check import look_at
-from ..processing_provider.job_builder import build_plan
+from ..processing_provider.inputs import take_sources
+from ..processing_provider.job_builder import make_draft, with_rasters
 from ..processing_provider.parameter_reader import ParameterReader, as_json_text, is_json
 from ..processing_provider.parameters import (
     ARGUMENTS,
@@ -145,7 +146,9 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
             return
         reader = self._reader(_context(), **{PLAN_ONLY: True, OUTPUT: QgsProcessing.TEMPORARY_OUTPUT})
         try:
-            self._chooser.plan.start(build_plan(reader.algorithm, reader.parameters, reader.context))
+            draft = make_draft(reader)
+            sources = take_sources(reader, draft.inputs)
+            self._chooser.plan.start(with_rasters(draft, reader), sources)
         except InferenceError as error:
             self._chooser.plan.tell(str(error))
 
