@@ -64,12 +64,12 @@ class Objects:
 class PixelsWanted:
     """The worker asks QGIS for the pixels of a rectangle, see pictures.py; the answer names the request.
 
-    Units/space: extent is xmin, ymin, xmax, ymax in the coordinate reference system of the item.
+    Units/space: extent is xmin, ymin, xmax, ymax in the coordinate reference system of the raster.
     """
 
     type: ClassVar[str] = "pixels-wanted"
     request: int
-    item: str
+    source: str
     """`RasterItem.source`."""
     extent: list[float]
     width: int

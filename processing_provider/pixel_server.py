@@ -219,7 +219,7 @@ class PixelServer:
         Raises:
             RasterReadError: there are no pixels.
         """
-        source = self._sources.get(wanted.item)
+        source = self._sources.get(wanted.source)
         if source is None:
             raise RasterReadError("QGIS does not know the raster that pixels are asked of.")
         if wanted.again:

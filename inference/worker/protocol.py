@@ -34,7 +34,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "summary": dict,
     "error": dict,
     "request": int,
-    "item": str,
+    "source": str,
     "extent": list,
     "width": int,
     "height": int,
