@@ -27,6 +27,7 @@ from .jobs import item_folder, objects_path
 from .journal import JobState, Journal, TileState
 from .outlook import Outlook, check_limit, look_ahead
 from .rasters.access import ALONE, RasterAccess
+from .rasters.camera import camera_frame
 from .reshaping import reshaped_geometry
 from .results import hand_out
 from .run import OpenModel, Run, fingerprint, prepare
@@ -94,6 +95,9 @@ def _detect_raster(
         check_limit(outlook, job.max_tiles)
         identity, key = run.source.pixels.identity(), fingerprint(run)
         place = item_folder(folder, key) if job.processing_mode == "items" else folder
+        camera = None if run.source.info.crs_wkt else camera_frame(job.rasters[0].source)
+        if camera is not None:
+            report(Message("info", "camera", camera.text))
         with Journal.open(place, key, len(run.plan.grid)) as journal:
             search(run, journal, report, is_cancelled)
             if run.source.pixels.identity() != identity:
@@ -102,7 +106,8 @@ def _detect_raster(
             counts = hand_out(run, journal, paths, report, is_cancelled)
             journal.set_state(JobState.done)
             summary = _summary(run, journal, counts, time.monotonic() - start)
-            return {**summary, "plan": outlook.to_dict()}
+            summary = {**summary, "plan": outlook.to_dict()}
+            return summary if camera is None else {**summary, "camera": camera.as_json()}
     finally:
         run.source.close()
 

@@ -165,7 +165,7 @@ def _plan_of(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _entry(name: str, summary: dict[str, Any]) -> dict[str, Any]:
-    wanted = ("objects", "class_counts", "tiles", "tiles_by_state", "seconds", "footprint")
+    wanted = ("objects", "class_counts", "tiles", "tiles_by_state", "seconds", "camera")
     return {"name": name, **{key: summary[key] for key in wanted if key in summary}}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import RasterOpenError
 from .events import Message
 from .fit import ground_cell
 from .georeference import to_map
@@ -26,6 +27,7 @@ from .rasters.opening import open_mosaic, open_pixels
 from .rasters.projection import from_common, to_common
 from .rasters.source import GridRequest, PixelSource, RasterInfo
 from .rasters.stretching import BandStretch, measured
+from .rasters.upright import UprightPixels
 
 _TOLD_BANDS = 6
 
@@ -67,6 +69,9 @@ def open_raster(
             pixels = open_mosaic(job.rasters, bands, replace(grid, cell_size=cell_size), access)
     if isinstance(pixels, MosaicPixels):
         told = [Message("info", "mosaic", _mosaic_text(pixels)), *told]
+    if not pixels.info.crs_wkt:
+        told = [Message("info", "pixel-space", _picture_text(pixels)), *told]
+    _check_place(pixels, job.crs_wkt)
     stretch, message = _stretch(pixels, definition, str(arguments.get("stretch", "model")))
     return ModelRaster(pixels, definition.input, stretch), told + ([message] if message else [])
 
@@ -92,6 +97,25 @@ def _mosaic_text(mosaic: MosaicPixels) -> str:
     if mosaic.n_resampled:
         text += f"; {mosaic.n_resampled} of them are resampled to the grid of the first one"
     return f"{text}. A later one lies on top."
+
+
+def _check_place(pixels: PixelSource, crs_wkt: str) -> None:
+    """Make sure that objects can be given in the coordinate reference system of the job."""
+    try:
+        to_common(pixels.info, crs_wkt)
+    except RasterOpenError as error:
+        pixels.close()
+        raise RasterOpenError(f"The raster '{pixels.name}' {error.message}", hint=error.hint) from error
+
+
+def _picture_text(picture: PixelSource) -> str:
+    text = (
+        f"'{picture.name}' has no georeference: its objects lie where QGIS shows such a picture, in pixels, with x to "
+        "the right and y up from its upper left corner, so that y is below zero."
+    )
+    if isinstance(picture, UprightPixels):
+        text += " It is stored turned or mirrored (EXIF orientation): the model sees it upright."
+    return text
 
 
 def _wanted_cell_size(info: RasterInfo, definition: ModelDefinition) -> tuple[float | None, list[Message]]:

@@ -51,7 +51,11 @@ def _band(word: str, raster: SourceRaster) -> int | str:
     number = int(word) - 1
     numbers = raster.band_numbers if raster.band_numbers and not raster.has_palette else range(len(names))
     if number not in numbers:
-        raise JobError(f"The raster '{raster.name}' has no band {word} that a model can see.", hint=_there_are(raster))
+        raise JobError(
+            f"The raster '{raster.name}' has no band {word} that a model can see.",
+            hint=f"{_there_are(raster)} A band that is marked as transparency (alpha) is a mask; where it is none, "
+            f"clear the mark with gdal_edit.py -colorinterp_{word} undefined.",
+        )
     return list(numbers).index(number)
 
 

@@ -34,14 +34,16 @@ from .feature_sink import (
 )
 from .feedback import EventListener, cancelled_exception, foreseen, is_main_thread
 from .help import algorithm_help
-from .inputs import take_sources
+from .inputs import input_list, take_sources
 from .job_builder import DetectionPlan, PlanDraft, complete_job, make_draft, with_rasters
 from .job_run import JobRun, start_run
 from .layer_style import RunRecord, style_on_load
 from .outputs.append import show_appended
-from .outputs.delivery import deliver
+from .outputs.delivery import Delivery, deliver
 from .outputs.placement import Placement
+from .outputs.publish import ServiceTarget, check_service
 from .outputs.summary import RunStory, Written, as_text, result_of, summary, write_summary
+from .outputs.targets import service_target
 from .parameter_reader import JSON_KEYS, ParameterReader
 from .parameters import Output, Parameter, output_table, parameter_table
 from .pixel_server import PixelServer, PixelSource
@@ -63,6 +65,7 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         self._draft: PlanDraft | None = None
         self._plan: DetectionPlan | None = None
         self._sources: dict[str, PixelSource] = {}
+        self._service: ServiceTarget | None = None
 
     def name(self) -> str:
         """Give the second part of the id `kestrel:detectobjects`."""
@@ -95,6 +98,8 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
                     draft = make_draft(reader)
                     if draft.inputs.is_quick:
                         with_rasters(draft, reader)
+                elif keys.MORE_INPUTS in reason:
+                    input_list(ParameterReader(self, parameters, context))  # says which one, and why
         except QgsProcessingException as error:
             return False, str(error)
         return is_valid, reason
@@ -107,6 +112,7 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
             reader = ParameterReader(self, parameters, context)
             self._draft = make_draft(reader)
             self._sources = take_sources(reader, self._draft.inputs)
+            self._service = service_target(reader, self._draft.targets)
             if self._draft.inputs.is_quick:
                 self._plan = _planned(self._draft, reader, feedback)
         return True
@@ -121,20 +127,24 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         request = ParameterReader(self, parameters, context)
         with foreseen():
             self._plan = plan = self._plan or _planned(self._draft, request, feedback)
+        if plan is None:
+            return _cancelled(feedback)
         run: JobRun | None = None
         try:
             with foreseen(lambda: run.log if run else None), sole_writer(plan.output):
-                run = start_run(complete_job(plan))
-                listener = EventListener(feedback)
-                with PixelServer(self._sources, feedback) as pixels:
-                    outcome = run.execute(plan.interpreter, listener, feedback, pixels)
-                if isinstance(outcome, WasCanceled):
-                    return _cancelled(feedback)
-                if run.job.plan_only:
-                    run.remove()
-                    return _only_planned(outcome.summary, started)
-                story = _Story(plan, run, outcome.summary, listener, begun)
                 try:
+                    if self._service is not None:
+                        check_service(self._service, facts_of(plan, plan.job.job_id, {}, []), feedback)
+                    run = start_run(complete_job(plan))
+                    listener = EventListener(feedback)
+                    with PixelServer(self._sources, feedback) as pixels:
+                        outcome = run.execute(plan.interpreter, listener, feedback, pixels)
+                    if isinstance(outcome, WasCanceled):
+                        return _cancelled(feedback)
+                    if run.job.plan_only:
+                        run.remove()
+                        return _only_planned(outcome.summary, started)
+                    story = _Story(plan, run, self._service, outcome.summary, listener, begun)
                     results = _write(request, story, feedback)
                 except Canceled:
                     return _cancelled(feedback)
@@ -151,8 +161,8 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
     def postProcessAlgorithm(self, context: QgsProcessingContext, feedback: QgsProcessingFeedback) -> dict[str, Any]:
         """Show in the project what was appended; QGIS calls this in the main thread."""
         plan = self._plan
-        if plan is not None and plan.targets.append is not None:
-            show_appended(context.project(), plan.targets.append)
+        if plan is not None and plan.targets.shown:
+            show_appended(context.project(), *plan.targets.shown)
         return {}
 
 
@@ -169,13 +179,18 @@ def _plan_text(summary: Mapping[str, Any]) -> str:
     return json.dumps(summary.get("plan") or {}, ensure_ascii=False)
 
 
-def _planned(draft: PlanDraft, reader: ParameterReader, feedback: QgsProcessingFeedback) -> DetectionPlan:
+def _planned(draft: PlanDraft, reader: ParameterReader, feedback: QgsProcessingFeedback) -> DetectionPlan | None:
+    """Look at the rasters; None where the user has had enough."""
+
     def told(done: int, total: int) -> bool:
         if total > 1 and done % 10 == 0:
             feedback.setProgressText(tr("Looking at raster {number} of {total}").format(number=done + 1, total=total))
         return not feedback.isCanceled()
 
-    plan = with_rasters(draft, reader, told)
+    try:
+        plan = with_rasters(draft, reader, told)
+    except Canceled:
+        return None
     for remark in plan.remarks:
         feedback.pushInfo(to_plain(remark))
     for warning in plan.warnings:
@@ -189,26 +204,28 @@ class _Story:
 
     plan: DetectionPlan
     run: JobRun
+    service: ServiceTarget | None
     told: Mapping[str, Any]
     listener: EventListener
     begun: datetime
 
-    def facts(self) -> RunFacts:
-        """Give what all objects have in common, now that the worker has told what they are."""
-        plan, fields = self.plan, self.plan.fields
-        return RunFacts(
-            plan.package.definition,
-            self.run.job.job_id,
-            fields,
-            extra_fields(self.told.get("fields"), fields),
-            output_geometry(self.told.get("geometry"), self.listener.object_files),
-            Placement(plan.raster.crs, plan.output_crs, plan.transforms),
-        )
+
+def facts_of(plan: DetectionPlan, job_id: str, told: Mapping[str, Any], files: Sequence[Path]) -> RunFacts:
+    """Give what all objects have in common, as far as the worker has told what they are."""
+    return RunFacts(
+        plan.package.definition,
+        job_id,
+        plan.fields,
+        extra_fields(told.get("fields"), plan.fields),
+        output_geometry(told.get("geometry"), files),
+        Placement(plan.raster.crs, plan.output_crs, plan.transforms),
+    )
 
 
 def _write(request: ParameterReader, story: _Story, feedback: QgsProcessingFeedback) -> dict[str, Any]:
     """Write the new layer, if there is one, then everything else; give the results."""
-    plan, facts, files = story.plan, story.facts(), story.listener.object_files
+    plan, files = story.plan, story.listener.object_files
+    facts = facts_of(plan, story.run.job.job_id, story.told, files)
     feedback.setProgressText(tr("Writing the objects"))
     results: dict[str, Any] = {}
     written: list[Written] = []
@@ -222,7 +239,8 @@ def _write(request: ParameterReader, story: _Story, feedback: QgsProcessingFeedb
         results[keys.OUTPUT] = destination
         written.append(Written("layer", without_secrets(destination), sum(counts.values())))
     feedback.pushInfo(_summary(counts))
-    written += deliver(plan.targets, None, files, facts, sum(counts.values()), feedback)
+    delivery = Delivery(story.run.folder, files, facts, plan.raster.extent, sum(counts.values()))
+    written += deliver(plan.targets, story.service, delivery, feedback)
     told = summary(
         RunStory(
             story.run.job, plan.package.definition, plan.raster.crs, plan.raster.extent, plan.raster.cell_size,

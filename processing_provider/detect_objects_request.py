@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from qgis.core import (
-    QgsCoordinateReferenceSystem,
     QgsProcessingContext,
     QgsProcessingException,
     QgsProcessingFeedback,
@@ -19,23 +17,16 @@ from qgis.core import (
 
 from . import parameters as keys
 from .algorithm import KestrelAlgorithm
-from .detect_objects import DetectObjectsAlgorithm
 from .feedback import foreseen
 from .help import table_help
-from .job_builder import make_draft, with_rasters
 from .parameter_reader import ParameterReader
 from .parameters import Output, Parameter
+from .request_run import PASSED_ON, RequestRun, request_run
 from .rest_request.answer import JobMessage, blamed, finished_job, out_objects
-from .rest_request.text import read_request
-from .rest_request.translate import Translation, translate
-from .rest_request.values import refused
 from .text import to_plain, tr
 
 REQUEST = "REQUEST"
 JOB = "JOB"
-
-PASSED_ON = (keys.AUTHENTICATION, keys.PORTAL, keys.MAX_TILES, keys.PLAN_ONLY, keys.ALLOW_PACKAGE_CODE)
-"""Parameters of `kestrel:detectobjects` for what the operation has no words for."""
 
 
 def parameter_table() -> tuple[Parameter, ...]:
@@ -73,15 +64,6 @@ def output_table() -> tuple[Output, ...]:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Child:
-    """The run of `kestrel:detectobjects` that a request asks for."""
-
-    algorithm: DetectObjectsAlgorithm
-    parameters: dict[str, Any]
-    translation: Translation
-
-
 class DetectObjectsRequestAlgorithm(KestrelAlgorithm):
     """Takes a request of ArcGIS's operation DetectObjectsUsingDeepLearning and runs it."""
 
@@ -94,7 +76,7 @@ class DetectObjectsRequestAlgorithm(KestrelAlgorithm):
     def __init__(self) -> None:
         """Start without a run; prepareAlgorithm makes it."""
         super().__init__()
-        self._child: _Child | None = None
+        self._child: RequestRun | None = None
         self._messages: list[JobMessage] = []
 
     def name(self) -> str:
@@ -129,19 +111,23 @@ class DetectObjectsRequestAlgorithm(KestrelAlgorithm):
             with foreseen():
                 is_valid, reason = super().checkParameterValues(self.preprocessParameters(parameters), context)
                 if is_valid:
-                    child = _child(ParameterReader(self, parameters, context))
+                    child = self._requested(parameters, context)
                     is_valid, reason = child.algorithm.checkParameterValues(child.parameters, context)
                     reason = reason if is_valid else _named(reason)
         except QgsProcessingException as error:
             return False, str(error)
         return is_valid, reason
 
+    def _requested(self, parameters: dict[str, Any], context: QgsProcessingContext) -> RequestRun:
+        reader = ParameterReader(self, parameters, context)
+        return request_run(reader.text(REQUEST), reader)
+
     def prepareAlgorithm(
         self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
     ) -> bool:
         """Translate the request, and prepare the run that it asks for."""
         with foreseen():
-            child = self._child = _child(ParameterReader(self, parameters, context))
+            child = self._child = self._requested(parameters, context)
         keeper = _MessageKeeper(feedback, self._messages)
         for warning in child.translation.warnings:
             keeper.pushWarning(to_plain(warning))
@@ -167,41 +153,6 @@ class DetectObjectsRequestAlgorithm(KestrelAlgorithm):
     def postProcessAlgorithm(self, context: QgsProcessingContext, feedback: QgsProcessingFeedback) -> dict[str, Any]:
         """Let the run do what it has to do in the main thread."""
         return {} if self._child is None else self._child.algorithm.postProcessAlgorithm(context, feedback)
-
-
-def _child(reader: ParameterReader) -> _Child:
-    """Give the run of `kestrel:detectobjects` that the request asks for.
-
-    Raises:
-        InferenceError: the request cannot be read, or asks for what cannot be done.
-    """
-    translation = translate(read_request(reader.text(REQUEST)))
-    for member, text in translation.crs.items():
-        if not QgsCoordinateReferenceSystem(text).isValid():
-            raise refused(member, "names a coordinate reference system that QGIS does not know", "Check its number.")
-    values = {**translation.values, **{key: reader.parameters[key] for key in PASSED_ON if reader.is_given(key)}}
-    if reader.is_given(keys.OUTPUT):
-        values[keys.OUTPUT] = reader.parameters[keys.OUTPUT]
-    elif not {keys.OUTPUT, keys.OUTPUT_SERVICE} & set(values):
-        raise refused("outputObjects", "is missing", 'Write for example {"uri": "/data/trees.gpkg"}, or set OUTPUT.')
-    algorithm = DetectObjectsAlgorithm()
-    algorithm.initAlgorithm()
-    values = algorithm.preprocessParameters(values)
-    if translation.cell_factor is not None:
-        own = _cell_size(ParameterReader(algorithm, values, reader.context))
-        values[keys.CELL_SIZE] = translation.cell_factor * own
-    return _Child(algorithm, values, translation)
-
-
-def _cell_size(reader: ParameterReader) -> float:
-    draft = make_draft(reader)
-    if not draft.inputs.is_quick:
-        raise refused(
-            "context.cellSize.factor",
-            "cannot be used with rasters on a server: how large their cells are is not known before the run",
-            "Give the size as a number.",
-        )
-    return with_rasters(draft, reader).raster.cell_size
 
 
 @contextmanager

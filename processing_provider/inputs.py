@@ -25,6 +25,7 @@ from qgis.core import (
 )
 
 from ..inference.errors import InferenceError, JobError, ModelIncompatibleError, RasterOpenError
+from ..inference.events import Canceled
 from ..inference.job import RasterItem
 from ..inference.models.definition import ModelDefinition
 from . import parameters as keys
@@ -189,14 +190,14 @@ def opened(
 
     Raises:
         InferenceError: one cannot be opened; where they are searched one by one: none can.
-        JobError: it was stopped.
+        Canceled: `told` said so.
     """
     rasters: list[SourceRaster] = []
     unseen: list[RasterItem] = []
     error: InferenceError | None = None
     for number, source in enumerate(inputs.sources):
         if not told(number, len(inputs.sources)):
-            raise JobError("The run was cancelled while its rasters were looked at.")
+            raise Canceled
         try:
             rasters.append(raster_named(source) if isinstance(source, str) else source)
         except RasterOpenError as failure:
@@ -207,11 +208,33 @@ def opened(
     if error is not None and not rasters:
         raise error
     whole = rasters[0]
+    _check_places(rasters, inputs.is_separate)
     if len(rasters) > 1:
         extent = _union(rasters, transforms)
         name = f"{whole.name} and {len(inputs.sources) - 1} more"
         whole = replace(whole, extent=extent, name=name)
     return InputRasters(tuple(rasters), tuple(unseen), inputs.is_separate, whole)
+
+
+def _check_places(rasters: Sequence[SourceRaster], is_separate: bool) -> None:
+    """Refuse pictures where they would have no place beside the others.
+
+    Raises:
+        RasterOpenError: that is so.
+    """
+    pictures = [raster.name for raster in rasters if raster.is_picture]
+    if len(rasters) == 1 or not pictures or (is_separate and len(pictures) == len(rasters)):
+        return
+    names = ", ".join(f"'{name}'" for name in pictures[:5]) + (", ..." if len(pictures) > 5 else "")
+    if is_separate:
+        raise RasterOpenError(
+            f"Some rasters lie on the map and others are pictures without georeference: {names}.",
+            hint="Search these in a run of their own, or georeference them.",
+        )
+    raise RasterOpenError(
+        f"Pictures without georeference have no place in a mosaic: {names}.",
+        hint="Set the processing mode to PROCESS_ITEMS_SEPARATELY, or georeference them.",
+    )
 
 
 def named_item(name: str) -> RasterItem:

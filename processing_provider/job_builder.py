@@ -40,7 +40,7 @@ from .fit_check import fit_warnings
 from .inputs import InputList, Told, always, check_all_bands, input_list, opened
 from .interpreter import find_interpreter
 from .mask import dissolve
-from .outputs.targets import Targets, read_targets
+from .outputs.targets import Targets, check_place, read_targets
 from .parameter_reader import ParameterReader
 from .picture_plan import searched_area, settle_pictures
 from .raster_source import SourceRaster
@@ -82,6 +82,7 @@ class PlanDraft:
     arguments: Mapping[str, Any]
     """Arguments of the model, with its defaults."""
     fields: FieldNames
+    targets: Targets
     mask: QgsProcessingFeatureSource | None
     transforms: QgsCoordinateTransformContext
 
@@ -115,6 +116,7 @@ def make_draft(reader: ParameterReader) -> PlanDraft:
         interpreter=find_interpreter(),
         arguments=resolved,
         fields=fields,
+        targets=read_targets(reader, fields, package.definition, resolved),
         mask=_mask_source(reader),
         transforms=reader.context.transformContext(),
     )
@@ -157,14 +159,15 @@ def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always)
         raster = inputs.whole
         cell_size = raster.cell_size if raster.picture is not None else cell_size
     output_crs = chosen_crs(reader) or raster.crs
-    targets = read_targets(reader, draft.fields, definition, draft.arguments, output_crs)
+    targets = draft.targets
+    check_place(targets, output_crs)
     output = output_file(targets.layer)
     if output is not None:
         output = check_destination(output, draft.fields, reader.context.project())
     job = replace(
         draft.job,
         rasters=inputs.items,
-        crs_wkt=raster.crs.toWkt(_WKT) if inputs.is_separate else "",
+        crs_wkt=raster.crs.toWkt(_WKT) if inputs.is_separate and not raster.is_picture else "",
         extent=extent,
         cell_size=cell_size,
         snap=snap_point(reader, raster),

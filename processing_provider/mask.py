@@ -24,9 +24,11 @@ def dissolve(
     """
     lost: list[int] = []
     request = QgsFeatureRequest().setNoAttributes().setDestinationCrs(crs, transforms)
-    # QGIS gives a feature that it cannot convert without its geometry.
+    # What QGIS cannot convert comes without a geometry, or with one that lies nowhere.
     request.setTransformErrorCallback(lambda feature: lost.append(feature.id()))
-    parts = [_flat(feature.geometry()) for feature in source.getFeatures(request) if feature.hasGeometry()]
+    features = [feature for feature in source.getFeatures(request) if feature.hasGeometry()]
+    lost += [feature.id() for feature in features if not feature.geometry().boundingBox().isFinite()]
+    parts = [_flat(feature.geometry()) for feature in features] if not lost else []
     if lost:
         raise JobError(
             f"{len(lost)} polygons of the mask cannot be converted to {crs.userFriendlyIdentifier()}, the coordinate "

@@ -48,7 +48,7 @@ class ParameterReader:
         return self.algorithm.parameterAsDouble(self.parameters, key, self.context)
 
     def choice(self, key: str) -> str:
-        """Give the chosen text of a list, also where its number was given."""
+        """Give the chosen text of a list."""
         return self.algorithm.parameterAsEnumString(self.parameters, key, self.context)
 
     def flag(self, key: str) -> bool:

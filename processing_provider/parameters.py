@@ -14,6 +14,7 @@ from qgis.core import (
     QgsProcessingOutputDefinition,
     QgsProcessingOutputNumber,
     QgsProcessingOutputString,
+    QgsProcessingParameterAuthConfig,
     QgsProcessingParameterBoolean,
     QgsProcessingParameterCrs,
     QgsProcessingParameterDefinition,
@@ -130,7 +131,7 @@ class Output:
 
 def parameter_table() -> tuple[Parameter, ...]:
     """Give the parameters in the order of the dialog, in the user's language."""
-    return (*_what_to_detect(), *_where_to_look(), *_what_to_keep(), *_how_to_run(), *_where_to_write())
+    return (*_what_to_detect(), *_where_to_look(), *_what_to_keep(), *_how_to_run(), *_sign_in(), *_where_to_write())
 
 
 def _what_to_detect() -> tuple[Parameter, ...]:
@@ -335,6 +336,22 @@ def _how_to_run() -> tuple[Parameter, ...]:
             tr("Some models are programs. For scripts and qgis_process: the hash (SHA-256) of the exact content that "
                "may run, as the message of the refused run tells it; in QGIS's window it allows nothing: press "
                "'Look and allow\u2026' below the model there. Empty: what was allowed in QGIS's window."),
+            is_optional=True, is_advanced=True,
+        ),
+    )  # fmt: skip
+
+
+def _sign_in() -> tuple[Parameter, ...]:
+    return (
+        Parameter(
+            AUTHENTICATION, tr("Authentication"), QgsProcessingParameterAuthConfig,
+            tr("The authentication configuration of QGIS that signs in to portals and services. What is secret in it "
+               "stays in QGIS's store."),
+            is_optional=True, is_advanced=True,
+        ),
+        Parameter(
+            PORTAL, tr("Portal"), QgsProcessingParameterString,
+            tr("Address of the ArcGIS portal that holds items and takes new layers. Empty: ArcGIS Online."),
             is_optional=True, is_advanced=True,
         ),
     )  # fmt: skip

@@ -133,11 +133,10 @@ def _mask_extent(reader: ParameterReader, raster: SourceRaster) -> QgsRectangle 
 def estimate_text(plan: PlanEstimate) -> str:
     """Say in words what a run has to do."""
     ground = tr(" of {size} m on the ground").format(size=f"{plan.ground:.3g}") if plan.ground else ""
-    text = tr(
-        "{width} x {height} pixels{ground}, {at_most} {tiles} tiles of {size} pixels, roughly {memory} of memory."
-    )
+    text = tr("{width} x {height} pixels{ground}, {at_most} {tiles} of {size} pixels, roughly {memory} of memory.")
+    tiles = tr("1 tile") if plan.tiles == 1 else tr("{count} tiles").format(count=plan.tiles)
     told = text.format(
-        width=plan.width, height=plan.height, ground=ground, tiles=plan.tiles, size=plan.tile_size,
+        width=plan.width, height=plan.height, ground=ground, tiles=tiles, size=plan.tile_size,
         at_most=tr("at most about") if plan.has_mask else tr("about"), memory=size_text(plan.memory),
     )  # fmt: skip
     if not plan.is_too_large:

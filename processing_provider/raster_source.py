@@ -37,6 +37,8 @@ class SourceRaster:
     """Type of the first band's values, as numpy calls it."""
     band_numbers: tuple[int, ...] = ()
     """0-based numbers of those bands in the file; empty: as they stand."""
+    is_picture: bool = False
+    """It has no place on a map; what QGIS takes for its coordinate reference system is somebody's guess."""
     crs_wkt: str = ""
     """The coordinate reference system that the layer was given in QGIS, where it is not the file's."""
     picture: PictureFacts | None = None
@@ -83,6 +85,7 @@ def source_raster(layer: QgsRasterLayer) -> SourceRaster:
         ),
         has_palette=colors == [gdal.GCI_PaletteIndex],
         dtype=_dtype(bands[0].DataType) if bands else "",
+        is_picture=is_picture(dataset),
         band_numbers=tuple(number for number, color in enumerate(colors) if color != gdal.GCI_AlphaBand),
         crs_wkt=_given_crs(layer.crs(), dataset),
     )
@@ -162,7 +165,8 @@ def check_bands(raster: SourceRaster, definition: ModelDefinition) -> None:
             raise ModelIncompatibleError(
                 f"The model '{definition.name}' reads {wanted}, but the raster '{raster.name}' has "
                 f"{len(names)} band{'s' if len(names) != 1 else ''}: {', '.join(raster.band_names)}.",
-                hint="Choose a raster with the bands that the model was trained on.",
+                hint="Choose a raster with the bands that the model was trained on, or say in the parameter Bands "
+                "(BANDS) which ones it gets.",
             )
 
 
@@ -185,9 +189,18 @@ def _open(name: str, connection: str) -> Any:
     return dataset
 
 
+def is_picture(dataset: Any) -> bool:
+    """Tell whether a raster has no place on a map: a photo, a scan. It is searched in pixels."""
+    has_place = dataset.GetGeoTransform(can_return_null=True) is not None or dataset.GetSpatialRef() is not None
+    return not (has_place or dataset.GetGCPCount() or dataset.GetMetadata("RPC"))
+
+
 def _check_place(layer: QgsRasterLayer, dataset: Any) -> None:
+    if is_picture(dataset):
+        return
     if dataset.GetGeoTransform(can_return_null=True) is None:
-        reason = "only ground control points" if dataset.GetGCPCount() else "no georeference"
+        has_points = dataset.GetGCPCount() or dataset.GetMetadata("RPC")
+        reason = "only ground control points or RPCs" if has_points else "no georeference"
         raise RasterOpenError(
             f"The raster '{layer.name()}' has {reason}: its pixels have no place on the map.",
             hint="Georeference it first with Layer > Georeferencer, or warp it with Raster > Projections > Warp.",

@@ -25,6 +25,7 @@ from ..inference.errors import JobError, OutputError
 from .algorithm import KestrelAlgorithm
 from .feedback import foreseen
 from .help import table_help
+from .outputs.append import FEATURE_SERVICE, show_again
 from .outputs.target_fields import JOB_COLUMN
 from .outputs.writers import delete_run
 from .parameter_reader import ParameterReader
@@ -126,6 +127,8 @@ def _undo(layer: QgsVectorLayer, job_field: str, job_id: str, feedback: QgsProce
             hint="Name the field that holds the name of the run.",
         )
     name = layer.dataProvider().fields().at(index).name()
+    if layer.providerType() == FEATURE_SERVICE:
+        show_again(layer)
     runs = runs_in(layer, name)
     if job_id not in runs:
         said = f"The layer '{layer.name()}' holds no objects of the run '{job_id}'." if job_id else "No run was named."
@@ -141,9 +144,7 @@ def _undo(layer: QgsVectorLayer, job_field: str, job_id: str, feedback: QgsProce
         count = delete_run(layer, name, job_id)
     finally:
         layer.setSubsetString(shown)
-    layer.reload()
-    layer.updateExtents()
-    layer.triggerRepaint()
+    show_again(layer)
     text = tr("{count} objects of the run {job} were deleted from the layer {name}.")
     feedback.pushInfo(text.format(count=count, job=to_plain(job_id), name=to_plain(layer.name())))
     left = {job: number for job, number in runs.items() if job != job_id}

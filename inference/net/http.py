@@ -7,9 +7,7 @@ A credential belongs to one origin (scheme, host, port) and goes nowhere else, w
 
 from __future__ import annotations
 
-import email.utils
 import json
-import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +18,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 
 import requests
 
-from ..errors import CredentialError, InferenceError, NetworkError, ServiceError, first_line
+from ..errors import CredentialError, ServiceError
 from ..events import Canceled
 from ..secrets import Secrets
 from .addresses import (
@@ -34,9 +32,13 @@ from .addresses import (
     shown,
     system_resolver,
 )
+from .failures import has_cause, short_answer, told, too_long
 from .limits import HttpLimits
 from .part_file import PartFile
-from .transport import Exchange, InnerAddressError, ShortAnswer, StallError, make_session, proxies_for
+from .replies import Reply, TryAgain, check_status, json_object
+from .transport import Exchange, InnerAddressError, StallError, make_session, proxies_for
+
+__all__ = ["Credential", "HttpClient", "Reply", "TryAgain", "make_client"]
 
 _MAX_REDIRECTS = 5
 _MAX_BYTES = 64 * 2**20
@@ -44,15 +46,11 @@ _LONGEST_URL = 2000
 """Characters; longer questions go as a form. Servers and proxies take 2 to 8 thousand."""
 
 _REDIRECTS = (301, 302, 303, 307, 308)
-_BUSY = (408, 425, 429, 502, 503, 504)
 _FEW_TRIES = 4
 """Of an error that is as likely to stay: ArcGIS says 500 both for a wrong question and for too much work."""
 
 _LOOK = 0.1
 _T = TypeVar("_T")
-
-SIGN_IN_CODES = (401, 403, 498, 499)
-"""Of HTTP, or of the `code` in an error of ArcGIS: 498 an expired or wrong token, 499 none."""
 
 
 @dataclass(frozen=True)
@@ -66,41 +64,6 @@ class Credential:
 
     origin: str
     headers: Mapping[str, str] = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer with a status of success.
-
-    Attributes:
-        headers: Names in lower case.
-        url: Where it came from in the end; may hold secrets of a redirect, never to be told.
-    """
-
-    status: int
-    headers: Mapping[str, str]
-    content: bytes = field(repr=False)
-    url: str = field(repr=False)
-
-    @property
-    def content_type(self) -> str:
-        """Give the media type in lower case, without parameters."""
-        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-class TryAgain(Exception):  # part of the loop of tries, no error yet
-    """One try failed in a way that may pass.
-
-    Args:
-        error: What is raised when no try helped.
-        pause: Seconds that the server asked to wait.
-        few: It is as likely to stay: a few tries are enough.
-        gained: The try brought a download further, so patience begins anew.
-    """
-
-    def __init__(self, error: InferenceError, *, pause: float = 0.0, few: bool = False, gained: bool = False) -> None:
-        super().__init__(error.message)
-        self.error, self.pause, self.few, self.gained = error, pause, few, gained
 
 
 @dataclass(frozen=True)
@@ -153,6 +116,7 @@ class HttpClient:
         post: bool = False,
         tries: bool = True,
         missing: bool = False,
+        patience: float | None = None,
         accept: Callable[[Reply], None] = lambda _reply: None,
     ) -> Reply:
         """Ask, and give the whole answer.
@@ -165,6 +129,7 @@ class HttpClient:
             post: Send the parameters as a form in any case.
             tries: False: ask once only, where asking twice would do something twice.
             missing: The status 404 is an answer, too: the server does not have it.
+            patience: Seconds for all tries; None: as the client's limits say.
             accept: Looks at the answer; may raise TryAgain, or an error of Kestrel's.
 
         Raises:
@@ -179,7 +144,7 @@ class HttpClient:
             accept(reply)
             return reply
 
-        return self._patiently(once, tries=tries)
+        return self._patiently(once, tries=tries, patience=patience)
 
     def get_json(
         self,
@@ -189,6 +154,7 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         post: bool = False,
         tries: bool = True,
+        patience: float | None = None,
     ) -> dict[str, Any]:
         """Ask ArcGIS's REST interface (`f=json` is added) and give the answer, which is an object.
 
@@ -200,7 +166,8 @@ class HttpClient:
             found.clear()
             found.update(json_object(reply))
 
-        self.get(url, {"f": "json", **(params or {})}, headers=headers, post=post, tries=tries, accept=accept)
+        parameters = {"f": "json", **(params or {})}
+        self.get(url, parameters, headers=headers, post=post, tries=tries, patience=patience, accept=accept)
         return found
 
     def download(
@@ -229,7 +196,7 @@ class HttpClient:
         check_given(url)
         question = _question(url, params, {"Accept-Encoding": "identity"}, post=False)
         with PartFile(target, shown(url)) as part:
-            return self._patiently(lambda: self._fetch(question, part, progress, max_bytes), tries=True)
+            return self._patiently(lambda: self._fetch(question, part, progress, max_bytes))
 
     def signs(self, url: str) -> bool:
         """Tell whether requests to this server carry a sign-in."""
@@ -277,11 +244,11 @@ class HttpClient:
                 for chunk in exchange.chunks():
                     part.write(chunk)
                     if max_bytes is not None and part.size > max_bytes:
-                        raise _too_long(question.url, max_bytes)
+                        raise too_long(question.url, max_bytes)
                     if progress is not None:
                         progress(part.size, total)
             if not part.is_whole:
-                raise TryAgain(_short(question.url))
+                raise TryAgain(short_answer(question.url))
         except TryAgain as again:
             again.gained = part.gained()
             raise
@@ -313,17 +280,17 @@ class HttpClient:
         for _ in range(_MAX_REDIRECTS + 1):
             exchange = Exchange(self._sender(question, url, form), self._limits, self._is_cancelled)
             try:
-                with _told(url, self._limits):
+                with told(url, self._limits):
                     response = exchange.head()
                     if response.status_code not in _REDIRECTS:
                         if response.status_code not in accepts:
-                            _check_status(url, response)
+                            check_status(url, response)
                         yield exchange, response
                         return
                     target = _redirected(url, response)
             finally:
                 exchange.close()
-            if response.status_code not in (307, 308):
+            if response.status_code == 303:
                 form = None
             elif form is not None and host_of(url) != host_of(target):
                 raise ServiceError(f"The server of '{shown(url)}' would hand the request on to another server.")
@@ -354,7 +321,7 @@ class HttpClient:
                     proxies=proxies,
                 )
             except requests.RequestException as error:
-                if _has_cause(error, InnerAddressError):
+                if has_cause(error, InnerAddressError):
                     raise refused_jump(question.url, url) from None
                 raise
 
@@ -370,16 +337,17 @@ class HttpClient:
             )
         return headers
 
-    def _patiently(self, attempt: Callable[[], _T], *, tries: bool) -> _T:
+    def _patiently(self, attempt: Callable[[], _T], *, tries: bool = True, patience: float | None = None) -> _T:
         """Try until it works, until it is clear that it will not, or until patience ends."""
-        pauses, end, count = self._limits.pauses(), time.monotonic() + self._limits.patience, 0
+        patience = self._limits.patience if patience is None else min(patience, self._limits.patience)
+        pauses, end, count = self._limits.pauses(), time.monotonic() + patience, 0
         while True:
             try:
                 return attempt()
             except TryAgain as again:
                 count += 1
                 if again.gained:
-                    pauses, end, count = self._limits.pauses(), time.monotonic() + self._limits.patience, 0
+                    pauses, end, count = self._limits.pauses(), time.monotonic() + patience, 0
                 left = end - time.monotonic()
                 if not tries or left <= 0 or (again.few and count >= _FEW_TRIES):
                     raise again.error from again.__cause__
@@ -417,53 +385,10 @@ def make_client(
     )
 
 
-def json_object(reply: Reply) -> dict[str, Any]:
-    """Read an answer of ArcGIS's REST interface.
-
-    Raises:
-        TryAgain: it is no JSON (the page of a proxy, or of a server that is just starting), or the server was busy.
-        ServiceError, CredentialError: it tells an error.
-    """
-    try:
-        data = json.loads(reply.content)
-    except (ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict):
-        kind = (
-            "a page for a browser" if b"<html" in reply.content[:1000].lower() else "something that is no JSON object"
-        )
-        raise TryAgain(ServiceError(f"The server answered with {kind} at '{shown(reply.url)}'."), few=True)
-    raise_for_error(data, reply.url)
-    return data
-
-
-def raise_for_error(data: Mapping[str, Any], url: str) -> None:
-    """Raise the error that an answer of ArcGIS's REST interface tells, if it tells one.
-
-    Raises:
-        TryAgain: the server could not do it now.
-        ServiceError, CredentialError: it does not do it.
-    """
-    error = data.get("error")
-    if error is None and data.get("status") != "error":
-        return
-    if not isinstance(error, dict):
-        error = {"code": data.get("code"), "message": error, "details": data.get("messages")}
-    code = error.get("code") if isinstance(error.get("code"), int) else None
-    details = error.get("details")
-    texts = [error.get("message"), *(details if isinstance(details, list) else [details])]
-    said = "; ".join(dict.fromkeys(_plain(text) for text in texts if text)) or f"error {code}"
-    if code in SIGN_IN_CODES:
-        raise _sign_in(url, code, said)
-    failure = ServiceError(f"The server answered '{shown(url)}' with an error: {said}.", status=code)
-    if code == 500 or code in _BUSY:
-        raise TryAgain(failure, few=True)
-    raise failure
-
-
-def _plain(text: Any) -> str:
-    """Give a server's text in one line, of bearable length, without a full stop."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())[:300].rstrip(".")
+def _too_long_answer(question: _Question, response: requests.Response, max_bytes: int) -> Exception:
+    error = too_long(question.url, max_bytes)
+    # All of a file instead of a part of it: some caches do that for a while.
+    return TryAgain(error, few=True) if "Range" in question.headers and response.status_code == 200 else error
 
 
 def _question(url: str, params: Mapping[str, Any] | None, headers: Mapping[str, str], *, post: bool) -> _Question:
@@ -497,129 +422,3 @@ def _redirected(url: str, response: requests.Response) -> str:
         raise ServiceError(f"The server redirects '{shown(url)}' to something that Kestrel does not read.")
     origin_of(target)
     return target
-
-
-def _check_status(url: str, response: requests.Response) -> None:
-    """Raise what a status other than one of success means."""
-    status = response.status_code
-    if 200 <= status < 300:
-        return
-    if status == 407:
-        raise CredentialError(
-            "The proxy wants a sign-in, or refuses the one it got.", hint="Check QGIS's network settings."
-        )
-    if status in SIGN_IN_CODES:
-        raise _sign_in(url, status, f"status {status}")
-    said = f"The server answered '{shown(url)}' with the status {status}"
-    reason = _plain(response.reason or "")
-    message = f"{said} ({reason})." if reason else f"{said}."
-    if status in _BUSY or status >= 500:
-        pause = _retry_after(response.headers.get("Retry-After", ""))
-        raise TryAgain(NetworkError(message, status=status), pause=pause, few=status not in _BUSY)
-    raise ServiceError(message, status=status)
-
-
-def _sign_in(url: str, status: int | None, said: str) -> CredentialError:
-    reasons = {498: "the token is wrong or has expired", 499: "it wants a token"}
-    reason = reasons.get(status or 0, "it wants another sign-in")
-    return CredentialError(
-        f"The server does not let us read '{shown(url)}': {reason} ({said}).",
-        hint="Choose an authentication configuration that may read it, or sign in again.",
-        status=status,
-    )
-
-
-def _retry_after(text: str) -> float:
-    """Give the seconds that a server asks to wait, as a number or until a date; 0 where it does not."""
-    if text.strip().isdigit():
-        return float(text)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (TypeError, ValueError, OverflowError):
-        return 0.0
-
-
-@contextmanager
-def _told(url: str, limits: HttpLimits) -> Iterator[None]:
-    """Translate what happens on the way; never with a library's text, which may hold the query."""
-    try:
-        yield
-    except (StallError, requests.Timeout) as error:
-        seconds = getattr(
-            error, "seconds", limits.connect if isinstance(error, requests.ConnectTimeout) else limits.read
-        )
-        raise TryAgain(_unreachable(url, f"no answer within {seconds:g} s")) from None
-    except ShortAnswer:
-        raise TryAgain(_short(url)) from None
-    except requests.exceptions.InvalidURL:
-        raise ServiceError(f"The address '{shown(url)}' cannot be used.") from None
-    except requests.exceptions.SSLError as error:
-        if not _has_cause(error, ssl.SSLCertVerificationError):
-            raise TryAgain(_unreachable(url, "the encrypted connection broke off")) from None
-        raise NetworkError(
-            f"The certificate of '{origin_of(url)}' is not trusted: {_certificate_reason(error)}.",
-            hint="Add the authority's certificate to QGIS (Settings, Options, Authentication), or repair the server's.",
-        ) from None
-    except requests.exceptions.InvalidSchema:
-        raise NetworkError(
-            "A SOCKS proxy cannot be used: the Python package PySocks is missing.",
-            hint="Choose an HTTP proxy in QGIS's network settings, or add PySocks to the environment.",
-        ) from None
-    except requests.exceptions.ProxyError:
-        raise TryAgain(_unreachable(url, "the proxy does not let it through")) from None
-    except (requests.RequestException, ValueError, OSError) as error:
-        raise TryAgain(_unreachable(url, _connection_reason(error))) from None
-
-
-def _unreachable(url: str, reason: str) -> NetworkError:
-    return NetworkError(
-        f"The server '{origin_of(url)}' cannot be reached: {reason}.",
-        hint="Check the address and the connection, then run again; what is done already is kept.",
-    )
-
-
-def _short(url: str) -> NetworkError:
-    return NetworkError(f"The answer to '{shown(url)}' breaks off before its end.", hint="Run again.")
-
-
-def _too_long_answer(question: _Question, response: requests.Response, max_bytes: int) -> Exception:
-    error = _too_long(question.url, max_bytes)
-    # All of a file instead of a part of it: some caches do that for a while.
-    return TryAgain(error, few=True) if "Range" in question.headers and response.status_code == 200 else error
-
-
-def _too_long(url: str, max_bytes: int) -> ServiceError:
-    return ServiceError(f"The answer to '{shown(url)}' is longer than {max_bytes} bytes.", max_bytes=max_bytes)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Give an error and what it wraps: as cause, as context, in urllib3's `reason`, or as an argument."""
-    todo, known = [error], set()
-    while todo:
-        current = todo.pop()
-        if id(current) in known:
-            continue
-        known.add(id(current))
-        yield current
-        wrapped = (current.__cause__, current.__context__, getattr(current, "reason", None), *current.args)
-        todo += [item for item in wrapped if isinstance(item, BaseException)]
-
-
-def _has_cause(error: BaseException, kind: type[BaseException]) -> bool:
-    return any(isinstance(cause, kind) for cause in _causes(error))
-
-
-def _certificate_reason(error: BaseException) -> str:
-    reasons = [cause.verify_message for cause in _causes(error) if isinstance(cause, ssl.SSLCertVerificationError)]
-    return first_line(Exception(reasons[0])) if reasons else "it cannot be verified"
-
-
-def _connection_reason(error: BaseException) -> str:
-    names = {type(cause).__name__ for cause in _causes(error)}
-    if names & {"gaierror", "NameResolutionError"}:
-        return "its name is not known"
-    if "ConnectionRefusedError" in names:
-        return "it refuses the connection"
-    if names & {"ConnectionResetError", "RemoteDisconnected", "ProtocolError", "BrokenPipeError"}:
-        return "the connection broke off"
-    return "there is no connection"

@@ -186,11 +186,15 @@ def reference_of(crs: CRS) -> str:
         raise RasterOpenError("The service cannot be asked for pixels in that coordinate reference system.") from error
 
 
-def native_grid(service: Service) -> TargetGrid:
+def native_grid(service: Service, extent: Sequence[float] | None = None) -> TargetGrid:
     """Give an image service's own grid of pixels.
 
+    Args:
+        service: The service.
+        extent: xmin, ymin, xmax, ymax of the part that counts; None: all.
+
     Raises:
-        RasterOpenError: it does not say how large its pixels are.
+        RasterOpenError: it does not say how large its pixels are, or there is nothing in the extent.
     """
     xmin, ymin, xmax, ymax = service.extent
     sizes = [_number(service.data.get(key)) for key in ("pixelSizeX", "pixelSizeY")]
@@ -199,7 +203,19 @@ def native_grid(service: Service) -> TargetGrid:
         raise RasterOpenError(f"The service '{service.url}' does not say how large its pixels are.")
     width, across = _whole(xmax - xmin, sides[0])
     height, down = _whole(ymax - ymin, sides[1])
-    return TargetGrid(width, height, Affine(across, 0, xmin, 0, -down, ymax), service.crs.to_wkt())
+    grid = TargetGrid(width, height, Affine(across, 0, xmin, 0, -down, ymax), service.crs.to_wkt())
+    return grid if extent is None else _cropped(grid, extent, service)
+
+
+def _cropped(grid: TargetGrid, extent: Sequence[float], service: Service) -> TargetGrid:
+    """Give the pixels of a grid that touch an extent."""
+    t, (xmin, ymin, xmax, ymax) = grid.transform, extent
+    left, right = math.floor((xmin - t.c) / t.a + _NEAR), math.ceil((xmax - t.c) / t.a - _NEAR)
+    top, bottom = math.floor((ymax - t.f) / t.e + _NEAR), math.ceil((ymin - t.f) / t.e - _NEAR)
+    part = Window(left, top, right - left, bottom - top).intersect(Window(0, 0, grid.width, grid.height))
+    if part.width == 0 or part.height == 0:
+        raise RasterOpenError(f"The service '{service.url}' has no pixels in the extent {list(extent)}.")
+    return TargetGrid(part.width, part.height, t * Affine.translation(part.x, part.y), grid.crs_wkt)
 
 
 def _whole(length: float, side: float) -> tuple[int, float]:

@@ -20,9 +20,10 @@ from ..job import RasterItem
 from ..models.fit_rules import NO_INKS, are_inks, find_band
 from ..tiling import Window
 from .access import ALONE, RasterAccess
+from .camera import orientation_of
 from .gdal_options import check_typed
 from .gdal_reading import reading_of
-from .grid import on_grid
+from .grid import ANY_PLANE, PICTURE, is_picture, on_grid
 from .sampling import sample_values
 from .source import GridRequest, RasterInfo
 from .virtual_parts import is_part_missing, part_error
@@ -61,6 +62,9 @@ class GdalPixels:
 
     def _look(self, dataset: Any, bands: tuple[int | str, ...]) -> None:
         self._reading.settings["GDAL_CACHEMAX"] = _cache_bytes(dataset)
+        stored = _stored(dataset)
+        has_place = not is_picture(stored)
+        self._orientation = 1 if has_place else orientation_of({**stored.tags(), **stored.tags(ns="EXIF")})
         self._palette = _palette(dataset, bands)
         self._bands = (1,) if self._palette is not None else resolve_bands(dataset, bands)
         self._ignores_mask = all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums)
@@ -72,8 +76,8 @@ class GdalPixels:
             dataset.height,
             len(bands),
             self._dtype(dataset),
-            dataset.transform,
-            crs_of(self._item, dataset).to_wkt(),
+            dataset.transform if has_place or dataset is not stored else PICTURE,
+            crs_of(self._item, dataset).to_wkt() if has_place else "",
             dataset.block_shapes[0][0],
         )
 
@@ -96,6 +100,11 @@ class GdalPixels:
     def bands(self) -> tuple[int, ...]:
         """Give the 1-based numbers of the bands that are read; one where a colour table stands for three."""
         return self._bands
+
+    @property
+    def orientation(self) -> int:
+        """Give EXIF's orientation of a picture without georeference; 1 of anything else: the map says how it lies."""
+        return self._orientation
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -130,8 +139,9 @@ class GdalPixels:
                 return self._reading.call(lambda dataset: self._sampled(dataset, passes_over_damage=True))
 
     def _sampled(self, dataset: Any, *, passes_over_damage: bool = False) -> list[NDArray[Any]]:
-        own = getattr(dataset, "src_dataset", dataset)  # behind one that is resampled to another grid
-        return sample_values(own, self._bands, ignores_mask=self._ignores_mask, passes_over_damage=passes_over_damage)
+        return sample_values(
+            _stored(dataset), self._bands, ignores_mask=self._ignores_mask, passes_over_damage=passes_over_damage
+        )
 
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read a window that lies inside, see `PixelSource.read`."""
@@ -154,7 +164,8 @@ class GdalPixels:
     def _opened(self, name: str) -> list[Any]:
         opened = _open(self._item, name)
         try:
-            dataset = on_grid(opened, self._grid, crs_of(self._item, opened))
+            crs = ANY_PLANE if is_picture(opened) else crs_of(self._item, opened)
+            dataset = on_grid(opened, self._grid, crs)
         except RasterOpenError:
             opened.close()
             raise
@@ -163,6 +174,11 @@ class GdalPixels:
     def close(self) -> None:
         """Close all threads' handles; none of them may be reading."""
         self._reading.close()
+
+
+def _stored(dataset: Any) -> Any:
+    """Give the raster behind one that is resampled to another grid."""
+    return getattr(dataset, "src_dataset", dataset)
 
 
 def _cache_bytes(dataset: Any) -> int:
@@ -195,6 +211,8 @@ def _open(item: RasterItem, name: str) -> Any:
 
 
 def _check_place(dataset: Any, name: str) -> None:
+    if is_picture(dataset):
+        return
     if dataset.transform == Affine.identity():
         kind = "only ground control points or RPCs" if dataset.gcps[0] or dataset.rpcs else "no georeference"
         raise RasterOpenError(
@@ -249,7 +267,7 @@ def resolve_bands(dataset: Any, bands: tuple[int | str, ...]) -> tuple[int, ...]
 
 
 def _alpha_band(dataset: Any) -> int | None:
-    """Give the 1-based number of a band of transparency that GDAL does not take for a mask: one that is not of bytes."""
+    """Give the 1-based number of a band of transparency that GDAL takes for no mask, as it is not of bytes."""
     colors = list(dataset.colorinterp)
     return colors.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in colors else None
 

@@ -17,6 +17,13 @@ _SQUARE_TOLERANCE = 0.01
 """Share by which a pixel's sides may differ and still count as equal."""
 _SAME = 1e-9
 """Share of a pixel by which grids may differ and still be one."""
+PICTURE = Affine(1, 0, 0, 0, -1, 0)
+"""Where QGIS shows a picture without georeference: a pixel is a unit, its upper left corner is the origin, y is up.
+
+Source: QgsGdalProvider's transform where GDAL gives none.
+"""
+ANY_PLANE = CRS.from_epsg(3857)
+"""For pictures that are resampled: GDAL wants some plane to do it in."""
 _MOST_PIXELS = 2**31 - 1
 """Of a side: GDAL counts in 32 bits."""
 
@@ -72,16 +79,18 @@ def on_grid(dataset: Any, request: GridRequest, crs: CRS) -> Any:
     Raises:
         RasterOpenError: the grid would have too many pixels.
     """
-    grid = wanted_grid(dataset.transform, dataset.width, dataset.height, crs.to_wkt(), request)
-    if is_same_grid(grid, dataset.transform, dataset.width, dataset.height):
+    own = PICTURE if is_picture(dataset) else dataset.transform
+    grid = wanted_grid(own, dataset.width, dataset.height, crs.to_wkt(), request)
+    if is_same_grid(grid, own, dataset.width, dataset.height):
         return dataset
-    step = ~dataset.transform * grid.transform
+    step = ~own * grid.transform
     target = CRS.from_wkt(grid.crs_wkt)
     scale = max(math.hypot(step.a, step.d), math.hypot(step.b, step.e)) if target == crs else 1.0
     return WarpedVRT(
         dataset,
         crs=target,
         src_crs=crs,
+        src_transform=own if is_picture(dataset) else None,
         transform=grid.transform,
         width=grid.width,
         height=grid.height,
@@ -89,6 +98,12 @@ def on_grid(dataset: Any, request: GridRequest, crs: CRS) -> Any:
         tolerance=1e-6,  # the same pixel must come out whatever window it is read with
         add_alpha=dataset.nodata is None and ColorInterp.alpha not in dataset.colorinterp,
     )
+
+
+def is_picture(dataset: Any) -> bool:
+    """Tell whether a raster has no place on a map: a photo, a scan, a drawing."""
+    has_place = dataset.transform != Affine.identity() or dataset.crs is not None or dataset.gcps[0] or dataset.rpcs
+    return not has_place
 
 
 def is_same_grid(grid: TargetGrid, transform: Affine, width: int, height: int) -> bool:

@@ -16,7 +16,7 @@ from rasterio.io import MemoryFile
 
 from ..errors import ServiceError
 from ..net.addresses import shown
-from ..net.http import Reply, TryAgain, raise_for_error
+from ..net.replies import Reply, TryAgain, raise_for_error
 
 _DRIVERS = ("GTiff", "PNG", "JPEG", "WEBP")
 _SETTINGS = {"GDAL_PAM_ENABLED": "NO", "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,10 @@ from ..errors import ModelIncompatibleError, NetworkError, RasterOpenError, Rast
 from ..job import RasterItem
 from ..models.fit_rules import find_band
 from ..net.http import HttpClient
+from ..net.limits import FIRST_CONTACT
 from ..tiling import Window
 from .arcgis import (
-    PIXEL_TYPES,
-    Service,
     band_names,
-    bbox_of,
     check_straight,
     coarser,
     native_grid,
@@ -37,26 +36,16 @@ from .arcgis import (
 )
 from .block_cache import BlockCache, Pixels
 from .grid import is_same_grid, wanted_grid
-from .image_reply import Picture, picture_taker
+from .image_export import NEAREST, RESAMPLINGS, RULES, ImageExport, block_side, stated_count, wanted_type
+from .image_reply import Picture
 from .source import GridRequest, RasterInfo, TargetGrid
 
-BLOCK = 1024
-"""Rows and columns of a block; less where the server allows less, or where a block would be large."""
-_BLOCK_BYTES = 16 * 2**20
-_MAX_REPLY = 256 * 2**20
 _SAMPLE_WHOLE = 2048 * 2048
 _SAMPLE_SIDE = 1024
+_IDENTITY_SIDE = 256
 _PROBE = 16
-_RESAMPLINGS = {
-    "nearest": "RSP_NearestNeighbor",
-    "bilinear": "RSP_BilinearInterpolation",
-    "cubic": "RSP_CubicConvolution",
-    "average": "RSP_BilinearInterpolation",
-}
-"""ArcGIS has no mean; what it makes of coarser pixels comes from its pyramids, which are means."""
-
-_RULES = ("mosaicRule", "renderingRule", "time", "noData", "noDataInterpretation")
-"""Options that go to the server as they are."""
+_SUSPICIOUS = 0.01
+"""Share of a block's pixels that may be 0 in all bands before the service is asked whether it has any there."""
 
 _PALETTE_BANDS: Mapping[int | str, int] = {0: 0, 1: 1, 2: 2, "red": 0, "green": 1, "blue": 2}
 
@@ -67,7 +56,8 @@ class ImageServicePixels:
     Args:
         item: `source` is the address, which ends in /ImageServer; `options` may hold "mosaicRule", "renderingRule"
             (JSON objects of ArcGIS), "bandIds" (0-based numbers: the bands that count, in this order), "time", and
-            "noData" with "noDataInterpretation": by itself the service's own values without data count.
+            "noData" with "noDataInterpretation" (by itself the service's own values without data count), and "extent"
+            (xmin, ymin, xmax, ymax: the part of the service that counts, as of one item of a mosaic).
         bands: Which bands, in which order: 0-based numbers, or names.
         grid: The grid of pixels to read.
         client: Asks the server.
@@ -81,15 +71,17 @@ class ImageServicePixels:
     def __init__(self, item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest, client: HttpClient) -> None:
         """Ask the service what it has, and for a few pixels."""
         self._item, self._client = item, client
-        self._rules = {key: item.options[key] for key in _RULES if item.options.get(key) not in (None, "", {})}
-        service = read_service(url := service_url(item), client.get_json(url, self._described()))
+        self._rules = {key: item.options[key] for key in RULES if item.options.get(key) not in (None, "", {})}
+        service = read_service(
+            url := service_url(item), client.get_json(url, self._described(), patience=FIRST_CONTACT.patience)
+        )
         if service.only_tiles:
             raise RasterOpenError(
                 f"The service '{url}' hands out the tiles of its cache alone, not its pixel values.",
                 hint="Ask its owner to publish it as a dynamic image service.",
             )
         self._service = service
-        self._native = native_grid(service)
+        self._native = native_grid(service, item.options.get("extent"))
         self._target = wanted_grid(
             self._native.transform, self._native.width, self._native.height, item.crs_wkt or self._native.crs_wkt, grid
         )
@@ -98,23 +90,26 @@ class ImageServicePixels:
         self._resampling = self._wanted_resampling(grid)
         available = [str(number) for number in item.options.get("bandIds") or ()]
         is_own = "renderingRule" not in self._rules  # a rule makes bands, values and types of its own
-        self._sent_type = _pixel_type(service) if is_own else None
-        self._sent_bands: str | None = (",".join(available) or None) if is_own else None
-        self._n_sent: int | None = (len(available) or _count(service)) if is_own else None
+        self._export = ImageExport(client, service, self._rules)
+        if is_own:
+            count = len(available) or stated_count(service)
+            bands_text = ",".join(available) or None
+            self._export = replace(self._export, pixel_type=wanted_type(service), bands=bands_text, n_bands=count)
         probe = self._probe()
-        self._n_sent = n_sent = len(probe.pixels)
+        self._export = replace(self._export, n_bands=len(probe.pixels))
         self._dtype = np.dtype(probe.pixels.dtype)
         self._nodata = nodata_values(service.data) if is_own else []
         if not self._nodata and probe.nodata is not None:
             self._nodata = [probe.nodata]
-        self._taken = list(range(n_sent))
+        self._taken = list(range(len(probe.pixels)))
         self._palette = self._wanted_palette(probe, bands)
         chosen = (0,) if self._palette is not None else self._chosen(bands)
         ids = [int(available[place]) if available else place for place in chosen]
         self._bands = tuple(number + 1 for number in ids)
         if self._palette is None:
             self._ask_for(ids)
-        side = _block_side(service, len(chosen) * self._dtype.itemsize)
+        self._tells_missing = not self._nodata and self._palette is None and self._draws()
+        side = block_side(service, len(chosen) * self._dtype.itemsize)
         self._blocks = BlockCache(self._target.width, self._target.height, side, self._fetch)
         self._info = RasterInfo(
             self._target.width,
@@ -171,13 +166,13 @@ class ImageServicePixels:
         own = self._native
         try:
             if own.width * own.height <= _SAMPLE_WHOLE:
-                side = _block_side(self._service, len(self._bands) * self._dtype.itemsize)
-                cache = BlockCache(own.width, own.height, side, lambda part: self._export(own, part, nearest=True))
+                side = block_side(self._service, len(self._bands) * self._dtype.itemsize)
+                cache = BlockCache(own.width, own.height, side, lambda part: self._own_pixels(own, part))
                 pixels, present = cache.read(Window(0, 0, own.width, own.height))
                 cache.close()
             else:
                 coarse = coarser(own, min(_SAMPLE_SIDE, *self._service.most_pixels))
-                pixels, present = self._export(coarse, Window(0, 0, coarse.width, coarse.height), nearest=True)
+                pixels, present = self._own_pixels(coarse, Window(0, 0, coarse.width, coarse.height))
         except ServiceError as error:
             raise RasterReadError(f"The raster '{self.name}' cannot be sampled: {error.message}") from error
         return [band[valid] for band, valid in zip(pixels, present)]
@@ -187,13 +182,13 @@ class ImageServicePixels:
 
         A service has no date of change: a change that shows in neither is not seen.
         """
-        coarse = coarser(self._native, min(256, *self._service.most_pixels))
-        pixels, _ = self._export(coarse, Window(0, 0, coarse.width, coarse.height), nearest=True)
+        coarse = coarser(self._native, min(_IDENTITY_SIDE, *self._service.most_pixels))
+        pixels, _ = self._own_pixels(coarse, Window(0, 0, coarse.width, coarse.height))
         keys = ("bandCount", "pixelType", "pixelSizeX", "pixelSizeY", "minValues", "maxValues", "meanValues",
                 "stdvValues", "serviceDataType", "noDataValue")  # fmt: skip
         facts = {key: self._service.data.get(key) for key in keys}
         digest = hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
-        return [self._service.url, list(self._service.extent), facts, self._rules, self._sent_bands, digest]
+        return [self._service.url, list(self._service.extent), facts, self._rules, self._export.bands, digest]
 
     def close(self) -> None:
         """Let go of what was read."""
@@ -212,16 +207,26 @@ class ImageServicePixels:
     def _wanted_resampling(self, grid: GridRequest) -> str:
         native = self._native
         same = is_same_grid(self._target, native.transform, native.width, native.height)
-        if same or grid.resampling == "nearest" or _pixel_type(self._service) in ("U1", "U2", "U4"):
-            return _RESAMPLINGS["nearest"]
-        return _RESAMPLINGS.get(grid.resampling, _RESAMPLINGS["bilinear"])
+        if same or grid.resampling == "nearest" or self._service.data.get("pixelType") in ("U1", "U2", "U4"):
+            return NEAREST
+        return RESAMPLINGS.get(grid.resampling, RESAMPLINGS["bilinear"])
+
+    def _middle(self) -> Window:
+        own = self._native
+        width, height = min(_PROBE, own.width), min(_PROBE, own.height)
+        return Window((own.width - width) // 2, (own.height - height) // 2, width, height)
+
+    def _draws(self) -> bool:
+        """Tell whether the service draws a picture that is transparent where it has no pixels."""
+        try:
+            self._export.is_there(self._native, self._middle(), self._service.reference)
+        except (ServiceError, NetworkError):
+            return False
+        return True
 
     def _probe(self) -> Picture:
         """Ask for a few pixels: they show number and type of the bands that really come."""
-        own = self._native
-        width, height = min(_PROBE, own.width), min(_PROBE, own.height)
-        window = Window((own.width - width) // 2, (own.height - height) // 2, width, height)
-        picture = self._picture(own, window, nearest=True)
+        picture = self._export.picture(self._native, self._middle(), self._service.reference)
         if str(picture.pixels.dtype).startswith("complex"):
             raise ModelIncompatibleError(f"The service '{self.name}' holds complex numbers, which no model takes.")
         return picture
@@ -236,7 +241,7 @@ class ImageServicePixels:
             raise ModelIncompatibleError(
                 f"The model needs the bands {shown}, and the service's colour table has red, green and blue only."
             )
-        self._resampling = _RESAMPLINGS["nearest"]  # the mean of two entries is a third colour
+        self._resampling = NEAREST  # the mean of two entries is a third colour
         return np.ascontiguousarray(probe.colors[[_PALETTE_BANDS[band] for band in bands]])
 
     def _chosen(self, wanted: tuple[int | str, ...]) -> tuple[int, ...]:
@@ -263,7 +268,8 @@ class ImageServicePixels:
         names = band_names(self._service.data, {})
         if not any(names) and self._service.data.get("hasKeyProperties", True):
             try:
-                names = band_names(self._service.data, self._client.get_json(f"{self._service.url}/keyProperties"))
+                properties = self._client.get_json(f"{self._service.url}/keyProperties", self._described())
+                names = band_names(self._service.data, properties)
             except (ServiceError, NetworkError):
                 names = []  # an old server, or one without them
         ids = self._item.options.get("bandIds") or range(len(self._taken))
@@ -277,56 +283,30 @@ class ImageServicePixels:
             self._taken = ids
             return
         asked = list(dict.fromkeys(ids))
-        self._sent_bands = ",".join(str(number) for number in asked)
+        text = ",".join(str(number) for number in asked)
         self._taken = [asked.index(number) for number in ids]
-        self._n_sent = len(asked)
+        self._export = replace(self._export, bands=text, n_bands=len(asked))
 
     def _fetch(self, window: Window) -> Pixels:
-        return self._export(self._target, window, nearest=False)
+        return self._pixels(self._target, window, self._image_reference, self._resampling)
 
-    def _export(self, grid: TargetGrid, window: Window, *, nearest: bool) -> Pixels:
-        """Ask for the bands of the model."""
-        picture = self._picture(grid, window, nearest=nearest)
-        sent = picture.pixels
-        if len(sent) != self._n_sent or sent.dtype != self._dtype:
-            raise ServiceError(
-                f"The server sent {len(sent)} bands of {sent.dtype} instead of {self._n_sent} of {self._dtype}."
-            )
-        pixels, present = sent[self._taken], picture.present[self._taken]
+    def _own_pixels(self, grid: TargetGrid, window: Window) -> Pixels:
+        """Get pixels of a grid in the service's own coordinate reference system, as they are."""
+        return self._pixels(grid, window, self._service.reference, NEAREST)
+
+    def _pixels(self, grid: TargetGrid, window: Window, reference: str, resampling: str) -> Pixels:
+        """Get the bands of the model."""
+        picture = self._export.picture(grid, window, reference, resampling)
+        self._export.check(picture, self._dtype)
+        pixels, present = picture.pixels[self._taken], picture.present[self._taken]
         values = self._nodata if len(self._nodata) == len(pixels) else self._nodata[:1] * len(pixels)
         for index, value in enumerate(values):
             present[index] &= ~_is(pixels[index], value)
+        black = np.all(pixels == 0, axis=0)
+        if self._tells_missing and present.all() and np.mean(black) > _SUSPICIOUS:
+            # Beyond the pictures of a mosaic that names no value for it there are zeros, too.
+            present &= ~black | self._export.is_there(grid, window, reference)
         return pixels, present
-
-    def _picture(self, grid: TargetGrid, window: Window, *, nearest: bool) -> Picture:
-        """Ask for a window of a grid."""
-        own = grid is self._native or nearest
-        found: list[Picture] = []
-        parameters = {
-            "f": "image",
-            "format": "tiff",
-            "pixelType": self._sent_type,
-            "bandIds": self._sent_bands,
-            "interpolation": _RESAMPLINGS["nearest"] if nearest else self._resampling,
-            "bbox": bbox_of(grid.transform, window),
-            "size": f"{window.width},{window.height}",
-            "bboxSR": self._service.reference if own else self._image_reference,
-            "imageSR": self._service.reference if own else self._image_reference,
-            "adjustAspectRatio": "false",
-            **self._rules,
-        }
-        self._client.get(
-            f"{self._service.url}/exportImage",
-            parameters,
-            max_bytes=_MAX_REPLY,
-            accept=picture_taker(window.width, window.height, found, self._n_sent),
-        )
-        return found[0]
-
-
-def _count(service: Service) -> int | None:
-    stated = service.data.get("bandCount")
-    return stated if isinstance(stated, int) else None
 
 
 def _is(pixels: NDArray[Any], value: float) -> NDArray[np.bool_]:
@@ -334,24 +314,3 @@ def _is(pixels: NDArray[Any], value: float) -> NDArray[np.bool_]:
     exact = not np.issubdtype(pixels.dtype, np.floating)
     same: NDArray[np.bool_] = pixels == value if exact else np.isclose(pixels, value, rtol=1e-6, atol=0)
     return same
-
-
-def _pixel_type(service: Service) -> str:
-    """Give the pixel type to ask for.
-
-    Raises:
-        ModelIncompatibleError: no model takes it.
-    """
-    stated = str(service.data.get("pixelType", "UNKNOWN"))
-    if stated in ("C64", "C128"):
-        raise ModelIncompatibleError(f"The service '{service.url}' holds complex numbers, which no model takes.")
-    if stated not in PIXEL_TYPES:
-        return "UNKNOWN"
-    return "U8" if stated in ("U1", "U2", "U4") else stated
-
-
-def _block_side(service: Service, pixel_bytes: int) -> int:
-    side = BLOCK
-    while side > 256 and side * side * pixel_bytes > _BLOCK_BYTES:
-        side //= 2
-    return min(side, *service.most_pixels)

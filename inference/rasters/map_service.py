@@ -22,6 +22,7 @@ from rasterio.crs import CRS
 from ..errors import ModelIncompatibleError, RasterOpenError, RasterReadError, ServiceError
 from ..job import RasterItem
 from ..net.http import HttpClient, Reply
+from ..net.limits import FIRST_CONTACT
 from ..tiling import Window
 from .arcgis import (
     Level,
@@ -67,7 +68,7 @@ class MapServicePixels:
         """Ask the service what it has."""
         self._item, self._client = item, client
         url = service_url(item)
-        self._service = service = read_service(url, client.get_json(url))
+        self._service = service = read_service(url, client.get_json(url, patience=FIRST_CONTACT.patience))
         self._places = [_band(item, band) for band in bands]
         self._options = {key: item.options[key] for key in ("layers", "time") if item.options.get(key)}
         crs_wkt = item.crs_wkt or service.crs.to_wkt()

@@ -12,6 +12,7 @@ from .gdal_pixels import GdalPixels
 from .mosaic import MosaicPixels
 from .picture import PicturePixels
 from .source import GridRequest, PixelSource
+from .upright import UprightPixels
 from .virtual_parts import check_parts
 
 
@@ -64,7 +65,8 @@ def open_mosaic(
 
 def _open_gdal(item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest, access: RasterAccess) -> PixelSource:
     check_parts(item.source)
-    return GdalPixels(item, bands, grid, access)
+    pixels = GdalPixels(item, bands, grid, access)
+    return pixels if pixels.orientation == 1 else UprightPixels(pixels, pixels.orientation)
 
 
 def _open_service(
@@ -76,7 +78,7 @@ def _open_service(
     from .image_service import ImageServicePixels
     from .map_service import MapServicePixels
 
-    client = make_client(access.secrets, is_cancelled=access.is_cancelled, on_wait=access.on_wait)
+    client = make_client(access.secrets, limits=access.limits, is_cancelled=access.is_cancelled, on_wait=access.on_wait)
     is_image = service_url(item).lower().endswith("/imageserver")
     return (ImageServicePixels if is_image else MapServicePixels)(item, bands, grid, client)
 

@@ -33,7 +33,7 @@ def projection(from_wkt: str, to_wkt: str) -> Project:
     try:
         source, target = CRS.from_wkt(from_wkt), CRS.from_wkt(to_wkt)
     except CRSError as error:
-        raise RasterOpenError(f"A coordinate reference system is not known: {error}.") from error
+        raise RasterOpenError(f"has a coordinate reference system that is not known: {error}.") from error
 
     def project(points: FloatArray) -> FloatArray:
         flat = points.reshape(-1, 2)
@@ -66,17 +66,19 @@ def to_common(info: RasterInfo, crs_wkt: str) -> Project | None:
         crs_wkt: What they share; empty: each has its own.
 
     Raises:
-        RasterOpenError: there is no way.
+        RasterOpenError: there is no way. The message goes on after the raster's name.
     """
-    if not crs_wkt or not info.crs_wkt or crs_wkt == info.crs_wkt:
+    if not crs_wkt or crs_wkt == info.crs_wkt:
         return None
+    if not info.crs_wkt:
+        raise RasterOpenError("has no georeference, and the others have one.", hint="Search it in a run of its own.")
     # Two programs rarely write the same words for it, so the raster's own corners decide.
     project = projection(info.crs_wkt, crs_wkt)
     w, h = info.width, info.height
     corners = to_map(np.array([[0, 0], [w, 0], [0, h], [w, h], [w / 2, h / 2]], np.float64), info.transform)
     placed = project(corners)
     if not np.isfinite(placed).all():
-        raise RasterOpenError("It lies where the coordinate reference system of the first raster does not reach.")
+        raise RasterOpenError("lies where the coordinate reference system of the first one does not reach.")
     return None if np.abs(placed - corners).max() < _OFF * min(info.cell_size) else project
 
 

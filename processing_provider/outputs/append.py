@@ -14,15 +14,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qgis.core import Qgis, QgsCoordinateReferenceSystem, QgsFeature, QgsProject, QgsProviderRegistry, QgsVectorLayer
+from qgis.core import (
+    Qgis,
+    QgsCoordinateReferenceSystem,
+    QgsDataProvider,
+    QgsFeature,
+    QgsNetworkAccessManager,
+    QgsProject,
+    QgsProviderRegistry,
+    QgsVectorLayer,
+)
+from qgis.PyQt.QtCore import QUrl
 
 from ...inference.errors import OutputError
 from ...inference.models.definition import ModelDefinition
 from ...inference.object_file import read_objects
 from ..feature_sink import FieldNames, RunFacts, columns, features
-from .layer_fit import check_crs, check_fit, check_geometry, fitted
+from .layer_fit import check_fit, check_geometry, fitted
 from .target_fields import JOB_COLUMN
 from .writers import KEPT, count_of_run, write
+
+FEATURE_SERVICE = "arcgisfeatureserver"
+"""QGIS's data provider of feature services."""
 
 _JOB_ID_LENGTH = 22
 """Of what `new_job_id` gives."""
@@ -44,6 +57,7 @@ class AppendPlan:
         source: Its source as the provider knows it; it may hold a password and is never shown.
         field_map: What `read_field_map` gave.
         is_edited: Whether the user was editing it when the run began.
+        crs: Its coordinate reference system.
     """
 
     name: str
@@ -51,6 +65,7 @@ class AppendPlan:
     source: str
     field_map: Mapping[str, str | None]
     is_edited: bool
+    crs: QgsCoordinateReferenceSystem
 
 
 @dataclass(frozen=True)
@@ -74,7 +89,6 @@ def plan_append(
     definition: ModelDefinition,
     field_map: Mapping[str, str | None],
     geometry: str,
-    crs: QgsCoordinateReferenceSystem,
 ) -> AppendPlan:
     """Check a layer before the run.
 
@@ -85,7 +99,6 @@ def plan_append(
         field_map: What `read_field_map` gave.
         geometry: What the objects are going to be: "box", "polygon", "point", "line", or anything else where only the
             loaded model knows.
-        crs: Coordinate reference system of the objects.
 
     Raises:
         OutputError: it cannot take the objects.
@@ -101,10 +114,9 @@ def plan_append(
             hint="Change that in Project > Properties > Data Sources, or choose another layer.",
         )
     check_fit(layer, columns(names), (), field_map, text_lengths(names, definition))
-    check_crs(layer, crs)
     if geometry in _TYPES:
         check_geometry(layer, _TYPES[geometry])
-    return AppendPlan(layer.name(), layer.providerType(), layer.source(), field_map, layer.isEditable())
+    return AppendPlan(layer.name(), layer.providerType(), layer.source(), field_map, layer.isEditable(), layer.crs())
 
 
 def append(
@@ -170,17 +182,34 @@ def _open(plan: AppendPlan) -> QgsVectorLayer:
     return layer
 
 
-def show_appended(project: QgsProject | None, plan: AppendPlan) -> None:
+def show_appended(project: QgsProject | None, provider: str, source: str) -> None:
     """Have the project's layers look again at what they show; edits that were not saved stay.
 
     In the main thread only.
+
+    Args:
+        project: The project, if there is one.
+        provider: The data provider of what was written to.
+        source: Its source.
     """
-    table = _table(plan.provider, plan.source)
+    table = _table(provider, source)
     for layer in project.mapLayers().values() if project else ():
         if isinstance(layer, QgsVectorLayer) and _table(layer.providerType(), layer.source()) == table:
-            layer.reload()
-            layer.updateExtents()
-            layer.triggerRepaint()
+            show_again(layer)
+
+
+def show_again(layer: QgsVectorLayer) -> None:
+    """Have a layer of the project look again at its data; in the main thread only."""
+    if layer.providerType() == FEATURE_SERVICE and not layer.isEditable():
+        # This provider lists its rows once, when it is made, and takes an answer of yesterday if QGIS has kept one.
+        url = QgsProviderRegistry.instance().decodeUri(FEATURE_SERVICE, layer.source()).get("url")
+        cache = QgsNetworkAccessManager.instance().cache()
+        if cache is not None:
+            cache.remove(QUrl(f"{url}/query?f=json&where=1%3D1&returnIdsOnly=true"))
+        layer.setDataSource(layer.source(), layer.name(), FEATURE_SERVICE, QgsDataProvider.ProviderOptions())
+    layer.reload()
+    layer.updateExtents()
+    layer.triggerRepaint()
 
 
 def _table(provider: str, source: str) -> tuple[str, dict[str, Any]]:

@@ -95,24 +95,27 @@ def check_geometry(layer: QgsVectorLayer, wanted: Qgis.WkbType) -> None:
     )
 
 
-def check_crs(layer: QgsVectorLayer, crs: QgsCoordinateReferenceSystem) -> None:
+def check_crs(name: str, held: QgsCoordinateReferenceSystem, crs: QgsCoordinateReferenceSystem) -> None:
     """Check that objects have a place in a layer.
 
     Args:
-        layer: The layer.
-        crs: Coordinate reference system of the objects.
+        name: The layer.
+        held: Its coordinate reference system.
+        crs: That of the objects.
 
     Raises:
         OutputError: only one of them has a coordinate reference system.
     """
-    if layer.crs().isValid() == crs.isValid():
-        return
-    raise OutputError(
-        f"The layer '{layer.name()}' has no coordinate reference system."
-        if crs.isValid()
-        else f"The objects are in pixels of an image without georeference, the layer '{layer.name()}' is on the map.",
-        hint="Set it in the layer's properties." if crs.isValid() else "Choose another output.",
-    )
+    if held.isValid() and not crs.isValid():
+        raise OutputError(
+            f"The objects are in pixels of an image without georeference, and the layer '{name}' is on the map.",
+            hint="Choose another output.",
+        )
+    if crs.isValid() and not held.isValid():
+        raise OutputError(
+            f"The layer '{name}' has no coordinate reference system.",
+            hint="Set it in the layer's properties, or choose another layer.",
+        )
 
 
 def target_fields(provider: QgsVectorDataProvider) -> list[TargetField]:

@@ -13,7 +13,6 @@ from qgis.core import (
     QgsCoordinateTransformContext,
     QgsCsException,
     QgsGeometry,
-    QgsPoint,
 )
 
 from ...inference.errors import OutputError
@@ -76,8 +75,9 @@ def make_whole(geometry: QgsGeometry) -> None:
     """
     if geometry.boundingBox().width() <= _HALF_THE_WORLD:
         return
-    shape = geometry.get()
-    shape.transformVertices(lambda point: QgsPoint(point.x() + 360 if point.x() < 0 else point.x(), point.y()))
+    for number, point in enumerate(list(geometry.vertices())):
+        if point.x() < 0:
+            geometry.moveVertex(point.x() + 360, point.y(), number)
 
 
 def _name(crs: QgsCoordinateReferenceSystem) -> str:

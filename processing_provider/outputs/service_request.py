@@ -36,6 +36,7 @@ class ServiceRequest:
         folder_id: Folder of the user's content for the new item; empty: the root.
         item: Texts of the new item: title, tags, ...
         field_map: What `read_field_map` gave.
+        authcfg: Id of the authentication configuration of QGIS that a layer of the project has; empty: the run's.
     """
 
     url: str = ""
@@ -44,6 +45,7 @@ class ServiceRequest:
     folder_id: str = ""
     item: Mapping[str, str] = field(default_factory=dict)
     field_map: Mapping[str, str | None] = field(default_factory=dict)
+    authcfg: str = ""
 
 
 def read_service_request(text: str, field_map: Mapping[str, str | None]) -> ServiceRequest | str | None:

@@ -1,4 +1,4 @@
-"""The summary of a run, for programs: what was searched with what, what became of every tile, and where the objects are.
+"""The summary of a run, for programs: what was searched with what, what became of each tile, where the objects are.
 
 Schema 1; names are only added, never renamed or taken away:
 

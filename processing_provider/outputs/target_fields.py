@@ -88,7 +88,7 @@ def read_field_map(text: str) -> dict[str, str | None]:
     found = {key.casefold(): value or None for key, value in data.items()}
     if found.get(JOB_COLUMN.casefold(), JOB_COLUMN) is None:
         raise JobError(
-            f"The field map leaves out {JOB_COLUMN}: without it a run could neither be undone nor written exactly once.",
+            f"The field map leaves out {JOB_COLUMN}: without it a run can neither be undone nor written exactly once.",
             hint="Name a text field of the layer for it.",
         )
     return found
@@ -136,7 +136,7 @@ def match_columns(
         raise OutputError(
             f"The layer '{layer_name}' has no field named {', '.join(repr(name) for name in missing)}. "
             f"Its fields are: {', '.join(item.name for item in target)}.",
-            hint=f"Add the missing fields, or say in FIELD_MAP where their values go: {_example(missing)} leaves them out.",
+            hint=f"Add the missing fields, or say in FIELD_MAP where values go: {_example(missing)} leaves them out.",
         )
     twice = [name for name, count in Counter(item.name for item in found.values()).items() if count > 1]
     faults += [f"the field '{name}' would get two values" for name in twice]

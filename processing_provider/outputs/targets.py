@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qgis.core import QgsCoordinateReferenceSystem, QgsProcessingOutputLayerDefinition
+from qgis.core import (
+    QgsCoordinateReferenceSystem,
+    QgsProcessingOutputLayerDefinition,
+    QgsProviderRegistry,
+    QgsVectorLayer,
+)
 
 from ...inference.errors import JobError, OutputError
 from ...inference.models.definition import ModelDefinition
+from ...inference.net.portal import portal_url
 from .. import parameters as keys
+from ..credentials import secrets_for
 from ..feature_sink import FieldNames, columns
-from .append import AppendPlan, plan_append
+from .append import FEATURE_SERVICE, AppendPlan, plan_append
+from .layer_fit import check_crs
+from .publish import ServiceTarget
 from .service_request import ServiceRequest, read_service_request
 from .target_fields import read_field_map, unknown_columns
 
@@ -31,6 +40,7 @@ class Targets:
         service: The feature service that gets them, after everything else.
         summary_file: Where the summary is written; None: nowhere.
         warnings: What to tell before the run.
+        shown: Data provider and source of the existing layer that gets objects; empty: there is none.
     """
 
     layer: Any
@@ -38,6 +48,7 @@ class Targets:
     service: ServiceRequest | None = None
     summary_file: Path | None = None
     warnings: tuple[str, ...] = ()
+    shown: tuple[str, ...] = field(default=(), repr=False)
 
 
 def read_targets(
@@ -45,16 +56,16 @@ def read_targets(
     names: FieldNames,
     definition: ModelDefinition,
     arguments: Mapping[str, Any],
-    crs: QgsCoordinateReferenceSystem,
 ) -> Targets:
     """Read and check the parameters of the outputs, except the new layer's format (destination.py).
+
+    In the main thread: layers of the project are looked at.
 
     Args:
         reader: The parameters.
         names: The names that the user chose for the columns.
         definition: The model.
         arguments: Its arguments with their defaults.
-        crs: Coordinate reference system of the objects.
 
     Raises:
         JobError: nothing says where the objects go, or a text is not what it should be.
@@ -62,10 +73,13 @@ def read_targets(
     """
     field_map = read_field_map(reader.text(keys.FIELD_MAP))
     request = read_service_request(reader.text(keys.OUTPUT_SERVICE), field_map)
-    layer = _new_layer(reader, request)
-    service = request if isinstance(request, ServiceRequest) else None
-    append = _append_plan(reader, names, definition, field_map, _geometry(definition, arguments), crs)
-    if layer is None and append is None and service is None:
+    layer, service = _new_layer(reader, request), request if isinstance(request, ServiceRequest) else None
+    existing, append = _existing_layer(reader), None
+    if existing is not None and existing.providerType() == FEATURE_SERVICE:
+        service = _service_of(existing, service, field_map)
+    elif existing is not None:
+        append = plan_append(existing, names, definition, field_map, _geometry(definition, arguments))
+    if layer is None and append is None and service is None and not reader.flag(keys.PLAN_ONLY):
         raise JobError(
             "Nothing says where the objects are to be written.",
             hint="Give OUTPUT (a new layer), APPEND_TO (an existing one) or OUTPUT_SERVICE (a feature service).",
@@ -76,12 +90,31 @@ def read_targets(
     unknown = unknown_columns(columns(names), field_map)
     if unknown:
         warnings.append(f"The field map names {', '.join(unknown)}: no field of every model's objects is called so.")
-    if append is not None and append.provider == "arcgisfeatureserver":
-        warnings.append(
-            f"The layer '{append.name}' is a feature service. OUTPUT_SERVICE writes to it more safely: it goes on where "
-            "the connection broke off, and nothing is sent twice."
-        )
-    return Targets(layer, append, service, _summary_file(reader), tuple(warnings))
+    shown = () if existing is None else (existing.providerType(), existing.source())
+    return Targets(layer, append, service, _summary_file(reader), tuple(warnings), shown)
+
+
+def check_place(targets: Targets, crs: QgsCoordinateReferenceSystem) -> None:
+    """Check that the objects have a place in the layer that they are appended to, once their own is known.
+
+    Raises:
+        OutputError: only one of them has a coordinate reference system.
+    """
+    if targets.append is not None:
+        check_crs(targets.append.name, targets.append.crs, crs)
+
+
+def service_target(reader: ParameterReader, targets: Targets) -> ServiceTarget | None:
+    """Give the feature service with what signs in to it; in the main thread, as a sign-in may ask for something.
+
+    Raises:
+        CredentialError, ServiceError: see credentials.py; the portal's address is none.
+    """
+    if targets.service is None:
+        return None
+    portal = portal_url(reader.text(keys.PORTAL))
+    authcfg = targets.service.authcfg or reader.text(keys.AUTHENTICATION)
+    return ServiceTarget(targets.service, portal, secrets_for([(authcfg, targets.service.url or portal)]))
 
 
 def _new_layer(reader: ParameterReader, request: ServiceRequest | str | None) -> Any:
@@ -98,14 +131,7 @@ def _new_layer(reader: ParameterReader, request: ServiceRequest | str | None) ->
     return request
 
 
-def _append_plan(
-    reader: ParameterReader,
-    names: FieldNames,
-    definition: ModelDefinition,
-    field_map: Mapping[str, str | None],
-    geometry: str,
-    crs: QgsCoordinateReferenceSystem,
-) -> AppendPlan | None:
+def _existing_layer(reader: ParameterReader) -> QgsVectorLayer | None:
     if not reader.is_given(keys.APPEND_TO):
         return None
     layer = reader.algorithm.parameterAsVectorLayer(reader.parameters, keys.APPEND_TO, reader.context)
@@ -115,7 +141,24 @@ def _append_plan(
             hint="Choose a layer of the project, or write its source, as /data/trees.gpkg|layername=trees or "
             "postgres://dbname='gis' table=\"trees\" (geom).",
         )
-    return plan_append(layer, names, definition, field_map, geometry, crs)
+    return layer
+
+
+def _service_of(
+    layer: QgsVectorLayer, other: ServiceRequest | None, field_map: Mapping[str, str | None]
+) -> ServiceRequest:
+    """Publish to a layer that is a feature service, instead of adding through QGIS.
+
+    QGIS's data provider cannot tell whether a request whose answer got lost was done, and may read old answers.
+    """
+    if other is not None:
+        raise JobError(
+            f"APPEND_TO names the feature service '{layer.name()}', and OUTPUT_SERVICE names another.",
+            hint="Leave one of them out.",
+        )
+    parts = QgsProviderRegistry.instance().decodeUri(FEATURE_SERVICE, layer.source())
+    url = str(parts.get("url") or "").rstrip("/")
+    return ServiceRequest(url=url, field_map=field_map, authcfg=str(parts.get("authcfg") or ""))
 
 
 def _geometry(definition: ModelDefinition, arguments: Mapping[str, Any]) -> str:

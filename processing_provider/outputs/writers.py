@@ -39,10 +39,6 @@ Rows = Callable[[], Iterable[QgsFeature]]
 IsCancelled = Callable[[], bool]
 
 
-class _Locked(Exception):
-    """Another program is writing to the file."""
-
-
 def run_filter(job_field: str, job_id: str) -> str:
     """Give the filter of one run's objects, as QGIS and OGR read it."""
     return f"{QgsExpression.quotedColumnRef(job_field)} = {QgsExpression.quotedString(job_id)}"
@@ -83,19 +79,25 @@ def write(layer: QgsVectorLayer, job_field: str, job_id: str, rows: Rows, is_can
 
 
 def _write_file(layer: QgsVectorLayer, job_field: str, job_id: str, rows: Rows, is_cancelled: IsCancelled) -> None:
-    until = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            with _quiet_gdal(), _failing(layer.name()):
-                _attempt(layer, run_filter(job_field, job_id), rows, is_cancelled)
-        except _Locked as error:
-            if is_cancelled():
-                raise Canceled from error
-            if time.monotonic() > until:
-                raise _refused(layer.name(), f"another program is writing to it ({error})") from error
-            time.sleep(0.2)
-        else:
-            return
+    until, run = time.monotonic() + _PATIENCE, run_filter(job_field, job_id)
+    while reason := _busy(layer, run, rows, is_cancelled):
+        if is_cancelled():
+            raise Canceled
+        if time.monotonic() > until:
+            raise _refused(layer.name(), f"another program, or an edit session in QGIS, holds the file ({reason})")
+        time.sleep(0.2)
+
+
+def _busy(layer: QgsVectorLayer, run: str, rows: Rows, is_cancelled: IsCancelled) -> str:
+    """Write once; give what GDAL says where another program is writing to the file, '' when it is done."""
+    try:
+        with _quiet_gdal():
+            _attempt(layer, run, rows, is_cancelled)
+    except RuntimeError as error:
+        if "locked" in str(error) or "busy" in str(error):
+            return str(error)
+        raise _refused(layer.name(), str(error)) from error
+    return ""
 
 
 def _attempt(layer: QgsVectorLayer, run: str, rows: Rows, is_cancelled: IsCancelled) -> None:
@@ -160,16 +162,6 @@ def _check(status: int | None) -> None:
     """Raise what OGR says through its return value, as it does through exceptions where they are switched on."""
     if status:
         raise RuntimeError(gdal.GetLastErrorMsg() or f"OGR's error {status}")
-
-
-@contextmanager
-def _failing(layer_name: str) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if "locked" in str(error) or "busy" in str(error):
-            raise _Locked(str(error)) from error
-        raise _refused(layer_name, str(error)) from error
 
 
 @contextmanager
@@ -239,5 +231,6 @@ def _refused(layer_name: str, reason: str) -> OutputError:
     return OutputError(
         f"The objects could not be written to the layer '{layer_name}': {reason.strip() or 'no reason was given'}; "
         "nothing of them is in it.",
-        hint=f"Check that the disk has room and that no other program holds the layer. {KEPT}",
+        hint="Check that the disk has room and that no other program holds the layer. Save or discard edits of it. "
+        f"{KEPT}",
     )

@@ -22,7 +22,7 @@ _RESAMPLING = {
     "rsp_nearestneighbor": "Nearest", "rsp_bilinearinterpolation": "Bilinear", "rsp_cubicconvolution": "Cubic",
 }  # fmt: skip
 _PROCESSORS = {"cpu": "CPU", "gpu": "GPU"}
-_RASTER_SERVICE = re.compile(r"https?://[^?#\s]+/(?:ImageServer|MapServer)/?", re.IGNORECASE)
+_RASTER_SERVICE = re.compile(r"https?://[^?#\s]+/ImageServer/?", re.IGNORECASE)
 _FEATURE_LAYER = re.compile(r"https?://[^?#\s]+/(?:FeatureServer|MapServer)/\d+/?", re.IGNORECASE)
 
 
@@ -72,7 +72,8 @@ def _mask(draft: Draft, member: str, value: Any) -> None:
         file, table = feature_class(source)
         draft.values["MASK"] = f"{file}|layername={table}" if table else source
     elif _FEATURE_LAYER.fullmatch(source):
-        draft.values["MASK"] = _service("arcgisfeatureserver", source)
+        draft.values["MASK"] = feature_layer(source)
+        draft.services["MASK"] = (member, source)
     else:
         raise refused(
             f"{member}.url",
@@ -83,7 +84,7 @@ def _mask(draft: Draft, member: str, value: Any) -> None:
 
 
 def _snap_raster(draft: Draft, member: str, value: Any) -> None:
-    draft.values["SNAP_RASTER"] = _raster(draft, member, value)
+    _put_raster(draft, "SNAP_RASTER", member, value)
 
 
 # -- How large the pixels are ------------------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ def _cell_size(draft: Draft, member: str, value: Any) -> None:
     elif {"x", "y"} & set(given(content)):
         draft.values["CELL_SIZE"] = _square(draft, member, content)
     else:
-        draft.values["CELL_SIZE_LAYER"] = _raster(draft, member, content)
+        _put_raster(draft, "CELL_SIZE_LAYER", member, content)
 
 
 def _square(draft: Draft, member: str, content: Mapping[str, Any]) -> float:
@@ -148,15 +149,16 @@ def _layer(draft: Draft, member: str, value: Any) -> str:
     return draft.place(f"{member}.{name}", content[name])
 
 
-def _raster(draft: Draft, member: str, value: Any) -> str:
-    source = _layer(draft, member, value)
-    return _service("arcgismapserver", source) if _RASTER_SERVICE.fullmatch(source) else source
+def _put_raster(draft: Draft, key: str, member: str, value: Any) -> None:
+    source = draft.values[key] = _layer(draft, member, value)
+    if _RASTER_SERVICE.fullmatch(source):
+        draft.services[key] = (member, source)
 
 
-def _service(provider: str, url: str) -> str:
-    """Give a layer source that names its provider, as QGIS's parameters take it."""
+def feature_layer(url: str, authcfg: str = "") -> str:
+    """Give the layer of a feature service as QGIS's parameters take it, with its provider's name in front."""
     quoted = url.rstrip("/").replace("\\", "\\\\").replace("'", "\\'")
-    return f"{provider}://url='{quoted}'"
+    return f"arcgisfeatureserver://url='{quoted}'" + (f" authcfg='{authcfg}'" if authcfg else "")
 
 
 # -- How to run --------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ class Draft:
         values: Parameters of `kestrel:detectobjects`.
         warnings: What has no effect, member by member.
         crs: Coordinate reference systems that QGIS has to know, by the members that name them.
+        services: ArcGIS services that a parameter stands for, by the parameter's key: member and URL.
         cell_factor: How many times as large as the raster's the cells are to be; None: nothing was said of that.
     """
 
@@ -33,6 +34,7 @@ class Draft:
     values: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     crs: dict[str, str] = field(default_factory=dict)
+    services: dict[str, tuple[str, str]] = field(default_factory=dict)
     cell_factor: float | None = None
 
     def tell(self, member: str, reason: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,22 +10,24 @@ from typing import Any
 from ...inference.errors import JobError
 from ...inference.models.arguments import parse_arguments
 from .context import CONTEXT, Handler, translate_context
-from .draft import Draft, feature_class, is_address
+from .draft import Draft
+from .sources import (
+    DESCRIBED,
+    EXAMPLES,
+    INPUT_MEMBERS,
+    MODEL_MEMBERS,
+    NOT_READ,
+    OUTPUT_MEMBERS,
+    input_urls,
+    translate_input,
+    translate_model,
+    translate_output,
+)
 from .spatial_reference import crs_text
 from .text import Request
 from .values import as_boolean, as_number, as_object, as_text, given, refused, unpacked
 
 REQUIRED = ("inputRaster", "model")
-INPUT_MEMBERS = ("itemId", "url", "uri", "itemIds", "urls", "uris", "renderingRule", "mosaicRule", "tiled_url")
-OUTPUT_MEMBERS = ("itemId", "url", "uri", "serviceProperties", "itemProperties")
-MODEL_MEMBERS = ("itemId", "url", "uri")
-_DESCRIBED = ("serviceProperties", "itemProperties")
-_FEATURES = re.compile(r"/FeatureServer(?:/\d*)?/?(?:\?|$)", re.IGNORECASE)
-_NOT_READ = {
-    "function": "The url of an image service with that function as a rendering template is read.",
-    "images": "Give the images as uris, or make an image service of them.",
-    "folderId": "Name the items in that folder as itemIds.",
-}
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Translation:
         values: Parameters of `kestrel:detectobjects`.
         warnings: Sentences about members without effect.
         crs: Texts of coordinate reference systems that QGIS has to know, by the members that name them.
+        services: ArcGIS services that the parameters of these keys stand for: member and URL.
+        input_urls: Addresses that the input names.
         cell_factor: How many times as large as the raster's the cells are to be, or None.
         members: Names of the members that say something.
         has_messages: The answer shall hold the messages of the run.
@@ -45,6 +48,8 @@ class Translation:
     values: Mapping[str, Any]
     warnings: tuple[str, ...]
     crs: Mapping[str, str]
+    services: Mapping[str, tuple[str, str]]
+    input_urls: tuple[str, ...]
     cell_factor: float | None
     members: tuple[str, ...]
     has_messages: bool
@@ -62,7 +67,7 @@ def translate(request: Request) -> Translation:
         if name not in members:
             near = next((found for found in members if found.lower() == name.lower()), "")
             hint = f"Names are written as in the operation: {name}, not {near}." if near else ""
-            raise refused(name, "is missing", hint or f"Write for example {_EXAMPLES[name]}.")
+            raise refused(name, "is missing", hint or f"Write for example {EXAMPLES[name]}.")
     # In this order, so that env:outSR counts only where the context has none.
     for name, handler in MEMBERS.items():
         if name in members:
@@ -73,91 +78,12 @@ def translate(request: Request) -> Translation:
         values=draft.values,
         warnings=tuple(draft.warnings),
         crs=draft.crs,
+        services=draft.services,
+        input_urls=input_urls(draft.values["INPUT_SOURCE"]),
         cell_factor=draft.cell_factor,
         members=tuple(name for name in members if name in MEMBERS),
         has_messages=as_boolean("returnMessages", members.get("returnMessages", True)),
     )
-
-
-# -- What goes in ------------------------------------------------------------------------------------------------------
-
-
-def _input_raster(draft: Draft, member: str, value: Any) -> None:
-    content = _reference(member, value)
-    for name, hint in _NOT_READ.items():
-        if name in content:
-            raise refused(f"{member}.{name}", "is a form of input that Kestrel does not read", hint)
-    draft.tell_unknown(member, content, (*INPUT_MEMBERS, *_DESCRIBED))
-    content = _resolved(draft, member, _from_properties(member, content))
-    for url in (content.get("url", ""), *content.get("urls", ())):
-        if _FEATURES.search(url):
-            raise refused(
-                member,
-                "is a feature service, whose attached images Kestrel does not read",
-                "Save the attachments in a folder, and give the folder as uri.",
-            )
-    source = {name: unpacked(f"{member}.{name}", content[name]) for name in INPUT_MEMBERS if name in content}
-    if "tiled_url" in source:
-        tiled = source.pop("tiled_url")
-        if not source:
-            source["url"] = tiled
-        else:
-            draft.tell(f"{member}.tiled_url", "the pixels themselves are read, not their tiles")
-    if not set(source) - {"renderingRule", "mosaicRule"}:
-        raise refused(member, "names no raster", f"Write for example {_EXAMPLES[member]}.")
-    draft.values["INPUT_SOURCE"] = json.dumps(source, ensure_ascii=False)
-
-
-def _reference(member: str, value: Any) -> dict[str, Any]:
-    """Give the object that a member is, or what a bare address or path stands for."""
-    content = unpacked(member, value)
-    if isinstance(content, str):
-        content = {"url" if is_address(content.strip()) else "uri": content.strip()}
-    return given(as_object(member, content, _EXAMPLES[member]))
-
-
-def _from_properties(member: str, content: dict[str, Any]) -> dict[str, Any]:
-    """Give the item and the service that an input is described by, as plain itemId and url."""
-    item = as_object(f"{member}.itemProperties", content.get("itemProperties", {}), '{"itemId": "..."}')
-    service = as_object(f"{member}.serviceProperties", content.get("serviceProperties", {}), '{"serviceUrl": "..."}')
-    stated = given({"itemId": item.get("itemId"), "url": service.get("serviceUrl")})
-    return {**stated, **{name: entry for name, entry in content.items() if name not in _DESCRIBED}}
-
-
-def _resolved(draft: Draft, member: str, content: dict[str, Any]) -> dict[str, Any]:
-    """Give the reference with its texts checked, and with paths that the run finds from wherever it starts."""
-    result = dict(content)
-    for name in ("itemId", "url", "tiled_url"):
-        if name in content:
-            result[name] = as_text(f"{member}.{name}", content[name])
-    if "uri" in content:
-        result["uri"] = draft.place(f"{member}.uri", content["uri"])
-    for name in ("itemIds", "urls", "uris"):
-        if name in content:
-            result[name] = _list(draft, f"{member}.{name}", content[name])
-    return result
-
-
-def _list(draft: Draft, member: str, value: Any) -> list[str]:
-    entries = unpacked(member, value)
-    if not isinstance(entries, list):
-        raise refused(member, "is not a list", 'Write for example ["a", "b"].')
-    is_uri = member.endswith("uris")
-    return [draft.place(member, entry) if is_uri else as_text(member, entry) for entry in entries]
-
-
-def _model(draft: Draft, member: str, value: Any) -> None:
-    content = _reference(member, value)
-    named = [name for name in MODEL_MEMBERS if name in content]
-    is_definition = any(name in content for name in ("Framework", "ModelType", "ModelFile", "kestrel_definition"))
-    if is_definition or not named:
-        draft.values["MODEL"] = json.dumps(content, ensure_ascii=False)
-        return
-    draft.tell_unknown(member, content, MODEL_MEMBERS)
-    for name in named[1:]:
-        draft.tell(f"{member}.{name}", f"{named[0]} counts")
-    entry = _resolved(draft, member, {named[0]: content[named[0]]})
-    draft.values["MODEL"] = entry["uri"] if named[0] == "uri" else json.dumps(entry, ensure_ascii=False)
 
 
 def _model_arguments(draft: Draft, member: str, value: Any) -> None:
@@ -175,24 +101,7 @@ def _model_arguments(draft: Draft, member: str, value: Any) -> None:
         draft.values["ARGUMENTS"] = json.dumps(arguments, ensure_ascii=False)
 
 
-# -- What comes out ----------------------------------------------------------------------------------------------------
-
-
-def _output_objects(draft: Draft, member: str, value: Any) -> None:
-    content = _reference(member, value)
-    draft.tell_unknown(member, content, OUTPUT_MEMBERS)
-    named = [name for name in ("itemId", "url", *_DESCRIBED) if name in content]
-    if named:
-        if "uri" in content:
-            draft.tell(f"{member}.uri", f"{named[0]} counts")
-        service = {name: unpacked(f"{member}.{name}", content[name]) for name in named}
-        draft.values["OUTPUT_SERVICE"] = json.dumps(service, ensure_ascii=False)
-    elif "uri" in content:
-        path = draft.place(f"{member}.uri", content["uri"])
-        file, table = feature_class(path)
-        draft.values["OUTPUT"] = f"ogr:dbname='{file}' table=\"{table}\" (geom)" if table else path
-    else:
-        raise refused(member, "names no output", f"Write for example {_EXAMPLES[member]}.")
+# -- What is found -----------------------------------------------------------------------------------------------------
 
 
 def _run_nms(draft: Draft, member: str, value: Any) -> None:
@@ -246,9 +155,9 @@ def _nothing(draft: Draft, member: str, value: Any) -> None:
 
 
 MEMBERS: dict[str, Handler] = {
-    "inputRaster": _input_raster,
-    "outputObjects": _output_objects,
-    "model": _model,
+    "inputRaster": translate_input,
+    "outputObjects": translate_output,
+    "model": translate_model,
     "modelArguments": _model_arguments,
     "runNMS": _run_nms,
     "confidenceScoreField": _field("CONFIDENCE_SCORE_FIELD"),
@@ -265,18 +174,12 @@ MEMBERS: dict[str, Handler] = {
 }
 """What becomes of each member that the operation knows; a token has been refused before."""
 
-_EXAMPLES = {
-    "inputRaster": '{"uri": "/data/ortho.tif"} or {"url": "https://server/arcgis/rest/services/Ortho/ImageServer"}',
-    "model": '{"uri": "/models/trees.dlpk"} or {"itemId": "..."}',
-    "outputObjects": '{"uri": "/data/trees.gpkg"}',
-}
-
 
 def known_members() -> tuple[str, ...]:
     """Give the path of each member that is known, for the table in the documentation."""
     return (
         *MEMBERS,
-        *(f"inputRaster.{name}" for name in (*INPUT_MEMBERS, *_DESCRIBED, *_NOT_READ)),
+        *(f"inputRaster.{name}" for name in (*INPUT_MEMBERS, *DESCRIBED, *NOT_READ)),
         *(f"outputObjects.{name}" for name in OUTPUT_MEMBERS),
         *(f"model.{name}" for name in MODEL_MEMBERS),
         *(f"context.{name}" for name in CONTEXT),

@@ -15,10 +15,9 @@ from kestrel.inference.detect import detect
 from kestrel.inference.errors import CredentialError, JobError, NetworkError
 from kestrel.inference.events import Canceled, Objects, WorkerEvent
 from kestrel.inference.job import DetectionJob, RasterItem
-from kestrel.inference.net import http
 from kestrel.inference.net.limits import HttpLimits
 from kestrel.inference.object_file import read_objects
-from kestrel.inference.rasters import image_service
+from kestrel.inference.rasters import image_export
 from kestrel.inference.rasters.access import RasterAccess
 from kestrel.inference.secrets import Secrets
 from kestrel.tests.fixtures.onnx_graphs import cell_network
@@ -47,13 +46,13 @@ def model(tmp_path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_service, "BLOCK", 32)
+    monkeypatch.setattr(image_export, "_BLOCK", 32)
 
 
 def run(folder: Path, rasters: tuple[RasterItem, ...], model: str, access: RasterAccess, **members: Any) -> Any:
     folder.mkdir(exist_ok=True)
     events: list[WorkerEvent] = []
-    arguments = {"tile_size": 32, "padding": 8}
+    arguments = {"tile_size": 32, "padding": 8, "batch_size": 1}
     job = DetectionJob("test", rasters, model, arguments=arguments, processor="cpu", **members)
     detect(job, folder, events.append, access.is_cancelled, access)
     parts = [read_objects(Path(event.path)) for event in events if isinstance(event, Objects)]
@@ -81,10 +80,8 @@ def test_a_service_gives_the_objects_of_the_file(tmp_path: Path, raster: Path, m
     assert TOKEN.encode() not in kept
 
 
-def test_bad_replies_and_an_outage_change_nothing(
-    tmp_path: Path, raster: Path, model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http, "HttpLimits", lambda: HttpLimits(2, 0.5, 5, 20, 0.02, 0.2))
+@pytest.mark.slow
+def test_bad_replies_and_an_outage_change_nothing(tmp_path: Path, raster: Path, model: str) -> None:
     local = run(tmp_path / "local", items(raster), model, RasterAccess())
     with image_server(open_image(raster)) as arcgis:
         random_one, outage = random.Random(4), [0.0]
@@ -98,20 +95,20 @@ def test_bad_replies_and_an_outage_change_nothing(
 
         arcgis.server.chance = chance
         waits: list[str] = []
-        access = RasterAccess(on_wait=lambda reason, _seconds: waits.append(reason))
+        limits = HttpLimits(2, 0.5, 5, 20, 0.02, 0.2)
+        access = RasterAccess(limits=limits, on_wait=lambda reason, _seconds: waits.append(reason))
         assert local == run(tmp_path / "image", service(arcgis), model, access)
     assert len(waits) > 3
 
 
-def test_a_run_that_lost_its_server_goes_on_where_it_was(
-    tmp_path: Path, raster: Path, model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http, "HttpLimits", lambda: HttpLimits(2, 0.5, 5, 0.3, 0.02, 0.2))
+@pytest.mark.slow
+def test_a_run_that_lost_its_server_goes_on_where_it_was(tmp_path: Path, raster: Path, model: str) -> None:
+    impatient = RasterAccess(limits=HttpLimits(2, 0.5, 5, 0.3, 0.02, 0.2))
     local = run(tmp_path / "local", items(raster), model, RasterAccess())
     with image_server(open_image(raster)) as arcgis:
-        arcgis.server.chance = lambda _request: "reset" if len(arcgis.exports()) > 12 else None
+        arcgis.server.chance = lambda _request: "reset" if len(arcgis.exports()) > 18 else None
         with pytest.raises(NetworkError):
-            run(tmp_path / "image", service(arcgis), model, RasterAccess())
+            run(tmp_path / "image", service(arcgis), model, impatient)
         arcgis.server.chance = lambda _request: None
         arcgis.server.asked.clear()
         assert local == run(tmp_path / "image", service(arcgis), model, RasterAccess())

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from qgis.core import (
     QgsCoordinateTransformContext,
     QgsFeature,
     QgsGeometry,
+    QgsProcessingAlgRunnerTask,
     QgsProcessingException,
     QgsProject,
     QgsVectorFileWriter,
     QgsVectorLayer,
 )
+from qgis.PyQt.QtCore import QCoreApplication
 
 from kestrel.inference.jobs import jobs_folder
 from kestrel.processing_provider.outputs import append, writers
@@ -364,4 +366,42 @@ def test_outlines_in_parts_need_a_layer_of_parts(
     assert rows(good["APPEND_TO"], "JobId") == []
     good["APPEND_TO"] = make_layer(tmp_path / "parts.gpkg", "MultiPolygon")
     assert run(good)["OBJECT_COUNT"] == 3
-    assert os.path.getsize(tmp_path / "parts.gpkg") > 0
+    assert len(rows(good["APPEND_TO"], "JobId")) == 3
+
+
+def test_an_edit_session_that_holds_the_file_is_told_and_loses_nothing(
+    good: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    QgsProject.instance().setTransactionMode(Qgis.TransactionMode.AutomaticGroups)
+    run(good)
+    layer = in_project(good["APPEND_TO"])
+    assert layer.startEditing()
+    layer.changeAttributeValue(next(layer.getFeatures()).id(), layer.fields().indexOf("Class"), "Date palm")
+    monkeypatch.setattr(writers, "_PATIENCE", 0.3)
+    with pytest.raises(QgsProcessingException, match=r"another program, or an edit session in QGIS.*Save or discard"):
+        run({**good, "APPEND_TO": layer.id()})
+    assert layer.commitChanges()
+    run({**good, "APPEND_TO": layer.id()})
+    assert sorted(f["Class"] for f in layer.getFeatures()) == ["Date palm", "House", "House", "Palm", "Palm", "Palm"]
+
+
+def run_in_thread(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Run as a dialog does: the work in a thread, what comes after it here."""
+    where, feedback, ends, results = context(), Listener(), [], {}
+    task = QgsProcessingAlgRunnerTask(algorithm(), parameters, where, feedback)
+    task.executed.connect(lambda is_good, found: results.update(found))
+    thread = threading.Thread(target=lambda: ends.append(task.run()))
+    thread.start()
+    while thread.is_alive():
+        QCoreApplication.processEvents()
+    assert ends == [True], feedback.said
+    task.finished(True)
+    return results
+
+
+def test_a_run_in_a_thread_of_its_own_appends_and_the_project_shows_it(good: dict[str, Any]) -> None:
+    layer, changes = in_project(good["APPEND_TO"]), []
+    layer.dataProvider().dataChanged.connect(lambda: changes.append(1))
+    assert run_in_thread({**good, "APPEND_TO": layer.id()})["OBJECT_COUNT"] == 3
+    assert layer.featureCount() == 3
+    assert changes

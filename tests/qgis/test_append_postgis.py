@@ -15,7 +15,7 @@ from kestrel.inference.jobs import jobs_folder
 from kestrel.processing_provider.outputs import append
 from kestrel.tests.fixtures.postgres import PASSWORD, Postgres, postgres_server
 from kestrel.tests.qgis.examples import ROOT, Listener, refusal
-from kestrel.tests.qgis.test_append import good, run  # noqa: F401  # good is a fixture
+from kestrel.tests.qgis.test_append import good, run, run_in_thread  # noqa: F401  # good is a fixture
 
 TABLE = """
 DROP TABLE IF EXISTS trees;
@@ -133,7 +133,7 @@ def test_an_edit_session_on_the_table_keeps_its_edits(
     layer.startEditing()
     first = next(layer.getFeatures())
     layer.changeAttributeValue(first.id(), layer.fields().indexOf("Class"), "Date palm")
-    run({**good, "APPEND_TO": layer.id()})
+    run_in_thread({**good, "APPEND_TO": layer.id()})
     assert [feature["Class"] for feature in layer.getFeatures()].count("Date palm") == 1
     assert layer.featureCount() == 6
     assert layer.commitChanges()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ from qgis.core import (
 from qgis.PyQt.QtCore import QCoreApplication
 
 from kestrel.processing_provider.detect_objects_request import output_table, parameter_table
+from kestrel.processing_provider.request_run import service_layers
+from kestrel.processing_provider.rest_request.text import Request
+from kestrel.processing_provider.rest_request.translate import translate
+from kestrel.tests.fixtures.servers.image_server import ArcGis, image_server
+from kestrel.tests.fixtures.servers.pixels import open_image
 from kestrel.tests.qgis import examples
 from kestrel.tests.qgis.examples import Listener, context, write_interpreter, write_model, write_raster
 from kestrel.tests.qgis.test_run import FAIL, FIND_THREE, WAIT
@@ -145,6 +151,49 @@ def test_several_rasters_are_searched_one_by_one_where_the_request_says_so(
     assert ([item["source"] for item in job["rasters"]], job["processing_mode"]) == (uris, "items")
 
 
+@pytest.fixture
+def arcgis(tmp_path: Path) -> Iterator[ArcGis]:
+    """An image service with cells of 0.25 m whose grid begins 0.1 m beside the raster's."""
+    path = tmp_path / "fine.tif"
+    write_raster(path, transform=(500000.1, 0.25, 0, 5600000.1, 0, -0.25))
+    with image_server(open_image(path)) as double:
+        yield double
+
+
+def test_cells_and_grid_are_those_of_an_image_service(
+    members: dict[str, Any], arcgis: ArcGis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = {"cellSize": {"url": arcgis.image}, "snapRaster": {"url": arcgis.image}}
+    job = job_of({**members, "context": layers}, tmp_path, monkeypatch)
+    assert job["cell_size"] == 0.25
+    assert [(value - 0.1) / 0.25 % 1 for value in job["snap"]] == pytest.approx([0, 0], abs=1e-5)
+    assert all("/exportImage" not in request.path for request in arcgis.server.asked)
+
+
+def test_a_service_that_is_not_there_is_told_with_the_member(members: dict[str, Any], arcgis: ArcGis) -> None:
+    url = arcgis.image.replace("Trees", "Nothing")
+    reason = refusal({**members, "context": {"snapRaster": {"url": url}}})
+    assert reason.startswith("The request's member 'context.snapRaster': ")
+    assert url in reason
+
+
+def test_layers_of_services_sign_in_only_where_the_input_or_the_portal_is() -> None:
+    members = {
+        "inputRaster": {"url": "https://own.example/arcgis/rest/services/Ortho/ImageServer"},
+        "model": "/m.dlpk",
+        "context": {"mask": {"url": "https://own.example/arcgis/rest/services/Parks/FeatureServer/0"}},
+    }
+    signed = (
+        "arcgisfeatureserver://url='https://own.example/arcgis/rest/services/Parks/FeatureServer/0' authcfg='abc1234'"
+    )
+    values = {"AUTHENTICATION": "abc1234"}
+    assert service_layers(values, translate(Request(members))) == {"MASK": signed}
+    members["inputRaster"] = {"url": "https://other.example/arcgis/rest/services/Ortho/ImageServer"}
+    assert service_layers(values, translate(Request(members))) == {"MASK": signed.partition(" authcfg")[0]}
+    values["PORTAL"] = "https://OWN.example:443/portal"
+    assert service_layers(values, translate(Request(members))) == {"MASK": signed}
+
+
 def test_output_crs_and_field_names_reach_the_layer(members: dict[str, Any]) -> None:
     results = run({**members, "context": {"outSR": {"wkid": 102100}}, "confidenceScoreField": "Score"})
     layer = QgsVectorLayer(results["OUTPUT"], "out", "ogr")
@@ -173,11 +222,12 @@ def test_a_sink_that_was_chosen_counts_more_than_the_requests_file(members: dict
     assert results["OBJECT_COUNT"] == 3
 
 
-def test_a_layer_that_is_to_be_loaded_is_given_to_the_project(members: dict[str, Any], tmp_path: Path) -> None:
-    run_context = context()
+def test_the_layer_is_loaded_into_the_project(members: dict[str, Any], tmp_path: Path) -> None:
     sink = QgsProcessingOutputLayerDefinition(str(tmp_path / "o.gpkg"), QgsProject.instance())
-    results, _ = algorithm().run({"REQUEST": members, "OUTPUT": sink}, run_context, Listener(), catchExceptions=False)
-    assert list(run_context.layersToLoadOnCompletion()) == [results["OUTPUT"]]
+    for parameters in ({"REQUEST": members}, {"REQUEST": members, "OUTPUT": sink}):
+        run_context = context()
+        results, _ = algorithm().run(parameters, run_context, Listener(), catchExceptions=False)
+        assert list(run_context.layersToLoadOnCompletion()) == [results["OUTPUT"]]
 
 
 def test_messages_are_left_out_where_the_client_wants_none(members: dict[str, Any]) -> None:

@@ -33,6 +33,8 @@ PARAMETERS = {
     "MAX_TILES": ("number", 100_000, "required advanced"),
     "PLAN_ONLY": ("boolean", False, "required advanced"),
     "ALLOW_PACKAGE_CODE": ("string", None, "optional advanced"),
+    "AUTHENTICATION": ("authcfg", None, "optional advanced"),
+    "PORTAL": ("string", None, "optional advanced"),
     "OUTPUT_CRS": ("crs", None, "optional advanced"),
     "APPEND_TO": ("vector", None, "optional advanced"),
     "FIELD_MAP": ("string", None, "optional advanced"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kestrel.inference.errors import JobError
@@ -50,6 +50,7 @@ def refusal(members: dict[str, Any]) -> JobError:
         ({"model": {"url": "https://p/items/0a"}}, {"MODEL": {"url": "https://p/items/0a"}}),
         ({"model": "https://p/items/0a"}, {"MODEL": {"url": "https://p/items/0a"}}),
         ({"model": EMD}, {"MODEL": EMD}),
+        ({"model": {**EMD, "uri": "x", "Description": ""}}, {"MODEL": {**EMD, "uri": "x", "Description": ""}}),
         ({"modelArguments": {"threshold": "0.5", "padding": 0}}, {"ARGUMENTS": {"threshold": "0.5", "padding": 0}}),
         ({"modelArguments": '{"a": 1}'}, {"ARGUMENTS": {"a": 1}}),
         (
@@ -121,7 +122,7 @@ def test_the_input_goes_on_as_json(given_input: Any, expected: dict[str, Any]) -
         ({"cellSize": "0.5"}, {"CELL_SIZE": 0.5}),
         ({"cellSize": {"x": 0.5, "y": 0.5}}, {"CELL_SIZE": 0.5}),
         ({"cellSize": {"url": "/fine.tif"}}, {"CELL_SIZE_LAYER": "/fine.tif"}),
-        ({"cellSize": {"url": SERVICE}}, {"CELL_SIZE_LAYER": f"arcgismapserver://url='{SERVICE}'"}),
+        ({"cellSize": {"url": SERVICE}}, {"CELL_SIZE_LAYER": SERVICE}),
         ({"snapRaster": {"url": "/grid.tif"}}, {"SNAP_RASTER": "/grid.tif"}),
         ({"mask": {"url": "/parks.gpkg"}}, {"MASK": "/parks.gpkg"}),
         ({"mask": {"uri": "/city.gdb/parks"}}, {"MASK": "/city.gdb|layername=parks"}),
@@ -276,6 +277,7 @@ ANY = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(known_members()[:16]), ANY, max_size=6))
 def test_whatever_the_members_hold_they_are_translated_or_refused(members: dict[str, Any]) -> None:
     try:
@@ -284,6 +286,7 @@ def test_whatever_the_members_hold_they_are_translated_or_refused(members: dict[
         assert error.message.endswith(".")
 
 
+@settings(deadline=None)
 @given(st.floats(-1e7, 1e7), st.floats(-1e7, 1e7), st.floats(1e-3, 1e6), st.floats(1e-3, 1e6), st.booleans())
 def test_an_extent_keeps_its_corners_to_the_last_digit(
     x: float, y: float, width: float, height: float, text: bool

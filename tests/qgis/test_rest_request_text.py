@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kestrel.inference.errors import JobError
@@ -125,16 +125,19 @@ def read_or_refused(text: str) -> None:
         assert error.message.endswith(".")
 
 
+@settings(deadline=None)
 @given(JSON)
 def test_any_json_is_read_or_refused(value: Any) -> None:
     read_or_refused(json.dumps(value))
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_is_read_or_refused(text: str) -> None:
     read_or_refused(text)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["inputRaster", "model", "context", "runNMS", "f"]), st.text(max_size=30)))
 def test_any_form_is_read_or_refused(members: dict[str, str]) -> None:
     read_or_refused(urlencode(members, errors="surrogatepass"))

@@ -83,6 +83,15 @@ def test_a_form_is_not_handed_on_to_another_host() -> None:
         assert [] == other.asked
 
 
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_form_is_sent_again_where_the_same_host_wants_it(status: int) -> None:
+    def handle(request: Request) -> Answer:
+        return Answer(request.query["q"].encode())
+
+    with serving(handle) as other, serving(redirecting(lambda: f"{other.url}/new", status)) as first:
+        assert b"x" * 3000 == client().get(first.url, {"q": "x" * 3000}).content
+
+
 @pytest.mark.parametrize(
     "target", ["file:///etc/passwd", "ftp://host/x", "gopher://127.0.0.1/", "http://user:pw@127.0.0.1/", "", "//[::1"]
 )
@@ -201,6 +210,15 @@ def test_a_server_that_is_down_is_an_error_after_all_patience_and_names_it() -> 
     assert time.monotonic() - started >= QUICK.patience
     assert CANARY not in str(caught.value)
     assert caught.value.__cause__ is None  # the library's error holds the query
+
+
+def test_less_patience_may_be_asked_for() -> None:
+    with serving(hello) as server:
+        server.plan.extend(["503"] * 500)
+        started = time.monotonic()
+        with pytest.raises(NetworkError):
+            client(limits=HttpLimits(first_pause=0.02, longest_pause=0.1)).get_json(server.url, patience=0.2)
+    assert time.monotonic() - started < HttpLimits().patience / 2
 
 
 def test_asking_once_means_once() -> None:

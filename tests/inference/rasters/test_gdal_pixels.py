@@ -342,7 +342,6 @@ def test_a_raster_with_control_points_only_is_to_be_georeferenced_first(tmp_path
     [
         (NORTH_UP, None, "no coordinate reference system"),
         (Affine.identity(), UTM, "no georeference"),
-        (Affine.identity(), None, "no georeference"),
     ],
 )
 def test_a_raster_that_lies_nowhere_is_refused(

@@ -22,7 +22,7 @@ from kestrel.inference.events import Canceled
 from kestrel.inference.job import RasterItem
 from kestrel.inference.net.http import Credential, HttpClient
 from kestrel.inference.net.limits import HttpLimits
-from kestrel.inference.rasters import image_service
+from kestrel.inference.rasters import image_export, image_service
 from kestrel.inference.rasters.access import RasterAccess
 from kestrel.inference.rasters.block_cache import BlockCache
 from kestrel.inference.rasters.gdal_pixels import GdalPixels
@@ -113,7 +113,7 @@ def test_any_window_is_that_part_of_the_whole(data: st.DataObject) -> None:
 
 
 def test_overlapping_windows_of_several_threads_ask_for_each_block_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_service, "BLOCK", 32)
+    monkeypatch.setattr(image_export, "_BLOCK", 32)
     windows = [Window(x, y, 40, 40) for y in range(0, 50, 10) for x in range(0, 90, 10)]
     with image_server(SMALL) as arcgis:
         source = opened(arcgis)
@@ -213,6 +213,36 @@ def test_nodata_that_json_has_rounded_is_still_missing() -> None:
     with image_server(replace(SMALL, pixels=pixels, nodata=lowest), changes=changes) as arcgis:
         _, present = whole(opened(arcgis, (0,)))
     assert 1 == np.count_nonzero(~present)
+
+
+def test_black_beyond_the_pictures_of_a_mosaic_is_missing_and_black_in_them_is_not() -> None:
+    pixels, footprint = np.maximum(SMALL.pixels, 1), np.zeros((90, 130), bool)
+    footprint[:, :100] = True
+    pixels[:, ~footprint] = 0
+    pixels[:, 10:40, 10:40] = 0
+    with image_server(replace(SMALL, pixels=pixels, footprint=footprint)) as arcgis:
+        result, present = whole(opened(arcgis))
+    assert np.array_equal(pixels, result)
+    assert np.array_equal(np.broadcast_to(footprint, pixels.shape), present)
+
+
+def test_only_what_looks_empty_is_asked_for_twice() -> None:
+    with image_server(replace(SMALL, pixels=np.maximum(SMALL.pixels, 1))) as arcgis:
+        source = opened(arcgis)
+        arcgis.server.asked.clear()
+        whole(source)
+        assert {"tiff"} == {request.query["format"] for request in arcgis.exports()}
+
+
+def test_a_part_of_a_service_is_read_in_whole_pixels() -> None:
+    x, y = SMALL.corner
+    with image_server(SMALL) as arcgis:
+        source = opened(arcgis, extent=[x + 5.1, y - 12.0, x + 20.0, y - 2.6])
+        assert (x + 5.0, y - 2.5) == (source.info.transform.c, source.info.transform.f)
+        pixels, _ = whole(source)
+        with pytest.raises(RasterOpenError, match="no pixels in the extent"):
+            opened(arcgis, extent=[x + 500, y, x + 600, y + 100])
+    assert np.array_equal(SMALL.pixels[:, 5:24, 10:40], pixels)
 
 
 def test_a_colour_table_stands_for_three_bands() -> None:
