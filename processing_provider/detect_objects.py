@@ -138,7 +138,7 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
                     run = start_run(complete_job(plan))
                     listener = EventListener(feedback)
                     with PixelServer(self._sources, feedback) as pixels:
-                        outcome = run.execute(plan.interpreter, listener, feedback, pixels)
+                        outcome = run.execute(plan.interpreter, listener, feedback, pixels, plan.secrets)
                     if isinstance(outcome, WasCanceled):
                         return _cancelled(feedback)
                     if run.job.plan_only:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from ..inference.job import DetectionJob
 from ..inference.models.arguments import parse_arguments, resolve_arguments
 from ..inference.models.definition import ModelDefinition
 from ..inference.models.package import ModelPackage, open_package
+from ..inference.secrets import Secrets
 from . import parameters as keys
 from .bands import chosen_bands, with_bands
 from .cell_size import chosen_crs, snap_point, wanted_cell_size
@@ -44,6 +45,7 @@ from .outputs.targets import Targets, check_place, read_targets
 from .parameter_reader import ParameterReader
 from .picture_plan import searched_area, settle_pictures
 from .raster_source import SourceRaster
+from .run_secrets import take_secrets
 from .search_extent import search_extent
 
 _WKT = QgsCoordinateReferenceSystem.WktVariant.WKT2_2019
@@ -68,6 +70,8 @@ class DetectionPlan:
     warnings: tuple[str, ...]
     remarks: tuple[str, ...] = ()
     """What the run will do, and nobody need do."""
+    secrets: Secrets = field(default_factory=Secrets, repr=False)
+    """What signs in to the servers of its rasters."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class PlanDraft:
     targets: Targets
     mask: QgsProcessingFeatureSource | None
     transforms: QgsCoordinateTransformContext
+    secrets: Secrets = field(default_factory=Secrets, repr=False)
 
 
 def make_draft(reader: ParameterReader) -> PlanDraft:
@@ -119,6 +124,7 @@ def make_draft(reader: ParameterReader) -> PlanDraft:
         targets=read_targets(reader, fields, package.definition, resolved),
         mask=_mask_source(reader),
         transforms=reader.context.transformContext(),
+        secrets=take_secrets(inputs),
     )
 
 
@@ -190,6 +196,7 @@ def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always)
             *fit_warnings(definition, raster, draft.arguments.get("stretch", "model")),
         ),
         remarks=remarks,
+        secrets=draft.secrets,
     )
 
 

@@ -22,6 +22,7 @@ from ..inference.jobs import (
     remove_stale,
     write_job,
 )
+from ..inference.secrets import Secrets
 from ..inference.worker.client import run_worker
 from .feedback import EventListener, pump_events
 from .pixel_server import PixelServer
@@ -52,7 +53,12 @@ class JobRun:
         return self.folder / LOG_FILE
 
     def execute(
-        self, interpreter: str, listener: EventListener, feedback: QgsProcessingFeedback, pixels: PixelServer
+        self,
+        interpreter: str,
+        listener: EventListener,
+        feedback: QgsProcessingFeedback,
+        pixels: PixelServer,
+        secrets: Secrets,
     ) -> Done | WasCanceled:
         """Run the worker.
 
@@ -65,7 +71,7 @@ class JobRun:
         if self.is_resumed:
             feedback.pushInfo(tr("Going on with the unfinished run {job}.").format(job=self.job.job_id))
         try:
-            return self._run(interpreter, listener, feedback, pixels)
+            return self._run(interpreter, listener, feedback, pixels, secrets)
         except (JobError, OutputError) as error:
             # A full disk is full for the next run, too.
             if not self.is_resumed or isinstance(error, DiskFullError):
@@ -73,12 +79,19 @@ class JobRun:
         feedback.pushInfo(tr("What that run found does not fit any more; starting anew."))
         listener.object_files.clear()
         self._start_anew()
-        return self._run(interpreter, listener, feedback, pixels)
+        return self._run(interpreter, listener, feedback, pixels, secrets)
 
     def _run(
-        self, interpreter: str, listener: EventListener, feedback: QgsProcessingFeedback, pixels: PixelServer
+        self,
+        interpreter: str,
+        listener: EventListener,
+        feedback: QgsProcessingFeedback,
+        pixels: PixelServer,
+        secrets: Secrets,
     ) -> Done | WasCanceled:
-        return run_worker(interpreter, self.folder, listener, feedback.isCanceled, idle=pump_events, pixels=pixels)
+        return run_worker(
+            interpreter, self.folder, listener, feedback.isCanceled, idle=pump_events, pixels=pixels, secrets=secrets
+        )
 
     def _start_anew(self) -> None:
         self.remove()
