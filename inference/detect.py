@@ -9,9 +9,12 @@ Rasters that are searched one by one go this way in turn (items.py), with one de
 
 from __future__ import annotations
 
+import math
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,8 @@ from .reshaping import reshaped_geometry
 from .results import hand_out
 from .run import OpenModel, Run, fingerprint, prepare
 from .search import search, tell_quarantined
+
+_TELL_SECONDS = 15.0
 
 
 def detect(
@@ -54,6 +59,7 @@ def detect(
         Canceled: is_cancelled said so; what was found so far is in the journal.
         InferenceError: the job cannot be done, or not be finished.
     """
+    access = replace(access, on_wait=access.on_wait or _WaitTeller(report))
     with tempfile.TemporaryDirectory(prefix="model-", dir=folder, ignore_cleanup_errors=True) as unpacked:
         model = OpenModel(job, Path(unpacked))
         paths = (objects_path(folder, number) for number in count(1))
@@ -117,6 +123,22 @@ def _plan_summary(run: Run, outlook: Outlook, seconds: float) -> dict[str, Any]:
         "model_sha256": run.sha256,
         "seconds": round(seconds, 3),
     }
+
+
+class _WaitTeller:
+    """Tells that a server is waited for, from any thread, and not each time."""
+
+    def __init__(self, report: Report) -> None:
+        self._report, self._lock = report, threading.Lock()
+        self._next = 0.0
+
+    def __call__(self, reason: str, seconds: float) -> None:
+        with self._lock:
+            now = time.monotonic()
+            is_due = now >= self._next
+            self._next = now + _TELL_SECONDS if is_due else self._next
+        if is_due:
+            self._report(Message("info", "waiting", f"{reason} It is tried again in {math.ceil(seconds)} s."))
 
 
 def _summary(run: Run, journal: Journal, counts: dict[str, int], seconds: float) -> dict[str, Any]:

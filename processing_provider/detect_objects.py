@@ -45,7 +45,6 @@ from .job_builder import (
     complete_job,
     make_draft,
     remote_model,
-    signed_in,
     with_rasters,
 )
 from .job_run import JobRun, start_run
@@ -60,6 +59,7 @@ from .outputs.targets import service_only, service_target
 from .parameter_reader import JSON_KEYS, ParameterReader
 from .parameters import Output, Parameter, output_table, parameter_table
 from .pixel_server import PixelServer, PixelSource
+from .run_secrets import signed_in
 from .text import size_text, to_plain, tr, without_secrets
 
 _WORD_SECONDS = 1.0
@@ -169,7 +169,7 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
                     run = start_run(complete_job(plan))
                     listener = EventListener(feedback)
                     with PixelServer(self._sources, feedback) as pixels:
-                        outcome = run.execute(plan.interpreter, listener, feedback, pixels)
+                        outcome = run.execute(plan.interpreter, listener, feedback, pixels, plan.secrets)
                     if isinstance(outcome, WasCanceled):
                         return _cancelled(feedback)
                     if run.job.plan_only:

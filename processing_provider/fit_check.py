@@ -29,6 +29,7 @@ from ..inference.models.fit_rules import (
     value_warnings,
 )
 from .cell_size import ground_at
+from .gdal_source import GdalSource, open_dataset
 from .raster_source import SourceRaster, check_bands, source_raster
 
 _REMOTE = ("/vsicurl", "/vsis3", "/vsigs", "/vsiaz", "/vsiadls", "/vsioss", "/vsiswift", "/vsihdfs", "/vsiwebhdfs")
@@ -196,9 +197,9 @@ def value_range(raster: SourceRaster, definition: ModelDefinition) -> tuple[floa
         warnings.simplefilter("ignore", FutureWarning)
         gdal.PushErrorHandler("CPLQuietErrorHandler")
         try:
-            dataset = gdal.Open(raster.connection)
-            return _sampled(dataset, _band_numbers(raster, definition)) if dataset is not None else None
-        except RuntimeError:
+            dataset = open_dataset(raster.name, raster.source or GdalSource(raster.connection))
+            return _sampled(dataset, _band_numbers(raster, definition))
+        except (RuntimeError, RasterOpenError):
             return None  # a damaged file, where GDAL raises exceptions: the run says so
         finally:
             gdal.PopErrorHandler()

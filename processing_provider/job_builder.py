@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from secrets import token_hex
@@ -42,7 +42,6 @@ from . import parameters as keys
 from .bands import chosen_bands, with_bands
 from .cell_size import chosen_crs, snap_point, wanted_cell_size
 from .code_consent import allowed_code
-from .credentials import secrets_for
 from .destination import check_destination, output_file
 from .feature_sink import FieldNames
 from .fit_check import fit_warnings
@@ -54,6 +53,7 @@ from .outputs.targets import Targets, check_place, read_targets, service_only
 from .parameter_reader import ParameterReader
 from .picture_plan import searched_area, settle_pictures
 from .raster_source import SourceRaster
+from .run_secrets import signed_in
 from .search_extent import search_extent
 
 _WKT = QgsCoordinateReferenceSystem.WktVariant.WKT2_2019
@@ -78,11 +78,11 @@ class DetectionPlan:
     mask: QgsProcessingFeatureSource | None
     output_crs: QgsCoordinateReferenceSystem
     transforms: QgsCoordinateTransformContext
-    secrets: Secrets
-    """What the servers of the rasters want to see."""
     warnings: tuple[str, ...]
     remarks: tuple[str, ...] = ()
     """What the run will do, and nobody need do."""
+    secrets: Secrets = field(default_factory=Secrets, repr=False)
+    """What signs in to the servers of its rasters."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,8 @@ def build_plan(
         InferenceError: something that cannot work, with the reason and the way out.
     """
     reader = ParameterReader(algorithm, parameters, context)
-    return with_rasters(make_draft(reader), reader)
+    draft = make_draft(reader)
+    return with_rasters(draft, reader, secrets=signed_in(draft.inputs, None, reader))
 
 
 def remote_model(reader: ParameterReader) -> Reference | None:
@@ -171,26 +172,6 @@ def check_without_model(reader: ParameterReader) -> None:
     FieldNames(reader.text(keys.CONFIDENCE_SCORE_FIELD), reader.text(keys.CLASS_VALUE_FIELD))
     DetectionJob(new_job_id(), (RasterItem("gdal", ""),), "", **_run_options(reader))
     find_interpreter()
-
-
-def signed_in(inputs: InputList, model: Reference | None, reader: ParameterReader) -> Secrets:
-    """Collect what the servers of a run's rasters and model want to see; in the main thread.
-
-    Args:
-        inputs: The rasters.
-        model: The item that is the model.
-        reader: The parameters.
-
-    Raises:
-        CredentialError: an authentication configuration cannot be used.
-        OutputError: the certificates cannot be written.
-        ServiceError: an address is none.
-    """
-    own = reader.text(keys.AUTHENTICATION)
-    wanted = [(server.authcfg or own, server.address) for server in inputs.servers]
-    if model is not None:
-        wanted.append((own, model.portal))
-    return secrets_for(wanted) if wanted else Secrets()
 
 
 def with_rasters(

@@ -24,7 +24,7 @@ from ..inference.jobs import (
 )
 from ..inference.net.ledger import LEDGER_FILE
 from ..inference.secrets import Secrets
-from ..inference.worker.client import NO_SECRETS, run_worker
+from ..inference.worker.client import run_worker
 from .feedback import EventListener, pump_events
 from .pixel_server import PixelServer
 from .text import tr
@@ -59,7 +59,7 @@ class JobRun:
         listener: EventListener,
         feedback: QgsProcessingFeedback,
         pixels: PixelServer,
-        secrets: Secrets = NO_SECRETS,
+        secrets: Secrets,
     ) -> Done | WasCanceled:
         """Run the worker.
 
@@ -93,9 +93,8 @@ class JobRun:
         pixels: PixelServer,
         secrets: Secrets,
     ) -> Done | WasCanceled:
-        is_cancelled = feedback.isCanceled
         return run_worker(
-            interpreter, self.folder, listener, is_cancelled, idle=pump_events, secrets=secrets, pixels=pixels
+            interpreter, self.folder, listener, feedback.isCanceled, idle=pump_events, pixels=pixels, secrets=secrets
         )
 
     def _start_anew(self) -> None:

@@ -198,7 +198,7 @@ def plan_run(
     run = start_run(complete_job(plan))
     try:
         with PixelServer(sources, feedback) as pixels:
-            outcome = run.execute(plan.interpreter, EventListener(feedback), feedback, pixels)
+            outcome = run.execute(plan.interpreter, EventListener(feedback), feedback, pixels, plan.secrets)
     finally:
         run.release()
         run.remove()

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from osgeo import gdal
-from qgis.core import Qgis, QgsCoordinateReferenceSystem, QgsProviderRegistry, QgsRasterLayer, QgsRectangle
+from qgis.core import Qgis, QgsCoordinateReferenceSystem, QgsRasterLayer, QgsRectangle
 
 from ..inference.errors import ModelIncompatibleError, RasterOpenError
 from ..inference.job import RasterItem
 from ..inference.models.definition import ModelDefinition
 from ..inference.models.fit_rules import NO_INKS, alpha_hint, are_inks, find_band
+from .gdal_source import GdalSource, gdal_source, open_dataset
 from .picture_source import PictureFacts, band_facts, finest_side, picture_facts, picture_item, shown_name
-
-_EXPORT = "Save it as a file first: layer menu > Export > Save As, as raw data in GeoTIFF form."
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,8 @@ class SourceRaster:
     """It has no place on a map; what QGIS takes for its coordinate reference system is somebody's guess."""
     crs_wkt: str = ""
     """The coordinate reference system that the layer was given in QGIS, where it is not the file's."""
+    source: GdalSource | None = None
+    """What the layer's source says besides; None: nothing."""
     by_qgis: PictureFacts | None = None
     """What is special about a raster that QGIS reads for the worker; None: the worker reads it itself."""
     kind: str = "gdal"
@@ -56,7 +55,8 @@ class SourceRaster:
         """Give it as the job names it."""
         if self.by_qgis is not None:
             return picture_item(self.by_qgis, self.name, self.crs, self.band_names, self.dtype)
-        return RasterItem(self.kind, self.connection, self.name, dict(self.options), self.crs_wkt)
+        options = {**self.options, **(self.source.item_options if self.source is not None else {})}
+        return RasterItem(self.kind, self.connection, self.name, options, self.crs_wkt)
 
     def band_index(self, band: int | str) -> int | None:
         """Give the 0-based number in the file of a band that a model names; None where there is none."""
@@ -76,14 +76,15 @@ def source_raster(layer: QgsRasterLayer) -> SourceRaster:
     """
     if layer.providerType() != "gdal":
         return _picture(layer)
-    connection = connection_string(layer.source())
-    dataset = _open(layer.name(), connection)
+    source = gdal_source(layer.source())
+    dataset = open_dataset(layer.name(), source)
     _check_place(layer, dataset)
     bands = [dataset.GetRasterBand(number + 1) for number in range(dataset.RasterCount)]
     colors = [band.GetColorInterpretation() for band in bands]
     return SourceRaster(
         name=layer.name(),
-        connection=connection,
+        connection=source.connection,
+        source=source,
         crs=layer.crs(),
         extent=layer.extent(),
         cell_size=layer.rasterUnitsPerPixelX(),
@@ -149,33 +150,8 @@ def is_rotated(layer: QgsRasterLayer) -> bool:
     """Tell whether a layer's rows and columns do not run along the axes of its map."""
     if layer.providerType() != "gdal":
         return False
-    transform = _open(layer.name(), connection_string(layer.source())).GetGeoTransform(can_return_null=True)
+    transform = open_dataset(layer.name(), gdal_source(layer.source())).GetGeoTransform(can_return_null=True)
     return transform is not None and (transform[2] != 0 or transform[4] != 0)
-
-
-def connection_string(source: str) -> str:
-    """Give the GDAL connection string of a layer source of the provider gdal.
-
-    Raises:
-        RasterOpenError: the source holds something that GDAL alone would not understand, or that is secret.
-    """
-    if re.search(r"\b(authcfg|password)=", source):
-        raise RasterOpenError("The raster needs credentials, which are not handed on to other programs.", hint=_EXPORT)
-    parts = QgsProviderRegistry.instance().decodeUri("gdal", source)
-    if parts.get("openOptions") or parts.get("credentialOptions"):
-        raise RasterOpenError(
-            "The raster layer is opened with GDAL options, which cannot be handed on.",
-            hint="Add the layer again without options, or save it as a GeoTIFF first.",
-        )
-    path = parts.get("path") or ""
-    if not path.startswith("<") and Path(path).exists():
-        # The worker has a working directory of its own.
-        path = str(Path(path).absolute())
-    path = (parts.get("vsiPrefix") or "") + path + (parts.get("vsiSuffix") or "")
-    if parts.get("layerName"):
-        # Of the sources whose layer QGIS tells apart, only GeoPackage is a raster format.
-        return f"GPKG:{path}:{parts['layerName']}"
-    return path
 
 
 def check_bands(raster: SourceRaster, definition: ModelDefinition) -> None:
@@ -205,19 +181,6 @@ def _dtype(kind: int) -> str:
     """Give the numpy name of a GDAL type."""
     name = str(gdal.GetDataTypeName(kind)).lower()
     return {"byte": "uint8"}.get(name, name)
-
-
-def _open(name: str, connection: str) -> Any:
-    with warnings.catch_warnings():
-        # GDAL 3.7 and later warn that their way of telling errors will change; both ways are handled here.
-        warnings.simplefilter("ignore", FutureWarning)
-        try:
-            dataset = gdal.Open(connection)
-        except RuntimeError:
-            dataset = None
-    if dataset is None:
-        raise RasterOpenError(f"GDAL cannot open the raster '{name}' as '{connection}'.", hint=_EXPORT)
-    return dataset
 
 
 def is_picture(dataset: Any) -> bool:

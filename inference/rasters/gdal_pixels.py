@@ -54,7 +54,11 @@ class GdalPixels:
         check_typed(item.source)
         self._item, self._grid = item, grid
         self._reading = reading_of(item, self._opened, access)
-        self._reading.call(lambda dataset: self._look(dataset, bands))
+        try:
+            self._reading.call(lambda dataset: self._look(dataset, bands))
+        except BaseException:
+            self._reading.close()
+            raise
 
     def _look(self, dataset: Any, bands: tuple[int | str, ...]) -> None:
         self._reading.settings["GDAL_CACHEMAX"] = _cache_bytes(dataset)
@@ -170,8 +174,12 @@ class GdalPixels:
 
     def _opened(self, name: str) -> list[Any]:
         opened = _open(self._item, name)
-        crs = ANY_PLANE if is_picture(opened) else crs_of(self._item, opened)
-        dataset = on_grid(opened, self._grid, crs)
+        try:
+            crs = ANY_PLANE if is_picture(opened) else crs_of(self._item, opened)
+            dataset = on_grid(opened, self._grid, crs)
+        except RasterOpenError:
+            opened.close()
+            raise
         return [dataset] if dataset is opened else [dataset, opened]
 
     def close(self) -> None:
@@ -205,9 +213,17 @@ def _open(item: RasterItem, name: str) -> Any:
         dataset = rasterio.open(name, **options)
     except (RasterioError, ValueError) as error:
         raise RasterOpenError(f"The raster '{item.source}' cannot be opened: {error}.") from error
+    try:
+        _check_place(dataset, item.address)
+    except RasterOpenError:
+        dataset.close()
+        raise
+    return dataset
+
+
+def _check_place(dataset: Any, name: str) -> None:
     if is_picture(dataset):
-        return dataset
-    name = item.source.split("?")[0] if "://" in item.source else item.source
+        return
     if dataset.transform == Affine.identity():
         kind = "only ground control points or RPCs" if dataset.gcps[0] or dataset.rpcs else "no georeference"
         raise RasterOpenError(
@@ -215,7 +231,6 @@ def _open(item: RasterItem, name: str) -> Any:
         )
     if dataset.transform.determinant == 0 or not all(math.isfinite(value) for value in dataset.transform[:6]):
         raise RasterOpenError(f"The raster '{name}' has pixels without area: its georeference is damaged.")
-    return dataset
 
 
 def crs_of(item: RasterItem, dataset: Any) -> CRS:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextvars import Context, copy_context
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -76,34 +77,52 @@ def reading_of(item: RasterItem, opener: Opener, access: RasterAccess) -> GdalRe
 
 
 class _Handles:
-    """The open handles of all threads, the one to read from first."""
+    """The open handles of all threads, the one to read from first.
+
+    rasterio keeps the files that Python reads for GDAL in context variables. A thread's would be gone with it, while
+    its handles are closed later, by another thread: so each thread calls in a context that is kept with its handles.
+    """
 
     def __init__(self) -> None:
         self._mine = threading.local()
-        self._all: list[Any] = []
+        self._all: list[tuple[Context, list[Any]]] = []
         self._lock = threading.Lock()
+
+    @property
+    def context(self) -> Context:
+        """Give what this thread is to call GDAL in."""
+        context: Context | None = getattr(self._mine, "context", None)
+        if context is None:
+            context = self._mine.context = copy_context()
+        return context
 
     def get(self, opener: Callable[[], list[Any]]) -> Any:
         """Give this thread's handle, opened if need be."""
         if getattr(self._mine, "handles", None) is None:
             handles = opener()
             with self._lock:
-                self._all += handles
+                self._all.append((self.context, handles))
             self._mine.handles = handles
         return self._mine.handles[0]
 
+    def keep(self, handle: Any) -> None:
+        """Close something of this thread with the handles."""
+        with self._lock:
+            self._all.append((self.context, [handle]))
+
     def drop(self) -> None:
         """Close this thread's handle."""
-        handles, self._mine.handles = getattr(self._mine, "handles", None) or [], None
+        handles, self._mine.handles = getattr(self._mine, "handles", None), None
         with self._lock:
-            self._all = [handle for handle in self._all if not any(handle is mine for mine in handles)]
-        for handle in handles:
+            self._all = [(context, kept) for context, kept in self._all if kept is not handles]
+        for handle in handles or []:
             handle.close()
 
     def close(self) -> None:
         with self._lock:
-            for handle in self._all:
-                handle.close()
+            for context, handles in reversed(self._all):
+                for handle in handles:
+                    context.run(handle.close)
             self._all.clear()
         self._mine = threading.local()
 
@@ -155,6 +174,9 @@ class _WebReading:
         self._handles = _Handles()
 
     def call(self, action: Callable[[Any], T]) -> T:
+        return self._handles.context.run(self._call, action)
+
+    def _call(self, action: Callable[[Any], T]) -> T:
         with environment(self.settings, self._secret):
             try:
                 result = action(self._handles.get(self._open))
@@ -167,13 +189,19 @@ class _WebReading:
     def _open(self) -> list[Any]:
         own = self._own()
         handles = self._opener(own.name_of(self._name))
-        own.raise_failure()
-        return [*handles, own]
+        try:
+            own.raise_failure()
+        except Exception:
+            for handle in handles:
+                handle.close()
+            raise
+        return handles
 
     def _own(self) -> ThreadFiles:
         own: ThreadFiles | None = getattr(self._mine, "files", None)
         if own is None:
             own = self._mine.files = ThreadFiles(self._files)
+            self._handles.keep(own)
         return own
 
     def identity(self) -> list[Any] | None:
@@ -200,6 +228,7 @@ class _CloudReading:
         self._name, self._opener, self.settings, self._secret = name, opener, settings, secret
         self._access = access
         self._handles = _Handles()
+        self._was_open = False
 
     def call(self, action: Callable[[Any], T]) -> T:
         pauses, end, count = self._access.limits.pauses(), time.monotonic() + self._access.limits.patience, 0
@@ -209,7 +238,7 @@ class _CloudReading:
             try:
                 with environment(settings, self._secret):
                     dataset = self._handles.get(lambda: self._opener(self._name))
-                    is_open = True
+                    is_open = self._was_open = True
                     return action(dataset)
             except (RasterioError, RasterOpenError) as error:
                 self._handles.drop()  # a part that broke off would stay in it
@@ -227,7 +256,8 @@ class _CloudReading:
                 f"The store does not let us read '{self._name}'.",
                 hint="Check the credentials of the layer, then run again; what is done already is kept.",
             )
-        if any(word in text for word in _PASSING):
+        # What was open once, and cannot be opened now, comes back.
+        if (self._was_open and not is_open) or any(word in text for word in _PASSING):
             if time.monotonic() < end:
                 return None
             return NetworkError(

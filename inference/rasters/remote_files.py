@@ -25,7 +25,7 @@ from rasterio.abc import MultiByteRangeResourceContainer
 
 from ..errors import CredentialError, InferenceError, ServiceError
 from ..events import Canceled
-from ..net.http import Credential, HttpClient
+from ..net.http import HttpClient, make_client
 from ..net.limits import FIRST_CONTACT
 from .access import RasterAccess
 from .remote_bytes import RemoteFile
@@ -43,7 +43,6 @@ _BESIDE = (".aux.xml", ".msk", ".ovr")
 """What may stand beside `a.tif` as `a.tif.msk`."""
 _BESIDE_OTHERS = (".hdr", ".prj", ".wld")
 """What may stand beside `a.png` as `a.wld`."""
-_MISSING = (404, 410)
 
 
 class RemoteFiles:
@@ -64,14 +63,9 @@ class RemoteFiles:
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="remote")
 
     def _new_client(self, patience: float) -> HttpClient:
-        secrets = self._access.secrets
-        return HttpClient(
-            [Credential(entry["origin"], entry["headers"]) for entry in secrets.credentials],
-            proxies=secrets.proxies,
-            ca_file=secrets.ca_file or None,
-            limits=replace(self._access.limits, patience=patience),
-            is_cancelled=self._is_over,
-            on_wait=self._access.on_wait,
+        limits = replace(self._access.limits, patience=patience)
+        return make_client(
+            self._access.secrets, limits=limits, is_cancelled=self._is_over, on_wait=self._access.on_wait
         )
 
     def _is_over(self) -> bool:
@@ -93,8 +87,9 @@ class RemoteFiles:
         Raises: as `file`.
         """
         names = [url.rpartition("/")[2] for url in self._found_in(folder)]
-        tails = [(name, tail) for name in names for tail in _BESIDE if not name.endswith(_BESIDE)]
-        tails += [(PurePosixPath(name).stem, tail) for name in names for tail in _BESIDE_OTHERS
+        alone = [name for name in names if "?" not in name]  # behind a question mark, a name is no name
+        tails = [(name, tail) for name in alone for tail in _BESIDE if not name.endswith(_BESIDE)]
+        tails += [(PurePosixPath(name).stem, tail) for name in alone for tail in _BESIDE_OTHERS
                   if not name.lower().endswith((*_TIFF, ".vrt", *_BESIDE))]  # fmt: skip
         there = [name + tail for name, tail in tails if self.file(f"{folder}/{name}{tail}") is not None]
         return sorted({*names, *there})
@@ -107,9 +102,9 @@ class RemoteFiles:
         is_first = not any(self._files.values())
         try:
             return RemoteFile(url, self._contact if is_first else self._client, self._threads)
-        except (ServiceError, CredentialError) as error:
+        except (ServiceError, CredentialError):
             # An object store that does not list says of what is not there that it must not be read.
-            if is_first or not (error.context.get("status") in _MISSING or self._is_beside(url)):
+            if is_first or not self._is_beside(url):
                 raise
             return None
 
@@ -124,6 +119,8 @@ class RemoteFiles:
 
     def _told(self, action: Callable[[], T]) -> T:
         """Do something; after the first failure that ends the run, all others end at once and with that one."""
+        if self._failure is not None:
+            raise self._failure
         try:
             return action()
         except InferenceError as error:
@@ -172,8 +169,7 @@ class ThreadFiles(MultiByteRangeResourceContainer):  # type: ignore[misc]
 
     def look_at(self, name: str) -> None:
         """Get to know a file by GDAL's name, which may have been read not at all so far; others are passed over."""
-        place = name.find(self._prefix)
-        path = name[place + len(self._prefix) :] if place >= 0 else ""
+        path = name[len(self._prefix) :] if name.startswith(self._prefix) else ""
         if _is_url(path):
             self._found(path)
 

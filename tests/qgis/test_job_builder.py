@@ -22,13 +22,13 @@ from qgis.core import (
 
 from kestrel.inference.errors import JobError, RasterOpenError
 from kestrel.inference.job import job_from_json
+from kestrel.processing_provider.gdal_source import GdalSource, gdal_source
 from kestrel.processing_provider.job_builder import (
     DetectionPlan,
     build_plan,
     complete_job,
     new_job_id,
 )
-from kestrel.processing_provider.raster_source import connection_string
 from kestrel.tests.qgis.examples import algorithm, context, polygon_layer, write_model, write_raster
 
 
@@ -221,27 +221,56 @@ CONNECTIONS = [
 
 @pytest.mark.parametrize(("source", "expected"), CONNECTIONS, ids=[source for source, _ in CONNECTIONS])
 def test_a_layer_source_becomes_what_gdal_calls_it(source: str, expected: str) -> None:
-    assert connection_string(source) == expected
+    assert gdal_source(source) == GdalSource(expected)
 
 
 @pytest.mark.parametrize(
     ("source", "word"),
     [
-        ("/nowhere/b.tif|option:NUM_THREADS=2", "GDAL options"),
-        ("/vsis3/b/c.tif|credential:AWS_NO_SIGN_REQUEST=YES", "GDAL options"),
-        ("/nowhere/b.tif authcfg=abc1234", "credentials"),
+        ("/nowhere/b.tif|option:a b=2", "open option"),
+        ("/vsis3/b/c.tif|credential:GDAL_VRT_ENABLE_PYTHON=YES", "GDAL option GDAL_VRT_ENABLE_PYTHON"),
+        ("/nowhere/b.tif authcfg=abc1234", "does not lie on a web server"),
+        ("/vsicurl/https://a.b/c.tif authcfg=wrong", "authentication configuration is not understood"),
         ("PG:dbname=x password=y table=z", "credentials"),
     ],
 )
 def test_a_source_that_cannot_be_handed_on_is_refused(source: str, word: str) -> None:
     with pytest.raises(RasterOpenError, match=word):
-        connection_string(source)
+        gdal_source(source)
+
+
+def test_options_of_a_layer_are_told_apart() -> None:
+    options = "|option:overview_level=0|credential:AWS_NO_SIGN_REQUEST=NO|credential:AWS_SECRET_ACCESS_KEY=canary"
+    found = gdal_source(f"/vsis3/b/c.tif{options}")
+    assert found.connection == "/vsis3/b/c.tif"
+    assert found.item_options == {
+        "open_options": {"OVERVIEW_LEVEL": "0"},
+        "config_options": {"AWS_NO_SIGN_REQUEST": "NO"},
+    }
+    assert found.secret == {"AWS_SECRET_ACCESS_KEY": "canary"}
+    assert "canary" not in repr(found)
+
+
+@pytest.mark.parametrize("quote", ["", "'"])
+def test_what_signs_in_to_a_web_server_is_no_part_of_the_name(quote: str) -> None:
+    found = gdal_source(f"/vsicurl/https://example.org/a.tif authcfg={quote}abc1234{quote}")
+    assert (found.connection, found.authcfg) == ("/vsicurl/https://example.org/a.tif", "abc1234")
+    assert found.address == "https://example.org/a.tif"
+
+
+def test_an_open_option_of_the_layer_counts(good: dict[str, Any], tmp_path: Path) -> None:
+    path = str(tmp_path / "o.tif")
+    gdal.Translate(path, good["INPUT"])
+    gdal.Open(path, gdal.GA_Update).BuildOverviews("NEAREST", [2])
+    built = plan({**good, "INPUT": f"{path}|option:OVERVIEW_LEVEL=0"})
+    assert built.job.rasters[0].options == {"open_options": {"OVERVIEW_LEVEL": "0"}}
+    assert built.raster.cell_size == 2 * plan({**good, "INPUT": path}).raster.cell_size
 
 
 def test_a_relative_raster_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_raster(tmp_path / "raster.tif")
-    assert connection_string("raster.tif") == str(tmp_path / "raster.tif")
+    assert gdal_source("raster.tif").connection == str(tmp_path / "raster.tif")
 
 
 def test_a_raster_in_a_zip_file_is_named_so_that_gdal_opens_it(good: dict[str, Any], tmp_path: Path) -> None:
@@ -267,7 +296,7 @@ def test_relative_names_inside_archives_and_databases_are_made_absolute(
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.write(good["INPUT"], "c.tif")
     monkeypatch.chdir(tmp_path)
-    names = [connection_string("GPKG:b.gpkg:one"), connection_string("/vsizip/b.zip/c.tif")]
+    names = [gdal_source(name).connection for name in ("GPKG:b.gpkg:one", "/vsizip/b.zip/c.tif")]
     monkeypatch.chdir("/")
     assert [gdal.Open(name).RasterXSize for name in names] == [100, 100]
 
