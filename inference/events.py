@@ -61,6 +61,14 @@ class Objects:
 
 
 @dataclass(frozen=True)
+class Item:
+    """One of several rasters that are searched one by one is over. `facts`: its name, and counts or an error."""
+
+    type: ClassVar[str] = "item"
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Done:
     """The run ended well. `summary`: JSON numbers and texts about it."""
 
@@ -83,10 +91,10 @@ class Failed:
     error: dict[str, Any]
 
 
-WorkerEvent = Union[Started, Message, Progress, Objects, Done, WasCanceled, Failed]
+WorkerEvent = Union[Started, Message, Progress, Objects, Item, Done, WasCanceled, Failed]
 Report = Callable[[WorkerEvent], None]
 
-_BY_TYPE = {cls.type: cls for cls in (Started, Message, Progress, Objects, Done, WasCanceled, Failed)}
+_BY_TYPE = {cls.type: cls for cls in (Started, Message, Progress, Objects, Item, Done, WasCanceled, Failed)}
 
 
 def event_to_dict(event: WorkerEvent) -> dict[str, Any]:

@@ -309,7 +309,8 @@ def _write(request: ParameterReader, story: _Story, feedback: QgsProcessingFeedb
     told = summary(
         RunStory(
             story.run.job, plan.package.definition, plan.raster.crs, plan.raster.extent, plan.raster.cell_size,
-            facts.placement.crs, story.told, story.listener.versions, story.begun, counts, written,
+            facts.placement.crs, story.told, story.listener.items, story.listener.versions, story.begun, counts,
+            written,
         )
     )  # fmt: skip
     if plan.targets.summary_file is not None:

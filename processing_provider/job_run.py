@@ -73,6 +73,7 @@ class JobRun:
             told = tr("The run {job} had begun to publish: delete its objects there, they carry its name in JobId.")
             feedback.pushWarning(told.format(job=self.job.job_id))
         listener.object_files.clear()
+        listener.items.clear()
         self._start_anew()
         return run_worker(interpreter, self.folder, listener, feedback.isCanceled, idle=pump_events)
 
