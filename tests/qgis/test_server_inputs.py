@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from qgis.core import QgsProcessingException, QgsRasterLayer, QgsVectorLayer
 
+from kestrel.processing_provider.fit_check import fit_of, look_at
 from kestrel.processing_provider.input_text import sources_in
 from kestrel.processing_provider.job_builder import DetectionPlan, build_plan, make_draft, signed_in, with_rasters
 from kestrel.processing_provider.parameter_reader import ParameterReader
@@ -19,7 +20,7 @@ from kestrel.processing_provider.server_source import ServerSource, reference_sy
 from kestrel.tests.fixtures.servers.image_server import ArcGis, image_server
 from kestrel.tests.fixtures.servers.pixels import open_image
 from kestrel.tests.fixtures.servers.portal import ITEM, OTHER_ITEM, Item, Portal, portal
-from kestrel.tests.qgis.examples import Listener, algorithm, context, refusal, write_model, write_raster
+from kestrel.tests.qgis.examples import Listener, algorithm, context, definition, refusal, write_model, write_raster
 
 DEMO, CROWNS = Path("resources/demo/OSBS_029.tif"), Path("resources/models/tree_crowns.dlpk")
 
@@ -114,6 +115,7 @@ def test_a_layer_of_an_image_service_is_read_with_its_values(good: dict[str, Any
     assert found is not None
     assert (found.reference.value, found.item.name) == (arcgis.image, "the service")
     assert service_layer(QgsRasterLayer(uri.replace("ImageServer", "MapServer"), "a map", "arcgismapserver")) is None
+    assert fit_of(definition(), look_at(layer)).is_possible
     if layer.isValid():  # QGIS 3.40 reads the double; other versions may want more of it
         (item,) = plan({**good, "INPUT": layer}).job.rasters
         assert (item.kind, item.source, item.name) == ("image_service", arcgis.image, "the service")
