@@ -69,6 +69,24 @@ class Item:
 
 
 @dataclass(frozen=True)
+class PixelsWanted:
+    """The worker asks QGIS for the pixels of a rectangle, see pictures.py; the answer names the request.
+
+    Units/space: extent is xmin, ymin, xmax, ymax in the coordinate reference system of the raster.
+    """
+
+    type: ClassVar[str] = "pixels-wanted"
+    request: int
+    source: str
+    """`RasterItem.source`."""
+    extent: list[float]
+    width: int
+    height: int
+    again: int = 0
+    """How often the same pixels have been asked for before."""
+
+
+@dataclass(frozen=True)
 class Done:
     """The run ended well. `summary`: JSON numbers and texts about it."""
 
@@ -91,10 +109,11 @@ class Failed:
     error: dict[str, Any]
 
 
-WorkerEvent = Union[Started, Message, Progress, Objects, Item, Done, WasCanceled, Failed]
+WorkerEvent = Union[Started, Message, Progress, Objects, PixelsWanted, Item, Done, WasCanceled, Failed]
 Report = Callable[[WorkerEvent], None]
 
-_BY_TYPE = {cls.type: cls for cls in (Started, Message, Progress, Objects, Item, Done, WasCanceled, Failed)}
+_TYPES = (Started, Message, Progress, Objects, PixelsWanted, Item, Done, WasCanceled, Failed)
+_BY_TYPE = {cls.type: cls for cls in _TYPES}
 
 
 def event_to_dict(event: WorkerEvent) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from .feature_sink import (
 )
 from .feedback import EventListener, cancelled_exception, foreseen, is_main_thread
 from .help import algorithm_help
-from .inputs import input_list
+from .inputs import input_list, take_sources
 from .job_builder import (
     DetectionPlan,
     PlanDraft,
@@ -59,6 +59,7 @@ from .outputs.summary import RunStory, Written, as_text, result_of, summary, wri
 from .outputs.targets import service_only, service_target
 from .parameter_reader import JSON_KEYS, ParameterReader
 from .parameters import Output, Parameter, output_table, parameter_table
+from .pixel_server import PixelServer, PixelSource
 from .text import size_text, to_plain, tr, without_secrets
 
 _WORD_SECONDS = 1.0
@@ -82,6 +83,7 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         self._model: Reference | None = None
         self._plan: DetectionPlan | None = None
         self._service: ServiceTarget | None = None
+        self._sources: dict[str, PixelSource] = {}
 
     def name(self) -> str:
         """Give the second part of the id `kestrel:detectobjects`."""
@@ -135,12 +137,15 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
             reader = ParameterReader(self, parameters, context)
             self._model = remote_model(reader)
             if self._model is not None:
-                self._secrets = signed_in(input_list(reader), self._model, reader)
+                inputs = input_list(reader)
+                self._secrets = signed_in(inputs, self._model, reader)
+                self._sources = take_sources(reader, inputs)
                 self._service = service_target(reader, service_only(reader))
                 return True
             self._draft = make_draft(reader)
             self._secrets = signed_in(self._draft.inputs, None, reader)
             self._service = service_target(reader, self._draft.targets)
+            self._sources = take_sources(reader, self._draft.inputs)
             if self._draft.inputs.is_quick:
                 self._plan = _planned(self._draft, reader, feedback, self._secrets)
         return True
@@ -165,7 +170,8 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
                         check_service(self._service, facts_of(plan, plan.job.job_id, {}, []), feedback)
                     run = start_run(complete_job(plan))
                     listener = EventListener(feedback)
-                    outcome = run.execute(plan.interpreter, listener, feedback)
+                    with PixelServer(self._sources, feedback) as pixels:
+                        outcome = run.execute(plan.interpreter, listener, feedback, pixels, plan.secrets)
                     if isinstance(outcome, WasCanceled):
                         return _cancelled(feedback)
                     if run.job.plan_only:
@@ -258,6 +264,8 @@ def _planned(
         plan = with_rasters(draft, reader, told, secrets, _download_teller(feedback))
     except Canceled:
         return None
+    for remark in plan.remarks:
+        feedback.pushInfo(to_plain(remark))
     for warning in plan.warnings:
         feedback.pushWarning(to_plain(warning))
     return plan

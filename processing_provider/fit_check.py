@@ -103,6 +103,8 @@ def fit_report(definition: ModelDefinition, raster: SourceRaster, cell_size: flo
         raster: The raster.
         cell_size: The parameter CELL_SIZE, in the raster's units; None: the raster's own, or what the model wants.
     """
+    if raster.by_qgis is not None:
+        return _picture_report(definition, raster)
     place = None if raster.is_picture else ground_at(raster.crs, raster.extent.center(), raster.cell_size)
     reading = None
     if place is not None and not cell_size:
@@ -117,6 +119,19 @@ def fit_report(definition: ModelDefinition, raster: SourceRaster, cell_size: flo
     found = None if raster.has_palette else value_range(raster, definition)
     texts = _warnings(definition, raster, found, "model")
     return FitReport(problem, texts, ground=ground, remarks=(*remarks, *_stretch_remarks(definition, raster, found)))
+
+
+def _picture_report(definition: ModelDefinition, raster: SourceRaster) -> FitReport:
+    """Compare a layer that QGIS reads: its resolution is chosen for the model, where the run takes place."""
+    try:
+        check_bands(raster, definition)
+    except ModelIncompatibleError as error:
+        return FitReport(None, (str(error),), is_possible=False)
+    remark = (
+        f"QGIS reads the layer '{raster.name}' for the run, at the resolution that is nearest to what the model was "
+        "made for. CELL_SIZE overrules it."
+    )
+    return FitReport(None, _warnings(definition, raster, None, "model"), remarks=(remark,))
 
 
 def fit_warnings(definition: ModelDefinition, raster: SourceRaster, stretch: str = "model") -> tuple[str, ...]:
@@ -187,7 +202,8 @@ def value_range(raster: SourceRaster, definition: ModelDefinition) -> tuple[floa
     Nine small windows are read: a look at the whole raster could take minutes, and QGIS's own statistics write a file
     beside the raster.
     """
-    if raster.kind != "gdal" or any(part in raster.connection for part in _REMOTE):
+    is_file = raster.kind == "gdal" and raster.by_qgis is None
+    if not is_file or any(part in raster.connection for part in _REMOTE):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

@@ -38,8 +38,11 @@ from ..inference.models.definition import ModelDefinition
 from ..inference.net.http import HttpClient
 from ..inference.net.item_files import Progress
 from . import parameters as keys
+from .drawn_source import drawn_raster, is_drawn, layers_to_draw, take_drawn
 from .input_text import is_remote, sources_in
 from .parameter_reader import ParameterReader
+from .picture_source import reference_of, take_source
+from .pixel_server import PixelSource
 from .raster_source import SourceRaster, check_bands, file_raster, source_raster
 from .server_source import ServerSource, described, items_of, service_layer
 
@@ -106,6 +109,11 @@ class InputRasters:
     """Address of a service -> the portal whose item it is."""
 
     @property
+    def any_by_qgis(self) -> bool:
+        """Tell whether QGIS reads or draws one of them for the worker."""
+        return any(raster.by_qgis is not None for raster in self.rasters)
+
+    @property
     def items(self) -> tuple[RasterItem, ...]:
         """Give them as the job names them."""
         return (*(raster.item for raster in self.rasters), *self.unseen)
@@ -121,9 +129,11 @@ def input_list(reader: ParameterReader) -> InputList:
     sources: list[Source] = []
     if reader.is_given(keys.INPUT_SOURCE):
         sources += sources_in(reader.text(keys.INPUT_SOURCE), reader.text(keys.PORTAL))
+    elif is_drawn(reader):
+        sources.append(drawn_raster(*layers_to_draw(reader), reader.context.transformContext()))
     elif reader.is_given(keys.INPUT):
         sources.append(_of_layer(reader.raster_layer(keys.INPUT)))
-    sources += _more(reader)
+    sources += [_of_layer(layer) for layer in _more(reader)]
     if not sources:
         raise JobError(
             "No raster is given.",
@@ -133,8 +143,31 @@ def input_list(reader: ParameterReader) -> InputList:
     return InputList(tuple(sources), mode == keys.PROCESSING_MODES[1])
 
 
-def _more(reader: ParameterReader) -> Iterator[Source]:
-    """Give the rasters of MORE_INPUTS; QGIS's own way passes over what it cannot find."""
+def take_sources(reader: ParameterReader, inputs: InputList) -> dict[str, PixelSource]:
+    """Take from the layers what reads their pixels during the run; in the thread that the layers belong to.
+
+    Returns:
+        `RasterItem.source` -> what reads it, for those that only QGIS can read.
+    """
+    found = [source for source in inputs.sources if isinstance(source, SourceRaster)]
+    pictures = {raster.by_qgis.reference: raster for raster in found if raster.by_qgis is not None}
+    taken: dict[str, PixelSource] = {}
+    for reference, raster in pictures.items():
+        if raster.by_qgis is not None and raster.by_qgis.is_drawn:
+            first, layers = layers_to_draw(reader)
+            drawn = layers or [layer for layer in (first,) if layer is not None]
+            taken[reference] = take_drawn(raster, drawn, reader.context.transformContext())
+    if len(taken) < len(pictures):
+        own = [reader.raster_layer(keys.INPUT)] if reader.is_given(keys.INPUT) else []
+        for layer in (*own, *_more(reader)):
+            of_layer = pictures.get(reference_of(layer.providerType(), layer.source()))
+            if of_layer is not None and of_layer.by_qgis is not None:
+                taken[of_layer.by_qgis.reference] = take_source(layer, of_layer.by_qgis)
+    return taken
+
+
+def _more(reader: ParameterReader) -> Iterator[QgsRasterLayer]:
+    """Give the layers of MORE_INPUTS; QGIS's own way passes over what it cannot find."""
     value = reader.parameters.get(keys.MORE_INPUTS)
     if QgsVariantUtils.isNull(value) or value == "":
         return
@@ -145,7 +178,7 @@ def _more(reader: ParameterReader) -> Iterator[Source]:
         if not isinstance(layer, QgsRasterLayer) or not layer.isValid():
             name = layer.name() if isinstance(layer, QgsMapLayer) else part
             raise JobError(f"'{name}', one of the further rasters, is no raster that QGIS can open.")
-        yield _of_layer(layer)
+        yield layer
 
 
 def _of_layer(layer: QgsRasterLayer) -> Source:

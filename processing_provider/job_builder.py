@@ -52,6 +52,7 @@ from .mask import dissolve
 from .model_source import named_model
 from .outputs.targets import Targets, check_place, read_targets, service_only
 from .parameter_reader import ParameterReader
+from .picture_plan import searched_area, settle_pictures
 from .raster_source import SourceRaster
 from .search_extent import search_extent
 
@@ -80,6 +81,8 @@ class DetectionPlan:
     secrets: Secrets
     """What the servers of the rasters want to see."""
     warnings: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+    """What the run will do, and nobody need do."""
 
 
 @dataclass(frozen=True)
@@ -213,12 +216,22 @@ def with_rasters(
     if draft.inputs.servers:
         client = make_client(secrets, limits=FIRST_CONTACT, is_cancelled=lambda: not told(0, 0))
     inputs = opened(draft.inputs, draft.transforms, client, told, progress)
+    if client is not None:
+        secrets = _shared(secrets, client, inputs.owners)
+        client.close()
     raster = inputs.whole
     bands = chosen_bands(reader.text(keys.BANDS), raster, draft.package.definition)
     definition = with_bands(draft.package.definition, bands)
     check_all_bands(inputs, definition)
     extent, warnings = search_extent(reader, raster)
-    output_crs = chosen_crs(reader) or raster.crs
+    area = raster.extent if extent is None else QgsRectangle(*extent)
+    cell_size, remarks = wanted_cell_size(reader, raster, area), tuple[str, ...]()
+    if inputs.any_by_qgis:
+        searched = searched_area(raster, extent, draft.mask, draft.transforms)
+        inputs, remarks = settle_pictures(inputs, definition, cell_size, searched, draft.transforms)
+        raster = inputs.whole
+        cell_size = raster.cell_size if raster.by_qgis is not None else cell_size
+    output_crs = chosen_crs(reader, raster) or raster.crs
     targets = draft.targets
     output = output_file(targets.layer)
     if output is not None:
@@ -229,7 +242,7 @@ def with_rasters(
         rasters=inputs.items,
         crs_wkt=raster.crs.toWkt(_WKT) if inputs.is_separate and not raster.is_picture else "",
         extent=extent,
-        cell_size=wanted_cell_size(reader, raster, raster.extent if extent is None else QgsRectangle(*extent)),
+        cell_size=cell_size,
         snap=snap_point(reader, raster),
         bands=bands,
     )
@@ -244,12 +257,13 @@ def with_rasters(
         mask=draft.mask,
         output_crs=output_crs,
         transforms=draft.transforms,
-        secrets=secrets if client is None else _shared(secrets, client, inputs.owners),
+        secrets=secrets,
         warnings=(
             *warnings,
             *targets.warnings,
             *fit_warnings(definition, raster, draft.arguments.get("stretch", "model")),
         ),
+        remarks=remarks,
     )
 
 

@@ -23,8 +23,10 @@ from ..inference.jobs import (
     write_job,
 )
 from ..inference.net.ledger import LEDGER_FILE
-from ..inference.worker.client import run_worker
+from ..inference.secrets import Secrets
+from ..inference.worker.client import NO_SECRETS, run_worker
 from .feedback import EventListener, pump_events
+from .pixel_server import PixelServer
 from .text import tr
 
 _LOCK_FILE = "in-use.lock"
@@ -51,7 +53,14 @@ class JobRun:
         """Give the worker's log file."""
         return self.folder / LOG_FILE
 
-    def execute(self, interpreter: str, listener: EventListener, feedback: QgsProcessingFeedback) -> Done | WasCanceled:
+    def execute(
+        self,
+        interpreter: str,
+        listener: EventListener,
+        feedback: QgsProcessingFeedback,
+        pixels: PixelServer,
+        secrets: Secrets = NO_SECRETS,
+    ) -> Done | WasCanceled:
         """Run the worker.
 
         What an earlier run found is given up when its journal cannot be used: the raster or the plugin has changed
@@ -63,7 +72,7 @@ class JobRun:
         if self.is_resumed:
             feedback.pushInfo(tr("Going on with the unfinished run {job}.").format(job=self.job.job_id))
         try:
-            return run_worker(interpreter, self.folder, listener, feedback.isCanceled, idle=pump_events)
+            return self._run(interpreter, listener, feedback, pixels, secrets)
         except (JobError, OutputError) as error:
             # A full disk is full for the next run, too.
             if not self.is_resumed or isinstance(error, DiskFullError):
@@ -75,7 +84,20 @@ class JobRun:
         listener.object_files.clear()
         listener.items.clear()
         self._start_anew()
-        return run_worker(interpreter, self.folder, listener, feedback.isCanceled, idle=pump_events)
+        return self._run(interpreter, listener, feedback, pixels, secrets)
+
+    def _run(
+        self,
+        interpreter: str,
+        listener: EventListener,
+        feedback: QgsProcessingFeedback,
+        pixels: PixelServer,
+        secrets: Secrets,
+    ) -> Done | WasCanceled:
+        is_cancelled = feedback.isCanceled
+        return run_worker(
+            interpreter, self.folder, listener, is_cancelled, idle=pump_events, secrets=secrets, pixels=pixels
+        )
 
     def _start_anew(self) -> None:
         self.remove()

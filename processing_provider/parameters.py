@@ -35,6 +35,8 @@ from .text import tr
 INPUT = "INPUT"
 INPUT_SOURCE = "INPUT_SOURCE"
 MORE_INPUTS = "MORE_INPUTS"
+AS_DISPLAYED = "AS_DISPLAYED"
+RENDER_LAYERS = "RENDER_LAYERS"
 PROCESSING_MODE = "PROCESSING_MODE"
 PORTAL = "PORTAL"
 AUTHENTICATION = "AUTHENTICATION"
@@ -162,8 +164,9 @@ def _rasters() -> tuple[Parameter, ...]:
         Parameter(
             INPUT, tr("Input raster"), QgsProcessingParameterRasterLayer,
             tr("The image to search: a georeferenced raster file (GeoTIFF, JPEG 2000, VRT mosaic, ...), local or "
-               "remote. A picture without georeference (a photo) works, too: its objects lie where QGIS shows it, in "
-               "pixels. May stay empty where further rasters or an input source are given."),
+               "remote, or any raster layer of QGIS: XYZ tiles, WMS, WMTS, WCS, databases. A picture without "
+               "georeference (a photo) works, too: its objects lie where QGIS shows it, in pixels. May stay empty "
+               "where further rasters or an input source are given."),
             is_optional=True,
         ),
         Parameter(
@@ -177,6 +180,20 @@ def _rasters() -> tuple[Parameter, ...]:
                "inside are left out), a pattern (C:/flight/*.jpg), a path, an address, a name of GDAL (/vsis3/...), a "
                'JSON list of these, or JSON as ArcGIS writes it: {"uri": ...}, {"url": ...}, {"uris": [...]}.'),
             is_optional=True, is_advanced=True,
+        ),
+        Parameter(
+            AS_DISPLAYED, tr("Search the layer as the map shows it"), QgsProcessingParameterBoolean,
+            tr("Let QGIS draw the input raster with its style (colours, contrast, opacity), and search the picture. "
+               "Otherwise the raster's own values are searched, or what its server sends. Labels are not drawn."),
+            default=False, is_advanced=True,
+        ),
+        Parameter(
+            RENDER_LAYERS, tr("Layers to draw"), QgsProcessingParameterMultipleLayers,
+            tr("Layers of any kind (styled rasters, meshes, vector tiles, point clouds), the topmost first: QGIS draws "
+               "them over one another, and the picture is searched. The input raster, if there is one, says in which "
+               "coordinate reference system and with which pixels; otherwise it is the first layer's, and the cell "
+               "size or the model say how large the pixels are."),
+            is_optional=True, is_advanced=True, options={"layerType": Qgis.ProcessingSourceType.MapLayer},
         ),
         Parameter(
             PROCESSING_MODE, tr("Processing mode"), QgsProcessingParameterEnum,

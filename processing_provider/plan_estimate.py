@@ -25,6 +25,8 @@ from .inputs import InputRasters
 from .job_builder import DetectionPlan, complete_job
 from .job_run import start_run
 from .parameter_reader import ParameterReader
+from .picture_plan import settle_picture
+from .pixel_server import PixelServer, PixelSource
 from .raster_source import SourceRaster
 from .search_extent import search_extent
 from .text import tr
@@ -70,12 +72,15 @@ def estimate(reader: ParameterReader, raster: SourceRaster, package: ModelPackag
     arguments = resolve_arguments(definition, parse_arguments(reader.text(keys.ARGUMENTS))).values
     extent, _ = search_extent(reader, raster)
     area = raster.extent if extent is None else QgsRectangle(*extent)
+    side, mask = wanted_cell_size(reader, raster, area), _mask_extent(reader, raster)
+    if raster.by_qgis is not None:
+        searched = None if extent is None and mask is None else area if mask is None else area.intersect(mask)
+        raster, _ = settle_picture(raster, raster.by_qgis, definition, side, searched)
+        side = raster.cell_size
     place = None if raster.is_picture else ground_at(raster.crs, area.center(), raster.cell_size)
-    side = wanted_cell_size(reader, raster, area)
     if side is None:
         wanted = resolution(definition.cell_size, place[0], raster.cell_size) if place else None
         side = wanted.cell_size if wanted else raster.cell_size
-    mask = _mask_extent(reader, raster)
     if mask is not None:
         area = area.intersect(mask)
     width, height = (max(1, round(length / side)) for length in (area.width(), area.height()))
@@ -177,11 +182,14 @@ def estimate_text(plan: PlanEstimate) -> str:
     )
 
 
-def plan_run(plan: DetectionPlan, feedback: QgsProcessingFeedback) -> dict[str, Any] | None:
+def plan_run(
+    plan: DetectionPlan, sources: Mapping[str, PixelSource], feedback: QgsProcessingFeedback
+) -> dict[str, Any] | None:
     """Have the worker plan a run and try a tile, in any thread; None: it was cancelled.
 
     Args:
         plan: A plan whose job has `plan_only`.
+        sources: What reads the rasters that only QGIS can read, see `inputs.take_sources`.
         feedback: Asked whether to stop.
 
     Raises:
@@ -189,7 +197,8 @@ def plan_run(plan: DetectionPlan, feedback: QgsProcessingFeedback) -> dict[str, 
     """
     run = start_run(complete_job(plan))
     try:
-        outcome = run.execute(plan.interpreter, EventListener(feedback), feedback)
+        with PixelServer(sources, feedback) as pixels:
+            outcome = run.execute(plan.interpreter, EventListener(feedback), feedback, pixels)
     finally:
         run.release()
         run.remove()

@@ -16,6 +16,7 @@ from ..inference.errors import ModelIncompatibleError, RasterOpenError
 from ..inference.job import RasterItem
 from ..inference.models.definition import ModelDefinition
 from ..inference.models.fit_rules import NO_INKS, alpha_hint, are_inks, find_band
+from .picture_source import PictureFacts, band_facts, finest_side, picture_facts, picture_item, shown_name
 
 _EXPORT = "Save it as a file first: layer menu > Export > Save As, as raw data in GeoTIFF form."
 
@@ -47,10 +48,14 @@ class SourceRaster:
     """As `job.RasterItem.kind`."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """As `job.RasterItem.options`."""
+    by_qgis: PictureFacts | None = None
+    """What is special about a raster that QGIS reads for the worker; None: the worker reads it itself."""
 
     @property
     def item(self) -> RasterItem:
         """Give it as the job names it."""
+        if self.by_qgis is not None:
+            return picture_item(self.by_qgis, self.name, self.crs, self.band_names, self.dtype)
         return RasterItem(self.kind, self.connection, self.name, dict(self.options), self.crs_wkt)
 
     def band_index(self, band: int | str) -> int | None:
@@ -70,11 +75,7 @@ def source_raster(layer: QgsRasterLayer) -> SourceRaster:
         RasterOpenError: the worker could not read it, or its objects would have no place on the map.
     """
     if layer.providerType() != "gdal":
-        raise RasterOpenError(
-            f"The layer '{layer.name()}' comes from the data provider '{layer.providerType()}'; "
-            "Kestrel reads raster files.",
-            hint=_EXPORT,
-        )
+        return _picture(layer)
     connection = connection_string(layer.source())
     dataset = _open(layer.name(), connection)
     _check_place(layer, dataset)
@@ -119,6 +120,23 @@ def file_raster(name: str) -> SourceRaster:
             f"The raster '{name}' cannot be opened.", hint="Check the path, and that QGIS can open it as a layer."
         )
     return source_raster(layer)
+
+
+def _picture(layer: QgsRasterLayer) -> SourceRaster:
+    """Describe a layer that QGIS reads for the worker; at which resolution is settled later."""
+    facts = picture_facts(layer)
+    names, dtype = band_facts(layer.dataProvider())
+    return SourceRaster(
+        name=shown_name(layer),
+        connection="",
+        crs=layer.crs(),
+        extent=layer.extent(),
+        cell_size=finest_side(facts),
+        band_names=names,
+        has_palette=False,
+        dtype=dtype,
+        by_qgis=facts,
+    )
 
 
 def _given_crs(crs: QgsCoordinateReferenceSystem, dataset: Any) -> str:

@@ -79,9 +79,13 @@ install_qgis() {
 
 install_test_servers() {
     # The version that is installed, by name: another one would upgrade QGIS along with it.
-    local wanted=() version
+    local wanted=() version service
     version=$(dpkg-query -W -f='${Version}' python3-qgis 2>/dev/null || true)
     [ -z "$version" ] || [ -x /usr/lib/cgi-bin/qgis_mapserv.fcgi ] || wanted+=("qgis-server-bin=$version")
+    # The program's services are packages of their own.
+    for service in wms wmts wcs; do
+        [ -z "$version" ] || [ -e "/usr/lib/qgis/server/lib$service.so" ] || wanted+=("qgis-server-$service=$version")
+    done
     compgen -G '/usr/share/postgresql/*/extension/postgis.control' >/dev/null || wanted+=(postgresql postgresql-postgis)
     [ "${#wanted[@]}" -gt 0 ] || return 0
     command -v apt-get >/dev/null || return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from qgis.core import QgsApplication, QgsProcessingFeedback, QgsTask
@@ -12,6 +12,7 @@ from qgis.PyQt.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QVBoxL
 
 from ..inference.errors import InferenceError
 from ..processing_provider.job_builder import DetectionPlan
+from ..processing_provider.pixel_server import PixelSource
 from ..processing_provider.plan_estimate import PlanEstimate, estimate_text, plan_run, planned_text
 from ..processing_provider.text import to_plain, tr
 from .model_info import WARNING_COLOR
@@ -29,16 +30,16 @@ class TrialTask(QgsTask):
 
     ended = pyqtSignal(str)
 
-    def __init__(self, make_plan: Callable[[], DetectionPlan]) -> None:
+    def __init__(self, make_plan: Callable[[], DetectionPlan], sources: Mapping[str, PixelSource]) -> None:
         super().__init__(tr("Estimate the time of a detection"), QgsTask.Flag.CanCancel)
-        self._make_plan = make_plan
+        self._make_plan, self._sources = make_plan, sources
         self._feedback = QgsProcessingFeedback(False)
         self._text = ""
 
     def run(self) -> bool:
         """Work, in a thread."""
         try:
-            summary = plan_run(self._make_plan(), self._feedback)
+            summary = plan_run(self._make_plan(), self._sources, self._feedback)
         except InferenceError as error:
             self._text = str(error)
             return False
@@ -116,13 +117,14 @@ class PlanPanel(QFrame):
         """Tell whether a trial goes on."""
         return self._task is not None
 
-    def start(self, make_plan: Callable[[], DetectionPlan]) -> None:
+    def start(self, make_plan: Callable[[], DetectionPlan], sources: Mapping[str, PixelSource]) -> None:
         """Measure the time, in QGIS's task manager; it ends with this panel.
 
         Args:
             make_plan: Gives a plan whose job has `plan_only`; called in a thread.
+            sources: What reads the rasters that only QGIS can read, see `inputs.take_sources`.
         """
-        task = self._task = TrialTask(make_plan)
+        task = self._task = TrialTask(make_plan, sources)
         # To a method of this object and not to a function: Qt drops the connection when the dialog is gone.
         task.ended.connect(self._ended)
         self.destroyed.connect(lambda *_: _cancel(task))

@@ -10,6 +10,7 @@ from .access import RasterAccess
 from .band_order import same_bands
 from .gdal_pixels import GdalPixels
 from .mosaic import MosaicPixels
+from .picture import PicturePixels
 from .source import GridRequest, PixelSource
 from .upright import UprightPixels
 from .virtual_parts import check_parts
@@ -82,4 +83,4 @@ def _open_service(
     return (ImageServicePixels if is_image else MapServicePixels)(item, bands, grid, client)
 
 
-_OPENERS = {"gdal": _open_gdal, "image_service": _open_service}
+_OPENERS = {"gdal": _open_gdal, "image_service": _open_service, "picture": PicturePixels}

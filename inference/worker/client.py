@@ -20,15 +20,30 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Union
+from typing import IO, Callable, Union
 
-from ..errors import InferenceError, ProtocolError, WorkerCrashError, WorkerError, WorkerStartError, error_from_dict
-from ..events import Done, Failed, Objects, WasCanceled, WorkerEvent
+from ..errors import (
+    InferenceError,
+    ProtocolError,
+    RasterReadError,
+    WorkerCrashError,
+    WorkerError,
+    WorkerStartError,
+    error_from_dict,
+)
+from ..events import Done, Failed, Objects, PixelsWanted, WasCanceled, WorkerEvent
 from ..jobs import LOG_FILE, OBJECTS_PATTERN
+from ..pictures import Picture, check_wanted
+from ..secrets import Secrets
 from ..versions import SETUP_HINT
+from .control import CANCEL, PixelsAnswer, encode_answer, encode_secrets
 from .environment import child_environment
-from .protocol import CANCEL, MAX_LINE, read_event
+from .protocol import MAX_LINE, read_event
+
+NO_SECRETS = Secrets()
+"""For runs that sign in nowhere."""
 
 START_FILE = Path(__file__).with_name("__main__.py")
 
@@ -74,10 +89,13 @@ def run_worker(
     is_cancelled: Callable[[], bool],
     *,
     idle: Callable[[], None] | None = None,
+    secrets: Secrets = NO_SECRETS,
+    pixels: Callable[[PixelsWanted], Picture] | None = None,
 ) -> Done | WasCanceled:
     """Run the job of a folder in a process of its own, and wait for it.
 
-    The three callbacks are called in this thread. When one of them raises, the worker is ended and the error goes on.
+    The callbacks are called in this thread. When one of them raises, the worker is ended and the error goes on; only
+    a RasterReadError of `pixels` is handed to the worker.
 
     Args:
         interpreter: Python of the inference environment.
@@ -85,6 +103,9 @@ def run_worker(
         on_event: Gets every event but the last word, in order.
         is_cancelled: Asked all the time; once it is true, the worker is asked to end, and killed if it does not.
         idle: Called all the time.
+        secrets: What signs in to servers; goes through the pipe.
+        pixels: Gives the pixels that the worker asks for, within a limit of time, and soon once it is cancelled. No
+            event is handed on meanwhile.
 
     Returns:
         The last word: Done also when the cancel came too late.
@@ -97,15 +118,24 @@ def run_worker(
     """
     folder = folder.absolute()
     with _Worker(interpreter, folder) as worker:
-        word = _follow(worker, on_event, is_cancelled, idle or _do_nothing)
+        worker.send(encode_secrets(secrets))
+        word = _follow(worker, _Callbacks(on_event, is_cancelled, idle or _do_nothing, pixels))
     if isinstance(word, Failed):
         raise error_from_dict(word.error)
     return word
 
 
-def _follow(
-    worker: _Worker, on_event: Callable[[WorkerEvent], None], is_cancelled: Callable[[], bool], idle: Callable[[], None]
-) -> _LastWord:
+@dataclass(frozen=True)
+class _Callbacks:
+    """What `run_worker` was given."""
+
+    on_event: Callable[[WorkerEvent], None]
+    is_cancelled: Callable[[], bool]
+    idle: Callable[[], None]
+    pixels: Callable[[PixelsWanted], Picture] | None
+
+
+def _follow(worker: _Worker, host: _Callbacks) -> _LastWord:
     """Hand the events on until the last word. Once cancelled, any end but a success counts as canceled."""
     started = time.monotonic()
     kill_at = float("inf")
@@ -114,10 +144,10 @@ def _follow(
         now = time.monotonic()
         if now >= next_look:
             next_look = now + POLL_INTERVAL
-            idle()
-            if kill_at == float("inf") and is_cancelled():
+            host.idle()
+            if kill_at == float("inf") and host.is_cancelled():
                 kill_at = now + CANCEL_GRACE
-                worker.ask_to_cancel()
+                worker.send(CANCEL)
         if now >= kill_at:
             return WasCanceled()
         if not worker.has_spoken and now - started > START_LIMIT:
@@ -132,16 +162,67 @@ def _follow(
             return event
         if isinstance(event, Failed):
             return event if kill_at == float("inf") else WasCanceled()
-        if event is not None:
-            on_event(event)
+        if isinstance(event, PixelsWanted):
+            if kill_at == float("inf"):
+                worker.send(*encode_answer(_answer(event, host.pixels)))
+        elif event is not None:
+            host.on_event(event)
+
+
+def _answer(wanted: PixelsWanted, pixels: Callable[[PixelsWanted], Picture] | None) -> PixelsAnswer:
+    """Answer a request.
+
+    Raises:
+        ProtocolError: it cannot be meant so.
+    """
+    check_wanted(wanted)
+    if pixels is None:
+        raise ProtocolError("The worker asked for pixels, and nobody has any.")
+    try:
+        return PixelsAnswer(wanted.request, pixels(wanted))
+    except RasterReadError as error:
+        return PixelsAnswer(wanted.request, error=str(error))
 
 
 def _do_nothing() -> None:
     """Stand in for a missing `idle`."""
 
 
+class _Sender:
+    """Writes to the worker in a thread of its own: one that does not read holds up nobody but this."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        """Start with nothing to send."""
+        self._stream = stream
+        self._parts: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write, name="kestrel-worker-control", daemon=True)
+        self._thread.start()
+
+    def send(self, *parts: bytes) -> None:
+        """Send this after all that was sent before."""
+        for part in parts:
+            self._parts.put(part)
+
+    def close(self) -> None:
+        """Close the stream once all is sent; does not wait for it."""
+        self._parts.put(None)
+
+    def join(self, seconds: float) -> None:
+        """Wait until the stream is closed."""
+        self._thread.join(seconds)
+
+    def _write(self) -> None:
+        # A worker that is gone already is noticed elsewhere.
+        with contextlib.suppress(OSError):
+            while (part := self._parts.get()) is not None:
+                self._stream.write(part)
+                self._stream.flush()
+        with contextlib.suppress(OSError):
+            self._stream.close()
+
+
 class _Worker:
-    """The process and the thread that reads from it; leaving the context ends both."""
+    """The process and the threads that read from it and write to it; leaving the context ends them all."""
 
     def __init__(self, interpreter: str, folder: Path) -> None:
         """Start the process.
@@ -164,20 +245,22 @@ class _Worker:
             raise self.not_started(error.strerror or str(error)) from error
         self._reader = threading.Thread(target=self._read, name="kestrel-worker-events", daemon=True)
         self._reader.start()
+        if self._process.stdin is None or self._process.stdout is None:
+            raise self.not_started("it has no pipes")
+        self._sender = _Sender(self._process.stdin)
 
     def __enter__(self) -> _Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
         """End the process: after its last word with a short time to end by itself, otherwise at once."""
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
+        self._sender.close()
         if self._has_ended_its_work:
             self._drain(END_LIMIT)
         _kill_group(self._process)
         self._process.wait()
         self._drain(END_LIMIT)
+        self._sender.join(END_LIMIT)
         if not self._reader.is_alive() and self._process.stdout is not None:
             self._process.stdout.close()
 
@@ -197,12 +280,9 @@ class _Worker:
             with contextlib.suppress(queue.Empty):
                 self._lines.get(timeout=0.01)
 
-    def ask_to_cancel(self) -> None:
-        """Send the control word; a worker that is gone already is noticed elsewhere."""
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.write(CANCEL)
-                self._process.stdin.flush()
+    def send(self, *parts: bytes) -> None:
+        """Send a message, in its parts; never waits."""
+        self._sender.send(*parts)
 
     def next_event(self, timeout: float) -> WorkerEvent | None:
         """Give the next event, None when none comes in time.

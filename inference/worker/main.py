@@ -1,6 +1,6 @@
 """The worker process: runs one job from its folder, tells events on stdout, and listens on stdin.
 
-    fd 0  control from QGIS: `cancel`, or end of file when QGIS is gone; read by the watch thread
+    fd 0  control from QGIS (control.py), end of file when QGIS is gone; read by the watch thread
     fd 1  events; kept aside at the start, and then pointed at fd 2, so that a library's print cannot garble them
     fd 2  the job's log file
 
@@ -39,7 +39,9 @@ from ..events import Canceled, Done, Failed, Report, Started, WasCanceled, Worke
 from ..jobs import LOG_FILE, WORK_PREFIX, read_job
 from ..rasters.access import RasterAccess
 from ..versions import SETUP_HINT, check_floors, installed_versions
-from .protocol import CANCEL, encode_event, write_event
+from .control import ControlReader
+from .link import QgisLink
+from .protocol import encode_event, write_event
 
 Detect = Callable[..., "dict[str, Any]"]
 
@@ -48,6 +50,9 @@ ORPHAN_GRACE = 1.25
 
 ALWAYS_NEEDED = ("numpy", "rasterio", "shapely")
 """Libraries that no run does without; which others a model needs, its detector knows."""
+
+_AT_ONCE = 2**18
+"""Bytes that are read at a time of what QGIS sends."""
 
 _ON_GPU = re.compile(r"cuda|hip|mps|gpu|cublas", re.IGNORECASE)
 
@@ -123,9 +128,11 @@ def _run_job(folder: Path, load: Callable[[], Detect], report: Report, control: 
     with _work_folder(folder):
         detect = load()
         # After the imports: on Windows, loading a library can block while another thread waits on a standard stream.
-        cancel = threading.Event()
-        threading.Thread(target=_watch, args=(control, cancel), daemon=True).start()
-        return Done(detect(job, folder, report, cancel.is_set, RasterAccess(cancel.is_set)))
+        link = QgisLink(report)
+        threading.Thread(target=_watch, args=(control, link), daemon=True).start()
+        is_cancelled = link.cancelled.is_set
+        access = RasterAccess(is_cancelled, link.secrets(), ask=link.ask, report=report)
+        return Done(detect(job, folder, report, is_cancelled, access))
 
 
 # -- Surroundings of the run -------------------------------------------------------------------------------------------
@@ -165,17 +172,21 @@ def _work_folder(folder: Path) -> Iterator[None]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _watch(control: int, cancel: threading.Event) -> None:
+def _watch(control: int, link: QgisLink) -> None:
     """Listen to QGIS. At the end of file: ask the run to stop, and end the process if it does not.
 
     A native call that holds Python's global lock for longer delays this until it returns.
     """
-    pending = b""
-    while data := _read_control(control):
-        *lines, pending = (pending + data).split(b"\n")
-        if CANCEL.strip() in lines:
-            cancel.set()
-    cancel.set()
+    try:
+        reader = ControlReader()
+        while data := _read_control(control):
+            for message in reader.feed(data):
+                link.take(message)
+    except ProtocolError as error:
+        link.fail(error)
+        while _read_control(control):
+            """Nothing can be understood any more, but the end of file still counts."""
+    link.cancelled.set()
     time.sleep(ORPHAN_GRACE)
     _end_with_children()
 
@@ -201,7 +212,7 @@ def _read_control(control: int) -> bytes:
             pipe = msvcrt.get_osfhandle(control)
             while not _winapi.PeekNamedPipe(pipe)[0]:
                 time.sleep(0.1)
-        return os.read(control, 4096)
+        return os.read(control, _AT_ONCE)
     except OSError:
         return b""
 

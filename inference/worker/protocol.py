@@ -1,7 +1,7 @@
 """The language between QGIS and the worker.
 
 Worker to QGIS, on the worker's stdout: one event (events.py) a line, as JSON in ASCII.
-QGIS to worker, on its stdin: the line `cancel`. End of file means that QGIS is gone.
+QGIS to worker, on its stdin: control.py.
 
 QGIS imports this module: it needs nothing but the standard library.
 """
@@ -13,8 +13,6 @@ from typing import Any, BinaryIO
 
 from ..errors import ProtocolError
 from ..events import WorkerEvent, event_from_dict, event_to_dict
-
-CANCEL = b"cancel\n"
 
 MAX_LINE = 2**20
 """Bytes of the longest line, with its end."""
@@ -35,6 +33,12 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "count": int,
     "summary": dict,
     "error": dict,
+    "request": int,
+    "source": str,
+    "extent": list,
+    "width": int,
+    "height": int,
+    "again": int,
 }
 """What each member of an event may be."""
 

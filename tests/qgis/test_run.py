@@ -54,7 +54,8 @@ sys.exit(1)
 
 WAIT = """
 say("progress", done=1, total=100, objects=0)
-sys.stdin.readline()
+while sys.stdin.readline().strip() not in ("cancel", ""):
+    pass
 say("canceled")
 """
 

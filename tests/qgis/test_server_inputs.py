@@ -166,16 +166,25 @@ def test_lists_may_mix_servers_and_files() -> None:
 
 @pytest.mark.slow
 def test_a_run_on_a_service_and_on_an_item_finds_what_the_file_holds(
-    good: dict[str, Any], repository: Path, tmp_path: Path
+    good: dict[str, Any], repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scene, model = repository / DEMO, repository / CROWNS
-    with image_server(open_image(scene)) as arcgis, portal({}) as double:
-        double.items[ITEM] = Item("Image Service", url=arcgis.image)
+    import kestrel.processing_provider.credentials as credentials
+
+    monkeypatch.setattr(credentials, "signature", lambda authcfg, url: {"X-Esri-Authorization": "Bearer canary-9"})
+    scene, model, token = repository / DEMO, repository / CROWNS, {"token": "canary-9"}
+    with image_server(open_image(scene), **token) as arcgis, portal({}, **token) as double:
+        double.items[ITEM] = Item("Image Service", url=arcgis.image, private=True)
+        double.servers = [arcgis.server.url]
         inputs = [{"INPUT": str(scene)}, {"INPUT_SOURCE": arcgis.image},
                   {"INPUT_SOURCE": {"itemId": ITEM}, "PORTAL": double.server.url}]  # fmt: skip
         found = []
         for number, given in enumerate(inputs):
-            parameters = {"MODEL": str(model), "OUTPUT": str(tmp_path / f"{number}.gpkg"), **given}
+            parameters = {
+                "MODEL": str(model),
+                "OUTPUT": str(tmp_path / f"{number}.gpkg"),
+                **given,
+                "AUTHENTICATION": "abc1234",
+            }
             results, _ = algorithm().run(parameters, context(), Listener(), catchExceptions=False)
             layer = QgsVectorLayer(results["OUTPUT"], "", "ogr")
             found.append(sorted((feature.geometry().asWkt(3), feature["Class"]) for feature in layer.getFeatures()))
