@@ -202,8 +202,8 @@ def value_range(raster: SourceRaster, definition: ModelDefinition) -> tuple[floa
     Nine small windows are read: a look at the whole raster could take minutes, and QGIS's own statistics write a file
     beside the raster.
     """
-    is_file = raster.kind == "gdal" and raster.by_qgis is None
-    if not is_file or any(part in raster.connection for part in _REMOTE):
+    is_far = raster.kind != "gdal" or any(part in raster.connection for part in _REMOTE)
+    if raster.by_qgis is not None or is_far:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

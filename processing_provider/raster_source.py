@@ -44,12 +44,12 @@ class SourceRaster:
     """It has no place on a map; what QGIS takes for its coordinate reference system is somebody's guess."""
     crs_wkt: str = ""
     """The coordinate reference system that the layer was given in QGIS, where it is not the file's."""
+    by_qgis: PictureFacts | None = None
+    """What is special about a raster that QGIS reads for the worker; None: the worker reads it itself."""
     kind: str = "gdal"
     """As `job.RasterItem.kind`."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """As `job.RasterItem.options`."""
-    by_qgis: PictureFacts | None = None
-    """What is special about a raster that QGIS reads for the worker; None: the worker reads it itself."""
 
     @property
     def item(self) -> RasterItem:
@@ -105,23 +105,6 @@ def source_raster(layer: QgsRasterLayer) -> SourceRaster:
     )
 
 
-def file_raster(name: str) -> SourceRaster:
-    """Describe a raster that has no layer, in any thread.
-
-    Args:
-        name: What GDAL calls it.
-
-    Raises:
-        RasterOpenError: it cannot be opened, or the worker could not read it.
-    """
-    layer = QgsRasterLayer(name, Path(name).name, "gdal", QgsRasterLayer.LayerOptions(False))
-    if not layer.isValid():
-        raise RasterOpenError(
-            f"The raster '{name}' cannot be opened.", hint="Check the path, and that QGIS can open it as a layer."
-        )
-    return source_raster(layer)
-
-
 def _picture(layer: QgsRasterLayer) -> SourceRaster:
     """Describe a layer that QGIS reads for the worker; at which resolution is settled later."""
     facts = picture_facts(layer)
@@ -137,6 +120,23 @@ def _picture(layer: QgsRasterLayer) -> SourceRaster:
         dtype=dtype,
         by_qgis=facts,
     )
+
+
+def file_raster(name: str) -> SourceRaster:
+    """Describe a raster that has no layer, in any thread.
+
+    Args:
+        name: What GDAL calls it.
+
+    Raises:
+        RasterOpenError: it cannot be opened, or the worker could not read it.
+    """
+    layer = QgsRasterLayer(name, Path(name).name, "gdal", QgsRasterLayer.LayerOptions(False))
+    if not layer.isValid():
+        raise RasterOpenError(
+            f"The raster '{name}' cannot be opened.", hint="Check the path, and that QGIS can open it as a layer."
+        )
+    return source_raster(layer)
 
 
 def _given_crs(crs: QgsCoordinateReferenceSystem, dataset: Any) -> str:
