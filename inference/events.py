@@ -61,6 +61,14 @@ class Objects:
 
 
 @dataclass(frozen=True)
+class Item:
+    """One of several rasters that are searched one by one is over. `facts`: its name, and counts or an error."""
+
+    type: ClassVar[str] = "item"
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class PixelsWanted:
     """The worker asks QGIS for the pixels of a rectangle, see pictures.py; the answer names the request.
 
@@ -101,10 +109,11 @@ class Failed:
     error: dict[str, Any]
 
 
-WorkerEvent = Union[Started, Message, Progress, Objects, PixelsWanted, Done, WasCanceled, Failed]
+WorkerEvent = Union[Started, Message, Progress, Objects, PixelsWanted, Item, Done, WasCanceled, Failed]
 Report = Callable[[WorkerEvent], None]
 
-_BY_TYPE = {cls.type: cls for cls in (Started, Message, Progress, Objects, PixelsWanted, Done, WasCanceled, Failed)}
+_TYPES = (Started, Message, Progress, Objects, PixelsWanted, Item, Done, WasCanceled, Failed)
+_BY_TYPE = {cls.type: cls for cls in _TYPES}
 
 
 def event_to_dict(event: WorkerEvent) -> dict[str, Any]:

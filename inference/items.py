@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .errors import CredentialError, InferenceError, JobError, ModelIncompatibleError, RasterError, ServiceError
-from .events import Canceled, Message, Progress, Report, WorkerEvent
+from .events import Canceled, Item, Message, Progress, Report, WorkerEvent
 from .job import DetectionJob
 from .region import OUTSIDE
 from .results import SOURCE
@@ -19,6 +19,8 @@ Search = Callable[[DetectionJob, str, Report], "dict[str, Any]"]
 
 _OF_ONE = (RasterError, ModelIncompatibleError, ServiceError, CredentialError)
 """What may be wrong with one raster and right with the next. A network that is down is down for all of them."""
+_TOLD = ("objects", "class_counts", "tiles", "tiles_by_state", "seconds", "camera")
+"""What of a raster's summary is told of it: the rest is the same for all."""
 _SUMMED, _COUNTED = ("objects", "tiles"), ("class_counts", "tiles_by_state")
 _SAME_FOR_ALL = ("package", "argument", "model", "plan", "fit", "resolution")
 """Messages about the model; what several rasters have in common is told once."""
@@ -53,8 +55,10 @@ def search_items(job: DetectionJob, search: Search, report: Report, is_cancelled
                 raise
             tally.failed.append((item.shown, error))
             report(_left_out(item.shown, error, is_outside))
+            report(Item({"name": item.shown, "error": error.code, "text": str(error)}))
         else:
-            tally.add(item.shown, summary)
+            tally.done.append(summary)
+            report(Item({"name": item.shown, **{key: summary[key] for key in _TOLD if key in summary}}))
         teller.next()
     return tally.summary(report)
 
@@ -103,11 +107,8 @@ class _Teller:
 class _Tally:
     """What has become of the rasters so far."""
 
-    done: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    done: list[dict[str, Any]] = field(default_factory=list)
     failed: list[tuple[str, InferenceError]] = field(default_factory=list)
-
-    def add(self, name: str, summary: dict[str, Any]) -> None:
-        self.done.append((name, summary))
 
     def summary(self, report: Report) -> dict[str, Any]:
         """Give the summary of all.
@@ -123,19 +124,18 @@ class _Tally:
                 f"{len(failures)} of {len(self.done) + len(self.failed)} rasters could not be searched and are missing"
             )
             report(Message("warning", "items-failed", f"{text} from the result: {_names(failures)}."))
-        parts = [summary for _, summary in self.done]
+        parts = self.done
         sums = {key: sum(part[key] for part in parts) for key in _SUMMED if key in parts[0]}
         counts = {key: _added(part[key] for part in parts) for key in _COUNTED if key in parts[0]}
         fields = [entry for entry in parts[0].get("fields", ()) if entry["name"] != SOURCE]
+        first = {key: value for key, value in parts[0].items() if key != "camera"}
         return {
-            **parts[0],
+            **first,
             **sums,
             **counts,
             "fields": [{"name": SOURCE, "type": "text"}, *fields],
             "plan": _plan_of_all([part["plan"] for part in parts]),
             "seconds": round(sum(part["seconds"] for part in parts), 3),
-            "items": [_entry(name, part) for name, part in self.done]
-            + [{"name": name, "error": error.code, "text": str(error)} for name, error in self.failed],
         }
 
     def _nothing_done(self) -> InferenceError:
@@ -181,11 +181,6 @@ def _plan_of_all(plans: list[dict[str, Any]]) -> dict[str, Any]:
         "pixel_memory": max(plan["pixel_memory"] for plan in plans),
         "rasters": len(plans),
     }
-
-
-def _entry(name: str, summary: dict[str, Any]) -> dict[str, Any]:
-    wanted = ("objects", "class_counts", "tiles", "tiles_by_state", "seconds", "camera")
-    return {"name": name, **{key: summary[key] for key in wanted if key in summary}}
 
 
 def _names(failures: list[tuple[str, InferenceError]], most: int = 5) -> str:

@@ -137,7 +137,9 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
             reader = ParameterReader(self, parameters, context)
             self._model = remote_model(reader)
             if self._model is not None:
-                self._secrets = signed_in(input_list(reader), self._model, reader)
+                inputs = input_list(reader)
+                self._secrets = signed_in(inputs, self._model, reader)
+                self._sources = take_sources(reader, inputs)
                 self._service = service_target(reader, service_only(reader))
                 return True
             self._draft = make_draft(reader)
@@ -315,7 +317,8 @@ def _write(request: ParameterReader, story: _Story, feedback: QgsProcessingFeedb
     told = summary(
         RunStory(
             story.run.job, plan.package.definition, plan.raster.crs, plan.raster.extent, plan.raster.cell_size,
-            facts.placement.crs, story.told, story.listener.versions, story.begun, counts, written,
+            facts.placement.crs, story.told, story.listener.items, story.listener.versions, story.begun, counts,
+            written,
         )
     )  # fmt: skip
     if plan.targets.summary_file is not None:

@@ -7,12 +7,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from qgis.core import Qgis, QgsMessageLog, QgsProcessingException, QgsProcessingFeedback
 from qgis.PyQt.QtCore import QCoreApplication, QEventLoop, QThread
 
 from ..inference.errors import InferenceError
-from ..inference.events import Message, Objects, Progress, Started, WorkerEvent
+from ..inference.events import Item, Message, Objects, Progress, Started, WorkerEvent
 from .text import to_plain, tr
 
 _TEXT_INTERVAL = 5.0
@@ -24,6 +25,7 @@ class EventListener:
 
     Attributes:
         object_files: Files of finished objects, in the order in which they came.
+        items: What became of each raster, where several are searched one by one.
         versions: The worker's libraries.
     """
 
@@ -32,6 +34,7 @@ class EventListener:
         self._feedback = feedback
         self._next_text = 0.0
         self.object_files: list[Path] = []
+        self.items: list[dict[str, Any]] = []
         self.versions: dict[str, str] = {}
 
     def __call__(self, event: WorkerEvent) -> None:
@@ -42,6 +45,8 @@ class EventListener:
             self._message(event)
         elif isinstance(event, Objects):
             self.object_files.append(Path(event.path))
+        elif isinstance(event, Item):
+            self.items.append(event.facts)
         elif isinstance(event, Started):
             self.versions = dict(event.versions)
             versions = ", ".join(f"{name} {version}" for name, version in event.versions.items())

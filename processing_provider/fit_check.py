@@ -31,6 +31,7 @@ from ..inference.models.fit_rules import (
 from .cell_size import ground_at
 from .gdal_source import GdalSource, open_dataset
 from .raster_source import SourceRaster, check_bands, source_raster
+from .server_source import service_layer
 
 _REMOTE = ("/vsicurl", "/vsis3", "/vsigs", "/vsiaz", "/vsiadls", "/vsioss", "/vsiswift", "/vsihdfs", "/vsiwebhdfs")
 _SAMPLES = 3
@@ -63,13 +64,24 @@ class FitReport:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A layer that the worker could not read, and why; nothing in it is bound to the layer."""
+    """A layer that cannot be looked at here, and why; nothing in it is bound to the layer.
+
+    Attributes:
+        reason: Why.
+        is_possible: The worker could read it all the same.
+    """
 
     reason: str
+    is_possible: bool = False
 
 
 def look_at(layer: QgsRasterLayer) -> SourceRaster | Unreadable:
     """Describe a layer as plain values: it may be gone by the time they are used."""
+    if service_layer(layer) is not None:
+        text = (
+            f"The image service '{layer.name()}' is read with its own values; its server is asked when the run begins."
+        )
+        return Unreadable(text, is_possible=True)
     try:
         return source_raster(layer)
     except RasterOpenError as error:
@@ -79,7 +91,8 @@ def look_at(layer: QgsRasterLayer) -> SourceRaster | Unreadable:
 def fit_of(definition: ModelDefinition, raster: SourceRaster | Unreadable, cell_size: float | None = None) -> FitReport:
     """Compare a layer with a model; also where Kestrel cannot read it."""
     if isinstance(raster, Unreadable):
-        return FitReport(None, (raster.reason,), is_possible=False)
+        texts = () if raster.is_possible else (raster.reason,)
+        return FitReport(None, texts, raster.is_possible, remarks=(raster.reason,) if raster.is_possible else ())
     return fit_report(definition, raster, cell_size)
 
 

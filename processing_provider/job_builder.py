@@ -197,6 +197,9 @@ def with_rasters(
     if draft.inputs.servers:
         client = make_client(secrets, limits=FIRST_CONTACT, is_cancelled=lambda: not told(0, 0))
     inputs = opened(draft.inputs, draft.transforms, client, told, progress)
+    if client is not None:
+        secrets = _shared(secrets, client, inputs.owners)
+        client.close()
     raster = inputs.whole
     bands = chosen_bands(reader.text(keys.BANDS), raster, draft.package.definition)
     definition = with_bands(draft.package.definition, bands)
@@ -235,7 +238,7 @@ def with_rasters(
         mask=draft.mask,
         output_crs=output_crs,
         transforms=draft.transforms,
-        secrets=secrets if client is None else _shared(secrets, client, inputs.owners),
+        secrets=secrets,
         warnings=(
             *warnings,
             *targets.warnings,

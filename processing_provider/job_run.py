@@ -82,6 +82,7 @@ class JobRun:
             told = tr("The run {job} had begun to publish: delete its objects there, they carry its name in JobId.")
             feedback.pushWarning(told.format(job=self.job.job_id))
         listener.object_files.clear()
+        listener.items.clear()
         self._start_anew()
         return self._run(interpreter, listener, feedback, pixels, secrets)
 

@@ -13,6 +13,10 @@ Schema 1; names are only added, never renamed or taken away:
     device, versions    processor, and the worker's libraries
     tiling              tile_size, padding, stride, receptive_field_radius (pixels), is_exact
     accounting          tiles: planned = done + nodata + outside + quarantined
+    items               of rasters that were searched one by one, one each: name, and either objects, tiles, seconds and
+                        camera, or error (its code) and text
+    camera              of a photo without georeference: position [longitude, latitude], height, yaw, pitch, and
+                        footprint, a GeoJSON polygon in WGS 84 that is_approximate
     geometry            "box", "polygon", "point" or "line"
     objects             how many; classes: the same by class name
     outputs             one each: kind ("layer", "append" or "service"), target, count, and for a service url and itemId
@@ -80,6 +84,7 @@ class RunStory:
         cell_size: Of the raster, where the job has none.
         output_crs: Of the new layer.
         told: The worker's own summary.
+        items: What became of each raster, where they were searched one by one.
         versions: The worker's libraries.
         started: When the run began, UTC.
         counts: Objects by class name.
@@ -93,6 +98,7 @@ class RunStory:
     cell_size: float
     output_crs: QgsCoordinateReferenceSystem
     told: Mapping[str, Any]
+    items: Sequence[Mapping[str, Any]]
     versions: Mapping[str, str]
     started: datetime
     counts: Mapping[str, int]
@@ -126,6 +132,8 @@ def summary(story: RunStory) -> dict[str, Any]:
         "versions": dict(story.versions),
         "tiling": {name: told.get(name) for name in _TILING},
         "accounting": _accounting(told),
+        "items": list(story.items) or None,
+        "camera": told.get("camera"),
         "geometry": told.get("geometry"),
         "objects": sum(story.counts.values()),
         "classes": dict(story.counts),

@@ -11,6 +11,7 @@ from kestrel.inference.errors import ProtocolError
 from kestrel.inference.events import (
     Done,
     Failed,
+    Item,
     Message,
     Objects,
     Progress,
@@ -28,6 +29,7 @@ all_events = st.one_of(
     st.builds(Message, st.sampled_from(["info", "warning", "error"]), st.text(), st.text()),
     st.builds(Progress, st.integers(), st.integers(), st.integers(), rates, rates),
     st.builds(Objects, st.text(), st.integers()),
+    st.builds(Item, json_objects),
     st.builds(Done, json_objects),
     st.just(WasCanceled()),
     st.builds(Failed, json_objects),

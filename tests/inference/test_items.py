@@ -16,7 +16,7 @@ from rasterio.vrt import WarpedVRT
 
 from kestrel.inference import run as preparation
 from kestrel.inference.errors import JobError, ModelIncompatibleError, RasterChangedError, RasterOpenError
-from kestrel.inference.events import Canceled, Message, Progress
+from kestrel.inference.events import Canceled, Item, Message, Progress
 from kestrel.inference.results import SOURCE
 from kestrel.tests.fixtures.onnx_graphs import cell_network, random_network
 from kestrel.tests.fixtures.rasters import NORTH_UP, UTM, cells, items, noise, write_raster
@@ -45,6 +45,11 @@ def four(folder: Path, image: np.ndarray) -> list[Path]:
     """Write an image of 80 x 80 pixels as four parts that share a strip; the cell (5, 5) is cut by all inner edges."""
     places = {"a": (0, 0, 44, 44), "b": (40, 0, 40, 44), "c": (0, 40, 44, 40), "d": (44, 44, 36, 36)}
     return [part_of(folder, name, image, *place) for name, place in places.items()]
+
+
+def facts(result: Result) -> list[dict[str, Any]]:
+    """Give what was told of each raster."""
+    return [event.facts for event in result.events if isinstance(event, Item)]
 
 
 def search(folder: Path, model: Path, *rasters: Path, **members: Any) -> Result:
@@ -123,7 +128,7 @@ def test_one_by_one_each_raster_gives_what_its_own_run_gives(network: Path, tmp_
     alone = [search(tmp_path / path.stem, network, path) for path in parts]
     assert [row for each in alone for row in each.content()] == result.content()
     assert [path.name for path, each in zip(parts, alone) for _ in range(len(each))] == sources(result)
-    assert [len(each) for each in alone] == [entry["objects"] for entry in result.summary["items"]]
+    assert [len(each) for each in alone] == [entry["objects"] for entry in facts(result)]
     assert {"name": "Source", "type": "text"} == result.summary["fields"][0]
     total = {"objects": len(result), "tiles": sum(each.summary["tiles"] for each in alone)}
     assert total == {key: result.summary[key] for key in total}
@@ -146,7 +151,7 @@ def test_a_raster_that_cannot_be_used_is_named_and_stops_no_other(network: Path,
     assert ["b.tif", "c.tif"] == [name for text in warnings[:2] for name in ("b.tif", "c.tif") if name in text]
     assert warnings[-1].startswith("2 of 4 rasters could not be searched and are missing from the result: ")
     assert {"a.tif", "d.tif"} == set(sources(result))
-    assert ["raster-open", "model-incompatible"] == [e["error"] for e in result.summary["items"] if "error" in e]
+    assert ["raster-open", "model-incompatible"] == [e["error"] for e in facts(result) if "error" in e]
 
 
 def test_where_no_raster_can_be_used_the_run_fails(network: Path, tmp_path: Path) -> None:
@@ -254,7 +259,7 @@ def test_a_plan_of_several_rasters_adds_up(network: Path, tmp_path: Path) -> Non
     whole = search(tmp_path / "run", network, *parts, processing_mode="items")
     assert (4, whole.summary["tiles"]) == (result.summary["plan"]["rasters"], result.summary["plan"]["tiles"])
     assert 0 == len(result)
-    assert [entry["tiles"] for entry in whole.summary["items"]] == [entry["tiles"] for entry in result.summary["items"]]
+    assert [entry["tiles"] for entry in facts(whole)] == [entry["tiles"] for entry in facts(result)]
 
 
 def test_a_mosaic_of_which_a_part_changes_meanwhile_is_not_believed(network: Path, tmp_path: Path) -> None:

@@ -184,3 +184,10 @@ def test_blocks_that_hang_over_have_all_of_their_padding(grid: TileGrid) -> None
         assert tile.inner.right + grid.padding <= tile.outer.right
     assert owners.sum() == grid.area.width * grid.area.height
     assert owners.max() == 1
+
+
+@pytest.mark.parametrize("width", [200, 224, 255, 256])
+def test_a_raster_that_a_tile_sees_whole_is_one_tile_however_much_of_it_is_padding(width: int) -> None:
+    grid = TileGrid(width, 400, Window(0, 0, width, 400), 416, 128, 32, is_cropped=True)
+    assert 1 == len(grid)
+    assert Window(0, 0, width, 400) == grid[0].inner

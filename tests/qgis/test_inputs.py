@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from osgeo import gdal
-from qgis.core import QgsProcessingException, QgsProject, QgsRasterLayer
+from qgis.core import QgsProcessingException, QgsProject, QgsRasterLayer, QgsVectorLayer
 
 from kestrel.inference.events import Canceled
 from kestrel.processing_provider import detect_objects
@@ -270,3 +270,31 @@ def test_a_run_that_is_cancelled_while_it_looks_at_rasters_ends_as_cancelled(
     feedback.cancel()
     with pytest.raises(QgsProcessingException, match="Canceled"):  # in the main thread nobody else would notice
         owner.runPrepared(many, context(), feedback)
+
+
+@pytest.mark.slow
+def test_a_folder_searched_one_by_one_gives_objects_with_their_source_in_one_system(
+    repository: Path, tmp_path: Path
+) -> None:
+    scene, folder = str(repository / "resources" / "demo" / "OSBS_029.tif"), tmp_path / "scenes"
+    folder.mkdir()
+    shutil.copy(scene, folder / "a.tif")
+    gdal.Warp(str(folder / "b.tif"), scene, dstSRS="EPSG:4326")
+    (folder / "c.tif").write_bytes(b"damaged")
+    parameters = {**SEPARATELY, "INPUT_SOURCE": str(folder), "OUTPUT": str(tmp_path / "out.gpkg"),
+                  "MODEL": str(repository / "resources" / "models" / "tree_crowns.dlpk")}  # fmt: skip
+    listener = Listener()
+    results, _ = algorithm().run(parameters, context(), listener, catchExceptions=False)
+    layer = QgsVectorLayer(results["OUTPUT"], "", "ogr")
+    places: dict[str, list[Any]] = {}
+    for feature in layer.getFeatures():
+        places.setdefault(Path(feature["Source"]).name, []).append(feature.geometry().centroid().asPoint())
+    assert layer.crs().authid() == "EPSG:32617"
+    assert set(places) == {"a.tif", "b.tif"}
+    near = [min(one.distance(other) for other in places["a.tif"]) for one in places["b.tif"]]
+    assert sum(distance < 0.5 for distance in near) > 0.7 * len(near) > 30
+    assert any(level == "warning" and "c.tif was left out" in text for level, text in listener.said)
+    items = json.loads(results["SUMMARY"])["items"]
+    assert [(item["name"], item.get("error")) for item in items] == [
+        ("a.tif", None), ("b.tif", None), ("c.tif", "raster-open"),
+    ]  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from qgis.core import QgsProcessingException, QgsRasterLayer, QgsVectorLayer
 
+from kestrel.processing_provider.fit_check import fit_of, look_at
 from kestrel.processing_provider.input_text import sources_in
 from kestrel.processing_provider.job_builder import DetectionPlan, build_plan, make_draft, signed_in, with_rasters
 from kestrel.processing_provider.parameter_reader import ParameterReader
@@ -19,7 +20,7 @@ from kestrel.processing_provider.server_source import ServerSource, reference_sy
 from kestrel.tests.fixtures.servers.image_server import ArcGis, image_server
 from kestrel.tests.fixtures.servers.pixels import open_image
 from kestrel.tests.fixtures.servers.portal import ITEM, OTHER_ITEM, Item, Portal, portal
-from kestrel.tests.qgis.examples import Listener, algorithm, context, refusal, write_model, write_raster
+from kestrel.tests.qgis.examples import Listener, algorithm, context, definition, refusal, write_model, write_raster
 
 DEMO, CROWNS = Path("resources/demo/OSBS_029.tif"), Path("resources/models/tree_crowns.dlpk")
 
@@ -114,6 +115,7 @@ def test_a_layer_of_an_image_service_is_read_with_its_values(good: dict[str, Any
     assert found is not None
     assert (found.reference.value, found.item.name) == (arcgis.image, "the service")
     assert service_layer(QgsRasterLayer(uri.replace("ImageServer", "MapServer"), "a map", "arcgismapserver")) is None
+    assert fit_of(definition(), look_at(layer)).is_possible
     if layer.isValid():  # QGIS 3.40 reads the double; other versions may want more of it
         (item,) = plan({**good, "INPUT": layer}).job.rasters
         assert (item.kind, item.source, item.name) == ("image_service", arcgis.image, "the service")
@@ -164,16 +166,25 @@ def test_lists_may_mix_servers_and_files() -> None:
 
 @pytest.mark.slow
 def test_a_run_on_a_service_and_on_an_item_finds_what_the_file_holds(
-    good: dict[str, Any], repository: Path, tmp_path: Path
+    good: dict[str, Any], repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scene, model = repository / DEMO, repository / CROWNS
-    with image_server(open_image(scene)) as arcgis, portal({}) as double:
-        double.items[ITEM] = Item("Image Service", url=arcgis.image)
+    import kestrel.processing_provider.credentials as credentials
+
+    monkeypatch.setattr(credentials, "signature", lambda authcfg, url: {"X-Esri-Authorization": "Bearer canary-9"})
+    scene, model, token = repository / DEMO, repository / CROWNS, {"token": "canary-9"}
+    with image_server(open_image(scene), **token) as arcgis, portal({}, **token) as double:
+        double.items[ITEM] = Item("Image Service", url=arcgis.image, private=True)
+        double.servers = [arcgis.server.url]
         inputs = [{"INPUT": str(scene)}, {"INPUT_SOURCE": arcgis.image},
                   {"INPUT_SOURCE": {"itemId": ITEM}, "PORTAL": double.server.url}]  # fmt: skip
         found = []
         for number, given in enumerate(inputs):
-            parameters = {"MODEL": str(model), "OUTPUT": str(tmp_path / f"{number}.gpkg"), **given}
+            parameters = {
+                "MODEL": str(model),
+                "OUTPUT": str(tmp_path / f"{number}.gpkg"),
+                **given,
+                "AUTHENTICATION": "abc1234",
+            }
             results, _ = algorithm().run(parameters, context(), Listener(), catchExceptions=False)
             layer = QgsVectorLayer(results["OUTPUT"], "", "ogr")
             found.append(sorted((feature.geometry().asWkt(3), feature["Class"]) for feature in layer.getFeatures()))

@@ -14,6 +14,7 @@ from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kestrel.inference.events import Item
 from kestrel.inference.rasters.access import ALONE
 from kestrel.inference.rasters.camera import camera_frame, frame_of, ground_size, orientation_of
 from kestrel.inference.rasters.opening import open_pixels
@@ -47,6 +48,11 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("network")
     cell_network(folder / "cells.onnx", 3)
     return write_definition(folder, "cells.onnx", 3, input={"bands": [0, 1, 2], "scale": 1 / 255})
+
+
+def facts(result: Result) -> list[dict[str, Any]]:
+    """Give what was told of each raster."""
+    return [event.facts for event in result.events if isinstance(event, Item)]
 
 
 def search(folder: Path, model: Path, raster: Path, **members: Any) -> Result:
@@ -141,7 +147,8 @@ def test_a_folder_of_frames_gives_pixels_of_each_and_its_name(network: Path, tmp
     result = search(tmp_path, network, first, rasters=items(first, second), processing_mode="items")
     named = [own[SOURCE] for part in result.objects for own in part.attributes or []]
     assert [str(first)] * 5 + [str(second)] * 2 == named
-    assert [[9.0, 48.5], None] == [entry.get("camera", {}).get("position") for entry in result.summary["items"]]
+    assert "camera" not in result.summary
+    assert [[9.0, 48.5], None] == [entry.get("camera", {}).get("position") for entry in facts(result)]
 
 
 def test_pictures_are_no_mosaic_and_the_way_out_is_told(network: Path, tmp_path: Path) -> None:
