@@ -9,7 +9,7 @@ from typing import Any
 
 from qgis.core import QgsCoordinateReferenceSystem, QgsProcessingOutputLayerDefinition
 
-from ..inference.errors import CredentialError, NetworkError, ServiceError
+from ..inference.errors import InferenceError
 from ..inference.net.addresses import origin_of
 from ..inference.net.http import make_client
 from ..inference.net.limits import FIRST_CONTACT
@@ -100,16 +100,16 @@ def service_layers(values: Mapping[str, Any], translation: Translation, inputs: 
             layers[key] = feature_layer(url, signs)
         else:
             with _told_of(member):
-                layers[key] = grid_raster(member, url, make_client(secrets_for([(signs, url)]), limits=FIRST_CONTACT))
+                layers[key] = grid_raster(url, make_client(secrets_for([(signs, url)]), limits=FIRST_CONTACT))
     return layers
 
 
 @contextmanager
 def _told_of(member: str) -> Iterator[None]:
-    """Let what a server says begin with the member that names it."""
+    """Let what is wrong with a server begin with the member that names it."""
     try:
         yield
-    except (NetworkError, ServiceError, CredentialError) as error:
+    except InferenceError as error:
         error.message = f"The request's member '{member}': {error.message}"
         raise
 

@@ -27,7 +27,7 @@ _MEMBER_OF_WORDS = (
     (r"\bcell size\b|\bCELL_SIZE(?:_LAYER)?\b", "context.cellSize"),
     (r"\bGPU\b", "context.gpuId"),
     (r"\bOUTPUT(?:_SERVICE)?\b", "outputObjects"),
-    (r"\bINPUT(?:_SOURCE)?\b", "inputRaster"),
+    (r"\binput source\b|\bINPUT(?:_SOURCE)?\b", "inputRaster"),
     (r"\bfield\b", "confidenceScoreField, classValueField"),
 )
 """Words of what Kestrel and QGIS say of a parameter, for errors whose code does not tell the member."""

@@ -12,6 +12,9 @@ from urllib.parse import urlencode
 import pytest
 
 from kestrel.tests.fixtures.servers.base import Answer, Request, json_answer, serving
+from kestrel.tests.fixtures.servers.image_server import image_server
+from kestrel.tests.fixtures.servers.pixels import open_image
+from kestrel.tests.fixtures.servers.portal import ITEM, Item, portal
 from kestrel.tests.system.test_main_job import IMAGE, MODEL, ROOT, objects
 
 ALGORITHM = "kestrel:detectobjectsrequest"
@@ -105,6 +108,32 @@ def test_the_polygons_of_a_feature_service_are_a_mask(tmp_path: Path, run_qgis_p
     found = centres(output)
     assert len(found) > 10
     assert all(WEST <= x <= EAST and SOUTH <= y <= NORTH for x, y in found)
+
+
+@pytest.mark.slow
+def test_an_image_service_and_a_portals_model_give_the_objects_of_the_files(
+    tmp_path: Path, run_qgis_process: Callable[..., Any]
+) -> None:
+    item = Item("Deep Learning Package", name="trees.dlpk", data=MODEL.read_bytes())
+    plain, output = tmp_path / "plain.gpkg", tmp_path / "out.gpkg"
+    files = {"inputRaster": {"uri": str(IMAGE)}, "outputObjects": str(plain), "model": str(MODEL)}
+    with image_server(open_image(IMAGE)) as arcgis, portal({ITEM: item}) as online:
+        members = {
+            "inputRaster": {"url": arcgis.image},
+            "outputObjects": {"uri": str(output)},
+            "model": {"itemId": ITEM},
+            "context": {"cellSize": {"url": arcgis.image}},
+        }
+        for request in (files, members):
+            inputs = {"REQUEST": as_form(request), "PORTAL": f"{online.server.url}/portal"}
+            answer = run_qgis_process(
+                ["run", ALGORITHM, "-"],
+                stdin=json.dumps({"inputs": inputs}),
+                env={"KESTREL_CACHE": str(tmp_path / "c")},
+            )
+            assert answer.code == 0, answer.stderr
+    assert objects(output) == objects(plain)
+    assert len(objects(output)) == 66
 
 
 def test_a_refused_request_ends_with_an_error_code_and_the_members_name(run_qgis_process: Callable[..., Any]) -> None:
