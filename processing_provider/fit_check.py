@@ -92,7 +92,7 @@ def fit_report(definition: ModelDefinition, raster: SourceRaster, cell_size: flo
     """
     if raster.by_qgis is not None:
         return _picture_report(definition, raster)
-    place = ground_at(raster.crs, raster.extent.center(), raster.cell_size)
+    place = None if raster.is_picture else ground_at(raster.crs, raster.extent.center(), raster.cell_size)
     reading = None
     if place is not None and not cell_size:
         reading = resolution(definition.cell_size, place[0], raster.cell_size)
@@ -189,7 +189,8 @@ def value_range(raster: SourceRaster, definition: ModelDefinition) -> tuple[floa
     Nine small windows are read: a look at the whole raster could take minutes, and QGIS's own statistics write a file
     beside the raster.
     """
-    if raster.by_qgis is not None or any(part in raster.connection for part in _REMOTE):
+    is_far = raster.kind != "gdal" or any(part in raster.connection for part in _REMOTE)
+    if raster.by_qgis is not None or is_far:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

@@ -141,7 +141,8 @@ def _what_to_detect() -> tuple[Parameter, ...]:
             MODEL, tr("Model definition"), QgsProcessingParameterString,
             tr("The trained model: a .dlpk package, an .emd or .json definition that lies beside its weights, a model "
                "folder of Hugging Face, or a file that says enough by itself. The text of a definition in JSON works "
-               "too."),
+               'too, and so does an item of an ArcGIS portal, as the address of its page or as {"itemId": ...}: it is '
+               "downloaded once."),
             widget={"widget_type": MODEL_WIDGET},
         ),
         Parameter(

@@ -77,7 +77,7 @@ def estimate(reader: ParameterReader, raster: SourceRaster, package: ModelPackag
         searched = None if extent is None and mask is None else area if mask is None else area.intersect(mask)
         raster, _ = settle_picture(raster, raster.by_qgis, definition, side, searched)
         side = raster.cell_size
-    place = ground_at(raster.crs, area.center(), raster.cell_size)
+    place = None if raster.is_picture else ground_at(raster.crs, area.center(), raster.cell_size)
     if side is None:
         wanted = resolution(definition.cell_size, place[0], raster.cell_size) if place else None
         side = wanted.cell_size if wanted else raster.cell_size

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class SourceRaster:
 
     name: str
     connection: str
-    """GDAL connection string."""
+    """GDAL connection string, or the address of a service."""
     crs: QgsCoordinateReferenceSystem
     extent: QgsRectangle
     cell_size: float
@@ -45,13 +46,17 @@ class SourceRaster:
     """The coordinate reference system that the layer was given in QGIS, where it is not the file's."""
     by_qgis: PictureFacts | None = None
     """What is special about a raster that QGIS reads for the worker; None: the worker reads it itself."""
+    kind: str = "gdal"
+    """As `job.RasterItem.kind`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """As `job.RasterItem.options`."""
 
     @property
     def item(self) -> RasterItem:
         """Give it as the job names it."""
         if self.by_qgis is not None:
             return picture_item(self.by_qgis, self.name, self.crs, self.band_names, self.dtype)
-        return RasterItem("gdal", self.connection, self.name, crs_wkt=self.crs_wkt)
+        return RasterItem(self.kind, self.connection, self.name, dict(self.options), self.crs_wkt)
 
     def band_index(self, band: int | str) -> int | None:
         """Give the 0-based number in the file of a band that a model names; None where there is none."""
@@ -115,6 +120,23 @@ def _picture(layer: QgsRasterLayer) -> SourceRaster:
         dtype=dtype,
         by_qgis=facts,
     )
+
+
+def file_raster(name: str) -> SourceRaster:
+    """Describe a raster that has no layer, in any thread.
+
+    Args:
+        name: What GDAL calls it.
+
+    Raises:
+        RasterOpenError: it cannot be opened, or the worker could not read it.
+    """
+    layer = QgsRasterLayer(name, Path(name).name, "gdal", QgsRasterLayer.LayerOptions(False))
+    if not layer.isValid():
+        raise RasterOpenError(
+            f"The raster '{name}' cannot be opened.", hint="Check the path, and that QGIS can open it as a layer."
+        )
+    return source_raster(layer)
 
 
 def _given_crs(crs: QgsCoordinateReferenceSystem, dataset: Any) -> str:

@@ -17,7 +17,7 @@ from ..inference.net.portal import portal_url
 from . import parameters as keys
 from .credentials import secrets_for
 from .detect_objects import DetectObjectsAlgorithm
-from .job_builder import make_draft, with_rasters
+from .inputs import input_list, opened
 from .parameter_reader import ParameterReader
 from .rest_request.context import feature_layer
 from .rest_request.sources import addresses
@@ -115,11 +115,11 @@ def _told_of(member: str) -> Iterator[None]:
 
 
 def _cell_size(reader: ParameterReader) -> float:
-    draft = make_draft(reader)
-    if not draft.inputs.is_quick:
+    inputs = input_list(reader)
+    if not inputs.is_quick:
         raise refused(
             "context.cellSize.factor",
             "cannot be used with rasters on a server: how large their cells are is not known before the run",
             "Give the size as a number.",
         )
-    return with_rasters(draft, reader).raster.cell_size
+    return opened(inputs, reader.context.transformContext()).whole.cell_size

@@ -8,10 +8,13 @@ is then marked as deleted (qgis/QGIS issue 67401). Hence the rules in here:
 3. `createWidget` gives a bare container; the real widget is a child of it. Python keeps both: the container, too, gets
    a second wrapper, and its C++ side goes on asking the first one what it overrides.
 4. Signals are connected to lambdas, not to bound methods of the wrapper.
+5. A wrapper refers to the others of its window weakly, and to itself not at all: what the factory keeps lives as long
+   as QGIS, and a second wrapper that is freed after the first one takes QGIS along.
 """
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from qgis.core import (
@@ -29,6 +32,7 @@ from qgis.gui import (
     QgsProcessingGui,
     QgsProcessingParameterWidgetFactoryInterface,
 )
+from qgis.PyQt import sip
 from qgis.PyQt.QtWidgets import QVBoxLayout, QWidget
 
 from ..inference.errors import InferenceError
@@ -77,7 +81,7 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
         self._kind = kind
         self._container: QWidget | None = None
         self._chooser: ModelChooser | None = None
-        self._others: dict[str, Any] = {}
+        self._others: dict[str, weakref.ref[Any]] = {}
 
     def createWidget(self) -> QWidget:
         """Make the chooser."""
@@ -91,24 +95,32 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
             return
         for wrapper in wrappers:
             name = wrapper.parameterDefinition().name()
-            self._others[name] = wrapper
+            if name != MODEL:
+                self._others[name] = weakref.ref(wrapper)
             if name in _COMPARED:
                 wrapper.widgetValueHasChanged.connect(lambda *_: self._compare())
             if name in _PLANNED:
                 wrapper.widgetValueHasChanged.connect(lambda *_: self._expect_plan())
-        self._chooser.fit.has_cell_size = CELL_SIZE in self._others
+        self._chooser.fit.has_cell_size = self._other(CELL_SIZE) is not None
         self._chooser.cell_size_wanted.connect(lambda size: self._take_cell_size(size))
         self._chooser.changed.connect(lambda: self._expect_plan())
         self._chooser.plan.wanted.connect(lambda: self._show_plan())
         self._chooser.plan.trial_wanted.connect(lambda: self._try_tile())
         self._compare()
 
+    def _other(self, name: str) -> Any:
+        """Give the wrapper of another parameter of the window; None where there is none, or no more."""
+        reference = self._others.get(name)
+        wrapper = reference() if reference is not None else None
+        return wrapper if wrapper is not None and not sip.isdeleted(wrapper) else None
+
     def _compare(self) -> None:
-        if self._chooser is None or INPUT not in self._others:
+        raster_input = self._other(INPUT)
+        if self._chooser is None or raster_input is None:
             return
         # It owns the layer of a file that is in no project, as long as it lives.
         context = _context()
-        layer = _raster_layer(self._others[INPUT].parameterValue(), context)
+        layer = _raster_layer(raster_input.parameterValue(), context)
         raster = look_at(layer) if layer is not None and layer.isValid() else None
         size = _cell_size(self._reader(context), raster) if isinstance(raster, SourceRaster) else None
         self._chooser.compare_with(raster, size)
@@ -117,19 +129,21 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
     def _take_cell_size(self, size: float) -> None:
         context = _context()
         for name, value in ((CELL_SIZE_UNIT, CELL_SIZE_UNITS[0]), (CELL_SIZE_LAYER, None), (CELL_SIZE, size)):
-            if name in self._others:
-                self._others[name].setParameterValue(value, context)
+            other = self._other(name)
+            if other is not None:
+                other.setParameterValue(value, context)
         self._compare()
 
     def _reader(self, context: QgsProcessingContext, **others: Any) -> ParameterReader:
         """Give the values that the window shows now, as a run would read them."""
-        values = {name: wrapper.parameterValue() for name, wrapper in self._others.items() if name != MODEL}
+        wrappers = {name: self._other(name) for name in self._others}
+        values = {name: wrapper.parameterValue() for name, wrapper in wrappers.items() if wrapper is not None}
         values[MODEL] = self._chooser.value() if self._chooser is not None else ""
         algorithm = QgsApplication.processingRegistry().createAlgorithmById(_DETECTION)
         return ParameterReader(algorithm, {**values, **others}, context)
 
     def _expect_plan(self) -> None:
-        if self._chooser is not None and EXTENT in self._others:
+        if self._chooser is not None and self._other(EXTENT) is not None:
             self._chooser.plan.expect()
 
     def _show_plan(self) -> None:

@@ -65,6 +65,13 @@ class GdalPixels:
         self._bands = (1,) if self._palette is not None else resolve_bands(dataset, bands)
         # A band that is marked as transparency and read all the same shows something else: near infrared, mostly.
         is_alpha_read = any(dataset.colorinterp[band - 1] == ColorInterp.alpha for band in self._bands)
+        if is_alpha_read and stored is not dataset:
+            raise ModelIncompatibleError(
+                "A band that is marked as transparency (alpha) is read as an image, and other pixels than the raster's "
+                "own are asked for: GDAL would weigh the other bands by it.",
+                hint="Clear the mark first, with gdal_edit.py -colorinterp_4 undefined for the fourth band, or leave "
+                "cell size and snap raster empty.",
+            )
         self._ignores_mask = is_alpha_read or all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums)
         self._alpha = _alpha_band(dataset) if self._ignores_mask and not is_alpha_read else None
         self._band_names = _band_names(dataset)

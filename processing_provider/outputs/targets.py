@@ -94,6 +94,21 @@ def read_targets(
     return Targets(layer, append, service, _summary_file(reader), tuple(warnings), shown)
 
 
+def service_only(reader: ParameterReader) -> Targets:
+    """Read what can be read while the model is still on its portal: the feature service that gets the objects.
+
+    Raises:
+        JobError: the objects are to be appended to a layer, whose fields are compared with the model's.
+    """
+    if reader.is_given(keys.APPEND_TO):
+        raise JobError(
+            "APPEND_TO needs a model that lies on this computer: its fields are compared with the layer's first.",
+            hint="Download the item's model and give its path, or write a new layer.",
+        )
+    request = read_service_request(reader.text(keys.OUTPUT_SERVICE), read_field_map(reader.text(keys.FIELD_MAP)))
+    return Targets(None, service=request if isinstance(request, ServiceRequest) else None)
+
+
 def check_place(targets: Targets, crs: QgsCoordinateReferenceSystem, output: Path | None) -> None:
     """Check that the objects have a place in the layer that they are appended to, once their own is known.
 

@@ -10,7 +10,10 @@ from typing import Any
 from .draft import Draft, feature_class, is_address
 from .values import as_object, as_text, given, refused, unpacked
 
-INPUT_MEMBERS = ("itemId", "url", "uri", "itemIds", "urls", "uris", "renderingRule", "mosaicRule", "tiled_url")
+INPUT_MEMBERS = (
+    "itemId", "url", "uri", "itemIds", "urls", "uris", "renderingRule", "mosaicRule", "bandIds", "time", "tiled_url",
+)  # fmt: skip
+_RULES = ("renderingRule", "mosaicRule", "bandIds", "time")
 OUTPUT_MEMBERS = ("itemId", "url", "uri", "serviceProperties", "itemProperties")
 MODEL_MEMBERS = ("itemId", "url", "uri")
 DESCRIBED = ("serviceProperties", "itemProperties")
@@ -55,7 +58,7 @@ def translate_input(draft: Draft, member: str, value: Any) -> None:
             source["url"] = tiled
         else:
             draft.tell(f"{member}.tiled_url", "the pixels themselves are read, not their tiles")
-    if not set(source) - {"renderingRule", "mosaicRule"}:
+    if not set(source) - set(_RULES):
         raise refused(member, "names no raster", f"Write for example {EXAMPLES[member]}.")
     draft.values["INPUT_SOURCE"] = json.dumps(source, ensure_ascii=False)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from qgis.core import (
     QgsApplication,
-    QgsAuthMethodConfig,
     QgsProcessing,
     QgsProcessingAlgorithm,
     QgsProcessingAlgRunnerTask,
@@ -165,17 +164,9 @@ def portal() -> Iterator[tuple[FeatureServer, Server]]:
 
 
 @pytest.fixture(scope="module")
-def sign_in() -> str:
+def sign_in(sign_with: Callable[..., str]) -> str:
     """An authentication configuration with the portal's token."""
-    manager = QgsApplication.authManager()
-    assert manager.setMasterPassword("test", True)
-    config = QgsAuthMethodConfig()
-    config.setName("the portal of requests")
-    config.setMethod("EsriToken")
-    config.setConfig("token", TOKEN)
-    stored = manager.storeAuthenticationConfig(config)
-    assert stored[0] if isinstance(stored, tuple) else stored
-    return str(config.id())
+    return sign_with("EsriToken", token=TOKEN)
 
 
 @pytest.fixture

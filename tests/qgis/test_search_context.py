@@ -275,6 +275,16 @@ def test_the_output_has_the_crs_that_was_asked_for(good: dict[str, Any]) -> None
         job_of({**good, "OUTPUT_CRS": "EPSG:123456"})
 
 
+@pytest.mark.parametrize("epsg", [None, 4326], ids=["a photo", "beyond the poles"])
+def test_an_output_crs_that_objects_cannot_be_converted_to_is_refused_before_the_run(
+    tmp_path: Path, good: dict[str, Any], epsg: int | None
+) -> None:
+    transform = None if epsg is None else (10, 1, 0, 200, 0, -1)
+    raster = write_raster(tmp_path / "r.tif", epsg=epsg, transform=transform)
+    with pytest.raises(JobError, match=r"cannot be converted to EPSG:3857"):
+        job_of({**good, "INPUT": raster, "OUTPUT_CRS": "EPSG:3857"})
+
+
 def test_an_object_on_the_date_line_does_not_span_the_world() -> None:
     systems = [QgsCoordinateReferenceSystem(name) for name in ("EPSG:3832", "EPSG:4326")]
     middle = 30 * 111_319.49079  # the date line, in a Mercator around 150 degrees east

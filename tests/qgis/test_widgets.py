@@ -281,6 +281,16 @@ def test_what_a_container_asks_in_python_lives_as_long_as_it(kind: Any, monkeypa
     assert all(first() is not widget for first, widget in zip(made, window.widgets.values()))
 
 
+def test_what_the_factory_keeps_does_not_keep_the_other_wrappers_of_a_window() -> None:
+    """The model's wrapper lives as long as QGIS: what it held would be freed in an order that crashes."""
+    window = Window(DIALOG, ("INPUT", "MODEL", "ARGUMENTS", "CELL_SIZE", "EXTENT"))
+    wrappers = [weakref.ref(wrapper) for wrapper in window.wrappers.values()]
+    window.close()
+    del window
+    gc.collect()
+    assert [reference() for reference in wrappers] == [None] * 5
+
+
 def test_windows_open_and_close_many_times_without_an_error(model: str) -> None:
     found = []
     for number in range(25):
