@@ -211,7 +211,7 @@ def with_rasters(
         searched = searched_area(raster, extent, draft.mask, draft.transforms)
         inputs, remarks = settle_pictures(inputs, definition, cell_size, searched, draft.transforms)
         raster = inputs.whole
-        cell_size = raster.cell_size if raster.by_qgis is not None else cell_size
+        cell_size = raster.cell_size if raster.by_qgis is not None and not inputs.is_separate else cell_size
     output_crs = chosen_crs(reader, raster) or raster.crs
     targets = draft.targets
     output = output_file(targets.layer)

@@ -40,7 +40,7 @@ _MARGIN = 256
 _ALIGNED = 256
 """The grid begins at a multiple of so many pixels: the same pixels, whatever is searched."""
 _DIGITS = 16
-_SECRET = re.compile("auth|pass|user|key|token|secret|sig|code", re.IGNORECASE)
+_SIGNS_IN = re.compile("auth|pass|user|key|token|secret|sig|code", re.IGNORECASE)
 """Part of the names of what signs in."""
 
 COLORS = ("Red", "Green", "Blue")
@@ -179,7 +179,7 @@ def reference_of(kind: str, source: str) -> str:
 
 
 def _is_secret(name: str) -> bool:
-    return _SECRET.search(name) is not None
+    return _SIGNS_IN.search(name) is not None
 
 
 def _without_secrets(text: str) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ class PicturePixels:
             "searched": a rectangle around what is searched, likewise;
             "bands": names; "dtype"; "nodata": a number or None;
             "block": side of the blocks to ask for, in pixels;
-            "any_grid": whether QGIS reads it as well on another grid;
+            "any_grid": whether QGIS reads it as well on another grid, or only with these pixels, whatever their size;
             "is_remote": whether a server is behind it.
         bands: Which of its bands, in which order: 0-based numbers, or names.
         grid: The grid of pixels to read.
@@ -316,6 +317,8 @@ def _grid(item: RasterItem, options: _Options, request: GridRequest) -> TargetGr
         raise JobError(f"The raster '{item.shown}' has a grid that QGIS cannot read.")
     if not item.crs_wkt:
         raise RasterOpenError(f"The layer '{item.shown}' has no coordinate reference system.")
+    if not item.options.get("any_grid"):
+        request = replace(request, cell_size=None)  # QGIS has settled on one that its server has
     grid = wanted_grid(transform, width, height, item.crs_wkt, request)
     if is_same_grid(grid, transform, width, height):
         return TargetGrid(width, height, transform, item.crs_wkt)
@@ -323,7 +326,7 @@ def _grid(item: RasterItem, options: _Options, request: GridRequest) -> TargetGr
     if not item.options.get("any_grid") or not is_straight or grid.crs_wkt != item.crs_wkt:
         raise RasterOpenError(
             f"The layer '{item.shown}' can only be read with its own pixels.",
-            hint="Leave the cell size, the snap raster and further rasters out, or save the layer as a GeoTIFF first.",
+            hint="Leave the snap raster and further rasters out, or save the layer as a GeoTIFF first.",
         )
     return grid
 

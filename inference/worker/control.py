@@ -91,6 +91,11 @@ class ControlReader:
         self._pending = bytearray()
         self._header: dict[str, Any] | None = None
 
+    @property
+    def is_inside(self) -> bool:
+        """Tell whether a message has begun and is not whole: the rest of it is on its way."""
+        return self._header is not None or bool(self._pending)
+
     def feed(self, data: bytes) -> Iterator[ControlMessage]:
         """Take the next bytes, and give the messages that are whole with them.
 

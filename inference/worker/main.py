@@ -179,12 +179,12 @@ def _watch(control: int, link: QgisLink) -> None:
     """
     try:
         reader = ControlReader()
-        while data := _read_control(control):
+        while data := _read_control(control, is_coming=reader.is_inside):
             for message in reader.feed(data):
                 link.take(message)
     except ProtocolError as error:
         link.fail(error)
-        while _read_control(control):
+        while _read_control(control, is_coming=False):
             """Nothing can be understood any more, but the end of file still counts."""
     link.cancelled.set()
     time.sleep(ORPHAN_GRACE)
@@ -201,16 +201,21 @@ def _end_with_children() -> NoReturn:
     os._exit(1)
 
 
-def _read_control(control: int) -> bytes:
-    """Give what QGIS sent next, empty at the end of file."""
+def _read_control(control: int, *, is_coming: bool) -> bytes:
+    """Give what QGIS sent next, empty at the end of file.
+
+    Args:
+        control: The descriptor.
+        is_coming: More is sure to come at once.
+    """
     try:
         if sys.platform == "win32":
             import _winapi
             import msvcrt
 
-            # Never a waiting read: a library that is loaded meanwhile may ask for the pipe's type, and would wait, too.
+            # No long waiting read: a library that is loaded meanwhile may ask for the pipe's type, and would wait, too.
             pipe = msvcrt.get_osfhandle(control)
-            while not _winapi.PeekNamedPipe(pipe)[0]:
+            while not is_coming and not _winapi.PeekNamedPipe(pipe)[0]:
                 time.sleep(0.1)
         return os.read(control, _AT_ONCE)
     except OSError:

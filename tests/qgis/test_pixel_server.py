@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 from osgeo import gdal
 from qgis.core import (
+    QgsApplication,
+    QgsAuthMethodConfig,
     QgsMapLayer,
     QgsProcessingFeedback,
     QgsProject,
@@ -27,6 +30,8 @@ from kestrel.processing_provider import pixel_server as pixel_server_module
 from kestrel.processing_provider.drawn_source import drawn_raster, take_drawn
 from kestrel.processing_provider.picture_source import picture_facts, reference_of, take_source
 from kestrel.processing_provider.pixel_server import PixelServer, PixelSource
+from kestrel.tests.fixtures.servers.image_server import image_server
+from kestrel.tests.fixtures.servers.pixels import open_image
 from kestrel.tests.fixtures.servers.qgis_server import QgisServer, qgis_server, without_nodata
 from kestrel.tests.fixtures.servers.scene import IMAGE
 from kestrel.tests.fixtures.servers.xyz_server import XyzServer, resolution, serving
@@ -230,6 +235,47 @@ def test_an_error_of_a_wms_is_a_failure_although_its_status_is_200(services: Qgi
     source = source_of(broken if broken.isValid() else made)
     picture = asked(source, (0.0, 0.0, 10.0, 10.0), 10, 10)
     assert not cover_of(picture).any()
+
+
+@pytest.mark.parametrize("is_tiled", [False, True])
+def test_a_map_service_of_arcgis_gives_the_pixels_that_it_draws(
+    services: QgisServer, image: Any, is_tiled: bool
+) -> None:
+    with image_server(open_image(services.image)) as arcgis:
+        address = arcgis.tiled if is_tiled else arcgis.map
+        made = layer(f"crs='EPSG:32617' format='PNG32' layer='' url='{address}'", "arcgismapserver")
+        facts = picture_facts(made)
+        assert (facts.is_tiled, facts.resolutions[:1]) == (is_tiled, (0.1,) if is_tiled else ())
+        # Beyond the image, too: there is no pixel.
+        bounds = (404211.9 - 2, 3285142.9 - 20, 404211.9 + 28, 3285142.9 + 1)
+        picture = asked(take_source(made, facts), bounds, 300, 210)
+        assert np.array_equal(pixels_of(picture)[:, 10:, 20:], image[:, :200, :280])
+        assert cover_of(picture)[10:, 20:].all() and not cover_of(picture)[:10].any()
+        arcgis.settings = replace(arcgis.settings, token="needed")
+        with pytest.raises(RasterReadError, match="a page or a message instead of a picture"):
+            asked(take_source(made, facts), (404240.0, 3285110.0, 404250.0, 3285120.0), 100, 100)
+
+
+# -- Credentials -------------------------------------------------------------------------------------------------------
+
+
+def test_the_authentication_of_a_layer_signs_its_requests_and_stays_in_qgis(
+    tiles: XyzServer, qgis_app: QgsApplication
+) -> None:
+    manager = qgis_app.authManager()
+    assert manager.setMasterPassword("of the tests", True)
+    config = QgsAuthMethodConfig()
+    config.setName("tiles")
+    config.setMethod("Basic")
+    config.setConfig("username", "me")
+    config.setConfig("password", "canary")
+    manager.storeAuthenticationConfig(config)
+    made = layer(f"{tiles.uri}&authcfg={config.id()}", "wms")
+    facts = picture_facts(made)
+    picture = asked(take_source(made, facts), tiles.bounds, 512, 512)
+    assert np.array_equal(pixels_of(picture).transpose(1, 2, 0), tiles.pixels)
+    assert {request.headers.get("authorization") for request in tiles.server.asked} == {"Basic bWU6Y2FuYXJ5"}
+    assert config.id() not in repr(facts)
 
 
 # -- Values ------------------------------------------------------------------------------------------------------------

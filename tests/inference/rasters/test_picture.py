@@ -166,7 +166,9 @@ def test_another_grid_is_asked_for_where_qgis_can_give_any() -> None:
     pixels, _ = Host(IMAGE).open(grid=GridRequest(cell_size=1.0), any_grid=True).read(Window(0, 0, 50, 45))
     assert np.array_equal(pixels, IMAGE[:, 1::2, 1::2])
     with pytest.raises(RasterOpenError, match="own pixels"):
-        Host(IMAGE).open(grid=GridRequest(cell_size=1.0))
+        Host(IMAGE).open(grid=GridRequest(snap=(0.2, 0.2)))
+    pixels, _ = Host(IMAGE).open(grid=GridRequest(cell_size=1.0)).read(Window(0, 0, 100, 90))
+    assert np.array_equal(pixels, IMAGE)  # QGIS has chosen the nearest size that there is
     elsewhere = TargetGrid(10, 10, Affine(1, 0.5, 0, 0.5, -1, 0), UTM)
     with pytest.raises(RasterOpenError, match="own pixels"):
         Host(IMAGE).open(grid=GridRequest(target=elsewhere), any_grid=True)
