@@ -20,8 +20,6 @@ def take_secrets(inputs: InputList) -> Secrets:
     """
     sources = [gdal_source(found) if isinstance(found, str) else found.source for found in inputs.sources]
     given = [source for source in sources if source is not None]
-    wanted = [(source.authcfg, source.address) for source in given if source.address]
+    wanted = [(source.authcfg, source.address or source.store) for source in given if source.address or source.store]
     gdal = {source.connection: dict(source.secret) for source in given if source.secret}
-    if not wanted and not gdal:
-        return Secrets()
-    return secrets_for(wanted, gdal)
+    return secrets_for(wanted, gdal) if wanted or gdal else Secrets()
