@@ -13,6 +13,7 @@
     ├── RasterError
     │   ├── RasterOpenError
     │   ├── RasterReadError             window
+    │   │   └── RasterFetchError        its pixels did not come from their server; they may come another time
     │   └── RasterChangedError          its content is not what it was when the run began
     ├── DeviceError
     │   ├── DeviceUnavailableError
@@ -140,6 +141,12 @@ class RasterReadError(RasterError):
     """A window of the raster cannot be read."""
 
     code = "raster-read"
+
+
+class RasterFetchError(RasterReadError):
+    """A window's pixels did not come from their server, and may come another time."""
+
+    code = "raster-fetch"
 
 
 class RasterChangedError(RasterError):

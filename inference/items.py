@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .errors import InferenceError, JobError, ModelIncompatibleError, RasterError
+from .errors import CredentialError, InferenceError, JobError, ModelIncompatibleError, RasterError, ServiceError
 from .events import Canceled, Message, Progress, Report, WorkerEvent
 from .job import DetectionJob
 from .region import OUTSIDE
@@ -17,7 +17,10 @@ from .results import SOURCE
 Search = Callable[[DetectionJob, str, Report], "dict[str, Any]"]
 """Runs the job of one raster in a folder of that name; gives the summary."""
 
-_SAME_FOR_ALL = ("package", "argument", "model", "plan", "fit")
+_OF_ONE = (RasterError, ModelIncompatibleError, ServiceError, CredentialError)
+"""What may be wrong with one raster and right with the next. A network that is down is down for all of them."""
+_SUMMED, _COUNTED = ("objects", "tiles"), ("class_counts", "tiles_by_state")
+_SAME_FOR_ALL = ("package", "argument", "model", "plan", "fit", "resolution")
 """Messages about the model; what several rasters have in common is told once."""
 
 
@@ -44,7 +47,7 @@ def search_items(job: DetectionJob, search: Search, report: Report, is_cancelled
         report(Message("info", "item", f"Raster {number + 1} of {len(job.rasters)}: {item.shown}"))
         try:
             summary = search(replace(job, rasters=(item,)), f"item-{number + 1:05d}", teller)
-        except (RasterError, ModelIncompatibleError, JobError) as error:
+        except (*_OF_ONE, JobError) as error:
             is_outside = error.context.get("reason") == OUTSIDE
             if isinstance(error, JobError) and not is_outside:
                 raise
@@ -121,22 +124,16 @@ class _Tally:
             )
             report(Message("warning", "items-failed", f"{text} from the result: {_names(failures)}."))
         parts = [summary for _, summary in self.done]
-        if "class_counts" not in parts[0]:
-            return {**parts[0], "tiles": sum(part["tiles"] for part in parts), "plan": _plan_of(parts)}
-        counts, states = Counter[str](), Counter[str]()
-        for part in parts:
-            counts.update(part["class_counts"])
-            states.update(part["tiles_by_state"])
-        fields = [entry for entry in parts[0]["fields"] if entry["name"] != SOURCE]
+        sums = {key: sum(part[key] for part in parts) for key in _SUMMED if key in parts[0]}
+        counts = {key: _added(part[key] for part in parts) for key in _COUNTED if key in parts[0]}
+        fields = [entry for entry in parts[0].get("fields", ()) if entry["name"] != SOURCE]
         return {
             **parts[0],
-            "objects": sum(part["objects"] for part in parts),
+            **sums,
+            **counts,
             "fields": [{"name": SOURCE, "type": "text"}, *fields],
-            "class_counts": dict(counts),
-            "tiles": sum(part["tiles"] for part in parts),
-            "tiles_by_state": dict(states),
+            "plan": _plan_of_all([part["plan"] for part in parts]),
             "seconds": round(sum(part["seconds"] for part in parts), 3),
-            "plan": _plan_of(parts),
             "items": [_entry(name, part) for name, part in self.done]
             + [{"name": name, "error": error.code, "text": str(error)} for name, error in self.failed],
         }
@@ -160,6 +157,28 @@ def _plan_of(parts: list[dict[str, Any]]) -> dict[str, Any]:
         **plans[0],
         **{name: sum(plan[name] for plan in plans) for name in ("tiles", "outside")},
         "seconds": None if None in seconds else round(sum(seconds), 3),
+        "rasters": len(plans),
+    }
+
+
+def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total = Counter[str]()
+    for part in counts:
+        total.update(part)
+    return dict(total)
+
+
+def _plan_of_all(plans: list[dict[str, Any]]) -> dict[str, Any]:
+    """Give the plan of all: what is done adds up, what is needed at a time does not."""
+    seconds, memory = [plan["seconds"] for plan in plans], [plan["memory"] for plan in plans]
+    return {
+        **plans[0],
+        "tiles": sum(plan["tiles"] for plan in plans),
+        "outside": sum(plan["outside"] for plan in plans),
+        "is_counted": all(plan["is_counted"] for plan in plans),
+        "seconds": None if None in seconds else round(sum(seconds), 3),
+        "memory": None if None in memory else max(memory),
+        "pixel_memory": max(plan["pixel_memory"] for plan in plans),
         "rasters": len(plans),
     }
 

@@ -43,8 +43,8 @@ class Outlook:
         ground: The same in metres on the ground; None: not known.
         area_width, area_height: Of the searched window, in pixels.
         tiles: That will be looked at, those without data among them: these are found while running.
-        outside: Tiles that lie outside the mask and are skipped.
-        is_counted: Every tile was compared with the mask; otherwise the two numbers are estimates.
+        outside: Tiles that lie outside the searched area and are skipped.
+        is_counted: Every tile was looked at; otherwise the two numbers are estimates.
         seconds: For all tiles, from a trial tile; None: none was run.
         memory: In bytes, of the worker and its pixels; None: not known on this system.
         pixel_memory: Of the pixels alone.
@@ -77,7 +77,7 @@ class Outlook:
             parts.append(f", of which {self.area_width} x {self.area_height} are searched")
         parts.append(f": {about}{_count(self.tiles, 'tile')}")
         if self.outside:
-            parts.append(f" to look at, and {about}{self.outside} outside the mask that are skipped")
+            parts.append(f" to look at, and {about}{self.outside} outside the searched area that are skipped")
         parts.append(". Tiles without data are found, and skipped, while the run goes on.")
         if self.seconds is not None:
             parts.append(f" A trial tile says: about {duration(self.seconds)}.")
@@ -105,7 +105,8 @@ def look_ahead(run: Run, is_cancelled: Callable[[], bool]) -> Outlook:
     if is_cancelled():
         raise Canceled
     trial = None
-    if run.job.plan_only or touched.count >= _FEWEST_FOR_TRIAL:
+    is_one_of_many = run.job.processing_mode == "items"
+    if run.job.plan_only or (touched.count >= _FEWEST_FOR_TRIAL and not is_one_of_many):
         trial = _trial(run, touched, is_cancelled)
     if is_cancelled():
         raise Canceled

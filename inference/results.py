@@ -17,6 +17,7 @@ from .detections import Detections, of_dimension, shapes_of
 from .errors import DiskFullError, OutputError
 from .events import Canceled, Objects, Report
 from .georeference import angles_of, boxes_to_map, rings_to_wkb, shapes_to_wkb
+from .job import RasterItem
 from .joining import join_fragments
 from .journal import Journal
 from .merge import Band, Found, Rule, join, rule_of, strongest_first, suppress
@@ -208,9 +209,19 @@ def _to_map(run: Run, found: Found, project: Project | None) -> MapObjects:
         wkb = shapes_to_wkb(d.shapes, transform, project)
     attributes = None if d.attributes is None else list(d.attributes)
     if run.job.processing_mode == "items":
-        source = run.job.rasters[0].address
+        source = _source_of(run.job.rasters[0])
         attributes = [{**own, SOURCE: source} for own in attributes or [{}] * len(found)]
     return MapObjects(wkb, d.scores, d.labels, found.tiles, _is_cut(run, found), attributes)
+
+
+def _source_of(item: RasterItem) -> str:
+    """Give what the field Source says: a path, an address, or the address of one raster of a mosaic.
+
+    Source: ArcGIS REST API, "Raster catalog item": <service>/<id>.
+    """
+    rule = item.options.get("mosaicRule")
+    numbers = rule.get("lockRasterIds") if isinstance(rule, dict) else None
+    return f"{item.address}/{numbers[0]}" if isinstance(numbers, list) and len(numbers) == 1 else item.address
 
 
 def _is_cut(run: Run, found: Found) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ import numpy as np
 import shapely
 
 from .detections import Detections, shapes_of
-from .errors import InferenceError, ModelError, RasterReadError, TileError
+from .errors import InferenceError, ModelError, RasterFetchError, RasterReadError, TileError
 from .events import Message, Progress, Report
 from .joining import touches_inner
 from .journal import Journal, TileResult, TileState
@@ -144,6 +144,10 @@ _QUARANTINES = {
         "could not be read",
         "The raster is damaged there: copy it again from its source, and run the detection for that extent.",
     ),
+    RasterFetchError.code: (
+        "did not come from their server",
+        "Run the detection again for that extent when the server answers well.",
+    ),
     TileError.code: ("made the model's own program fail", "The run's log holds what it said."),
 }
 
@@ -160,6 +164,11 @@ def _nothing_done(run: Run, code: str, places: str) -> InferenceError:
         return ModelError(
             f"The model's own program fails on every tile ({places}).",
             hint="The run's log holds what it said; ask whoever made the package.",
+        )
+    if code == RasterFetchError.code:
+        return RasterFetchError(
+            f"No pixels of '{run.source.name}' came from their server ({places}).",
+            hint="Look whether QGIS shows the layer there, and run the detection again later.",
         )
     return RasterReadError(
         f"The raster '{run.source.name}' cannot be read ({places}).",

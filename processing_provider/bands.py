@@ -21,7 +21,8 @@ def chosen_bands(text: str, raster: SourceRaster, definition: ModelDefinition) -
         definition: The model that gets them.
 
     Returns:
-        0-based numbers that leave out bands of transparency, and names, as a job has them.
+        0-based numbers that leave out bands of transparency, and names, as a job has them. A band of transparency that
+        is asked for comes as its name: it is read as any other then, and is no mask.
 
     Raises:
         JobError: the raster has no such band, or the model takes another number of them.
@@ -45,17 +46,16 @@ def with_bands(definition: ModelDefinition, bands: tuple[int | str, ...]) -> Mod
 def _band(word: str, raster: SourceRaster) -> int | str:
     names = _names(raster)
     if not word.isdigit():
-        if find_band(word, names) is None:
+        if raster.band_index(word) is None and find_band(word, names) is None:
             raise JobError(f"The raster '{raster.name}' has no band named '{word}'.", hint=_there_are(raster))
         return word
     number = int(word) - 1
     numbers = raster.band_numbers if raster.band_numbers and not raster.has_palette else range(len(names))
     if number not in numbers:
-        raise JobError(
-            f"The raster '{raster.name}' has no band {word} that a model can see.",
-            hint=f"{_there_are(raster)} A band that is marked as transparency (alpha) is a mask; where it is none, "
-            f"clear the mark with gdal_edit.py -colorinterp_{word} undefined.",
-        )
+        alpha = dict(raster.alpha_bands).get(number)
+        if alpha is None:
+            raise JobError(f"The raster '{raster.name}' has no band {word}.", hint=_there_are(raster))
+        return alpha  # a job's numbers leave such bands out
     return list(numbers).index(number)
 
 
@@ -66,7 +66,8 @@ def _names(raster: SourceRaster) -> tuple[str, ...]:
 def _there_are(raster: SourceRaster) -> str:
     names = _names(raster)
     numbers = raster.band_numbers if raster.band_numbers and not raster.has_palette else range(len(names))
-    listed = ", ".join(f"{number + 1} ({name})" for number, name in zip(numbers, names))
+    bands = sorted([*zip(numbers, names), *(() if raster.has_palette else raster.alpha_bands)])
+    listed = ", ".join(f"{number + 1} ({name})" for number, name in bands)
     return f"The raster's bands are: {listed}."
 
 

@@ -197,11 +197,11 @@ def _aligned(value: float, origin: float, step: float) -> float:
     return origin + math.floor((value - origin) / abs(step) + 1e-6) * abs(step)
 
 
-def chosen_crs(reader: ParameterReader) -> QgsCoordinateReferenceSystem | None:
+def chosen_crs(reader: ParameterReader, raster: SourceRaster) -> QgsCoordinateReferenceSystem | None:
     """Give the output's coordinate reference system; None: the raster's.
 
     Raises:
-        JobError: there is no such coordinate reference system.
+        JobError: there is no such coordinate reference system, or no way to it from the raster's.
     """
     if not reader.is_given(keys.OUTPUT_CRS):
         return None
@@ -210,5 +210,12 @@ def chosen_crs(reader: ParameterReader) -> QgsCoordinateReferenceSystem | None:
         raise JobError(
             f"'{reader.parameters.get(keys.OUTPUT_CRS)}' is no coordinate reference system that QGIS knows.",
             hint="Write for example EPSG:4326, or leave the output coordinate reference system empty.",
+        )
+    there = _moved(raster.extent.center(), raster.crs, crs) if raster.crs.isValid() else None
+    if there is None or not (math.isfinite(there.x()) and math.isfinite(there.y())):
+        source = raster.crs.userFriendlyIdentifier() or "no coordinate reference system"
+        raise JobError(
+            f"Objects of the raster '{raster.name}' ({source}) cannot be converted to {crs.userFriendlyIdentifier()}.",
+            hint="Choose another output coordinate reference system, or leave it empty.",
         )
     return QgsCoordinateReferenceSystem(crs)

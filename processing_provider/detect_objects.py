@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from qgis.core import (
 
 from ..inference.errors import OutputError
 from ..inference.events import Canceled, WasCanceled
+from ..inference.net.portal import Reference
+from ..inference.secrets import Secrets
 from . import parameters as keys
 from .algorithm import KestrelAlgorithm
 from .destination import HalfOutput, sole_writer
@@ -35,19 +37,33 @@ from .feature_sink import (
 from .feedback import EventListener, cancelled_exception, foreseen, is_main_thread
 from .help import algorithm_help
 from .inputs import input_list, take_sources
-from .job_builder import DetectionPlan, PlanDraft, complete_job, make_draft, with_rasters
+from .job_builder import (
+    DetectionPlan,
+    PlanDraft,
+    check_mask,
+    check_without_model,
+    complete_job,
+    make_draft,
+    remote_model,
+    signed_in,
+    with_rasters,
+)
 from .job_run import JobRun, start_run
 from .layer_style import RunRecord, style_on_load
+from .model_source import fetched_model
 from .outputs.append import show_appended
 from .outputs.delivery import Delivery, deliver
 from .outputs.placement import Placement
 from .outputs.publish import ServiceTarget, check_service
 from .outputs.summary import RunStory, Written, as_text, result_of, summary, write_summary
-from .outputs.targets import service_target
+from .outputs.targets import service_only, service_target
 from .parameter_reader import JSON_KEYS, ParameterReader
 from .parameters import Output, Parameter, output_table, parameter_table
 from .pixel_server import PixelServer, PixelSource
-from .text import to_plain, tr, without_secrets
+from .text import size_text, to_plain, tr, without_secrets
+
+_WORD_SECONDS = 1.0
+"""Between two words on a download: each is a line of the log."""
 
 
 class DetectObjectsAlgorithm(KestrelAlgorithm):
@@ -63,9 +79,11 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         """Start without a plan; prepareAlgorithm makes it, where looking at the rasters takes no time."""
         super().__init__()
         self._draft: PlanDraft | None = None
+        self._secrets = Secrets()
+        self._model: Reference | None = None
         self._plan: DetectionPlan | None = None
-        self._sources: dict[str, PixelSource] = {}
         self._service: ServiceTarget | None = None
+        self._sources: dict[str, PixelSource] = {}
 
     def name(self) -> str:
         """Give the second part of the id `kestrel:detectobjects`."""
@@ -92,17 +110,24 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         """Refuse what cannot work, before anything is started."""
         try:
             with foreseen():
+                reader = ParameterReader(self, parameters, context)
+                check_mask(reader)
                 is_valid, reason = super().checkParameterValues(self.preprocessParameters(parameters), context)
                 if is_valid:
-                    reader = ParameterReader(self, parameters, context)
-                    draft = make_draft(reader)
-                    if draft.inputs.is_quick:
-                        with_rasters(draft, reader)
+                    self._check(reader)
                 elif keys.MORE_INPUTS in reason:
                     input_list(ParameterReader(self, parameters, context))  # says which one, and why
         except QgsProcessingException as error:
             return False, str(error)
         return is_valid, reason
+
+    def _check(self, reader: ParameterReader) -> None:
+        if remote_model(reader) is not None:
+            check_without_model(reader)
+            return
+        draft = make_draft(reader)
+        if draft.inputs.is_quick:
+            with_rasters(draft, reader)
 
     def prepareAlgorithm(
         self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
@@ -110,23 +135,29 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         """Take from the layers what is bound to this thread."""
         with foreseen():
             reader = ParameterReader(self, parameters, context)
+            self._model = remote_model(reader)
+            if self._model is not None:
+                self._secrets = signed_in(input_list(reader), self._model, reader)
+                self._service = service_target(reader, service_only(reader))
+                return True
             self._draft = make_draft(reader)
-            self._sources = take_sources(reader, self._draft.inputs)
+            self._secrets = signed_in(self._draft.inputs, None, reader)
             self._service = service_target(reader, self._draft.targets)
+            self._sources = take_sources(reader, self._draft.inputs)
             if self._draft.inputs.is_quick:
-                self._plan = _planned(self._draft, reader, feedback)
+                self._plan = _planned(self._draft, reader, feedback, self._secrets)
         return True
 
     def processAlgorithm(
         self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
     ) -> dict[str, Any]:
         """Run the worker and write what it found."""
-        if self._draft is None:
+        if self._draft is None and self._model is None:
             raise QgsProcessingException("prepareAlgorithm was not called.")
         started, begun = time.monotonic(), datetime.now(timezone.utc)
         request = ParameterReader(self, parameters, context)
         with foreseen():
-            self._plan = plan = self._plan or _planned(self._draft, request, feedback)
+            self._plan = plan = self._plan or self._late_plan(request, feedback)
         if plan is None:
             return _cancelled(feedback)
         run: JobRun | None = None
@@ -158,6 +189,16 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
         results[keys.ELAPSED_SECONDS] = round(time.monotonic() - started, 2)
         return results
 
+    def _late_plan(self, request: ParameterReader, feedback: QgsProcessingFeedback) -> DetectionPlan | None:
+        """Do in the run's own thread what takes time: download the model, look at rasters; None: cancelled."""
+        draft = self._draft
+        if self._model is not None:
+            model = _downloaded(self._model, self._secrets, feedback)
+            if model is None:
+                return None
+            request = replace(request, parameters={**request.parameters, keys.MODEL: str(model)})
+        return _planned(draft or make_draft(request), request, feedback, self._secrets)
+
     def postProcessAlgorithm(self, context: QgsProcessingContext, feedback: QgsProcessingFeedback) -> dict[str, Any]:
         """Show in the project what was appended; QGIS calls this in the main thread."""
         plan = self._plan
@@ -179,7 +220,37 @@ def _plan_text(summary: Mapping[str, Any]) -> str:
     return json.dumps(summary.get("plan") or {}, ensure_ascii=False)
 
 
-def _planned(draft: PlanDraft, reader: ParameterReader, feedback: QgsProcessingFeedback) -> DetectionPlan | None:
+def _downloaded(model: Reference, secrets: Secrets, feedback: QgsProcessingFeedback) -> Path | None:
+    """Fetch the model, tell what came, and give its file; None where the user has had enough."""
+    try:
+        file = fetched_model(model, secrets, feedback.isCanceled, _download_teller(feedback))
+    except Canceled:
+        return None
+    size = size_text(file.path.stat().st_size)
+    text = tr("Model of the portal's item {item}: {size}, SHA-256 {hash}.")
+    feedback.pushInfo(to_plain(text.format(item=file.item.shown, size=size, hash=file.sha256)))
+    return file.path
+
+
+def _download_teller(feedback: QgsProcessingFeedback) -> Callable[[int, int | None], None]:
+    next_word = 0.0
+
+    def told(done: int, total: int | None) -> None:
+        nonlocal next_word
+        if time.monotonic() < next_word and done != total:
+            return
+        next_word = time.monotonic() + _WORD_SECONDS
+        parts = [size_text(done), *([size_text(total)] if total else [])]
+        feedback.setProgressText(tr("Downloading: {amount}").format(amount=" / ".join(parts)))
+        if total:
+            feedback.setProgress(100.0 * done / total)
+
+    return told
+
+
+def _planned(
+    draft: PlanDraft, reader: ParameterReader, feedback: QgsProcessingFeedback, secrets: Secrets
+) -> DetectionPlan | None:
     """Look at the rasters; None where the user has had enough."""
 
     def told(done: int, total: int) -> bool:
@@ -188,7 +259,7 @@ def _planned(draft: PlanDraft, reader: ParameterReader, feedback: QgsProcessingF
         return not feedback.isCanceled()
 
     try:
-        plan = with_rasters(draft, reader, told)
+        plan = with_rasters(draft, reader, told, secrets, _download_teller(feedback))
     except Canceled:
         return None
     for remark in plan.remarks:

@@ -113,7 +113,7 @@ class DetectObjectsRequestAlgorithm(KestrelAlgorithm):
                 if is_valid:
                     child = self._requested(parameters, context)
                     is_valid, reason = child.algorithm.checkParameterValues(child.parameters, context)
-                    reason = reason if is_valid else _named(reason)
+                    reason = reason if is_valid else _named(reason, child)
         except QgsProcessingException as error:
             return False, str(error)
         return is_valid, reason
@@ -131,7 +131,7 @@ class DetectObjectsRequestAlgorithm(KestrelAlgorithm):
         keeper = _MessageKeeper(feedback, self._messages)
         for warning in child.translation.warnings:
             keeper.pushWarning(to_plain(warning))
-        with _naming_the_member():
+        with _naming_the_member(child):
             return child.algorithm.prepareAlgorithm(child.parameters, context, keeper)
 
     def processAlgorithm(
@@ -141,7 +141,7 @@ class DetectObjectsRequestAlgorithm(KestrelAlgorithm):
         child = self._child
         if child is None:
             raise QgsProcessingException("prepareAlgorithm was not called.")
-        with _naming_the_member():
+        with _naming_the_member(child):
             keeper = _MessageKeeper(feedback, self._messages)
             results = child.algorithm.processAlgorithm(child.parameters, context, keeper)
         if keys.JOB_ID not in results:
@@ -156,16 +156,16 @@ class DetectObjectsRequestAlgorithm(KestrelAlgorithm):
 
 
 @contextmanager
-def _naming_the_member() -> Iterator[None]:
+def _naming_the_member(run: RequestRun) -> Iterator[None]:
     """Let a failure begin with the member that it is about."""
     try:
         yield
     except QgsProcessingException as error:
-        raise QgsProcessingException(_named(str(error))) from error
+        raise QgsProcessingException(_named(str(error), run)) from error
 
 
-def _named(reason: str) -> str:
-    member = blamed(reason)
+def _named(reason: str, run: RequestRun) -> str:
+    member = blamed(reason, run.addresses)
     return tr("The request's member '{member}': {reason}").format(member=member, reason=reason) if member else reason
 
 

@@ -125,7 +125,7 @@ def drawn_raster(
         extent=(extent.xMinimum(), extent.yMinimum(), extent.xMaximum(), extent.yMaximum()),
         is_drawn=True,
     )
-    return SourceRaster(name, "", crs, extent, finest_side(facts), COLORS, has_palette=False, picture=facts)
+    return SourceRaster(name, "", crs, extent, finest_side(facts), COLORS, has_palette=False, by_qgis=facts)
 
 
 def take_drawn(
@@ -135,7 +135,7 @@ def take_drawn(
     clones = [layer.clone() for layer in layers]
     for clone in clones:
         clone.moveToThread(None)  # whoever draws takes them into its thread
-    hosts = raster.picture.hosts if raster.picture is not None else ()
+    hosts = raster.by_qgis.hosts if raster.by_qgis is not None else ()
     return PixelSource(raster.name, DrawnPixels(clones, raster.crs, transforms), hosts)
 
 

@@ -91,9 +91,9 @@ def fit_report(definition: ModelDefinition, raster: SourceRaster, cell_size: flo
         raster: The raster.
         cell_size: The parameter CELL_SIZE, in the raster's units; None: the raster's own, or what the model wants.
     """
-    if raster.picture is not None:
+    if raster.by_qgis is not None:
         return _picture_report(definition, raster)
-    place = ground_at(raster.crs, raster.extent.center(), raster.cell_size)
+    place = None if raster.is_picture else ground_at(raster.crs, raster.extent.center(), raster.cell_size)
     reading = None
     if place is not None and not cell_size:
         reading = resolution(definition.cell_size, place[0], raster.cell_size)
@@ -190,7 +190,8 @@ def value_range(raster: SourceRaster, definition: ModelDefinition) -> tuple[floa
     Nine small windows are read: a look at the whole raster could take minutes, and QGIS's own statistics write a file
     beside the raster.
     """
-    if raster.picture is not None or any(part in raster.connection for part in _REMOTE):
+    is_far = raster.kind != "gdal" or any(part in raster.connection for part in _REMOTE)
+    if raster.by_qgis is not None or is_far:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

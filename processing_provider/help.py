@@ -41,6 +41,9 @@ def _introduction() -> str:
                "model. Large images are cut into overlapping tiles and put together again without seams; the image "
                "itself is never loaded as a whole."),
             "</p><p>",
+            tr("Below the model stands what a run will have to do: pixels, tiles, memory. <b>Estimate time</b> tries "
+               "one tile in the background and tells how long the run will take."),
+            "</p><p>",
             tr("Too few objects? Lower the argument <b>threshold</b>. Too many? Raise it. Boxes upon boxes? Lower "
                "<b>nms_overlap</b>. Nothing at all? Compare the image's cell size with the one that the model was "
                "trained on; it stands below the model's name."),

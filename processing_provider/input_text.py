@@ -12,10 +12,14 @@ from typing import Any
 
 from osgeo import gdal
 
-from ..inference.errors import JobError, RasterOpenError
+from ..inference.errors import CredentialError, JobError, RasterOpenError
+from ..inference.net.addresses import check_given
+from ..inference.net.portal import Reference, references
+from .server_source import RULES, SERVICE, ServerSource
 
-_FORMS = (("itemId", "itemIds"), ("url", "urls"), ("uri", "uris"))
-"""Members of a JSON object that name rasters: the first kind that is there wins."""
+_NAMES = ("itemId", "itemIds", "url", "urls", "uri", "uris")
+_UNHEARD = ("tiled_url",)
+"""Members that clients send beside others, and that say nothing new."""
 _CLOUDS = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/", "azure": "/vsiaz/", "abfs": "/vsiadls/"}
 _NETWORK = re.compile(
     r"/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)(_streaming)?[/?]|[a-z0-9+.-]+://", re.IGNORECASE
@@ -46,24 +50,27 @@ def is_remote(name: str) -> bool:
     return _NETWORK.search(name) is not None
 
 
-def sources_in(text: str) -> list[str]:
+def sources_in(text: str, portal: str = "") -> list[str | ServerSource]:
     """Read INPUT_SOURCE.
 
     Args:
         text: A path, a folder, a pattern, an address, one of GDAL's names, a JSON list of such, or the operation's
             JSON object with itemId, url or uri.
+        portal: Where items are that name none.
 
     Returns:
-        Names that GDAL opens, in order.
+        Names that GDAL opens, and what a server has to be asked for, in order.
 
     Raises:
         JobError: it cannot be understood.
         RasterOpenError: there is nothing of that name.
+        CredentialError: it holds a secret.
+        ServiceError: an address cannot be asked.
     """
-    return [name for part in _parts(text) for name in _named(part)]
+    return [source for entry in _entries(text) for source in _of_entry(entry, portal)]
 
 
-def _parts(text: str) -> list[str]:
+def _entries(text: str) -> list[Any]:
     if text[:1] not in "{[":
         return [text]
     try:
@@ -72,26 +79,46 @@ def _parts(text: str) -> list[str]:
         raise JobError(
             f"The input source is not valid JSON: {error}.", hint='Write for example {"uri": "C:/images/a.tif"}.'
         ) from error
-    return [part for entry in (value if isinstance(value, list) else [value]) for part in _of_entry(entry)]
+    return value if isinstance(value, list) else [value]
 
 
-def _of_entry(entry: Any) -> list[str]:
+def _of_entry(entry: Any, portal: str) -> list[str | ServerSource]:
     if isinstance(entry, str):
-        return [entry.strip()]
+        kind = "url" if re.match(r"https?://", entry.strip(), re.IGNORECASE) else "uri"
+        return _of_reference(references({kind: entry.strip()}, portal)[0], {})
     if not isinstance(entry, Mapping):
         raise JobError("The input source holds something that is neither a text nor a JSON object.")
-    for one, several in _FORMS:
-        given = [entry[name] for name in (one, several) if entry.get(name)]
-        if not given:
-            continue
-        values = [value for part in given for value in (part if isinstance(part, list) else [part])]
-        if not all(isinstance(value, str) for value in values):
-            raise JobError(f"The member '{one}' of the input source is not a text.")
-        return [f"itemId:{value.strip()}" if one == "itemId" else value.strip() for value in values]
-    raise JobError(
-        f"The input source names no raster; its members are: {', '.join(map(str, entry)) or 'none'}.",
-        hint="Give itemId, url or uri, or a list: itemIds, urls, uris.",
-    )
+    if "serviceToken" in entry:
+        raise CredentialError(
+            "The input source holds a token, which histories and logs would keep.",
+            hint="Take it out, and choose an authentication configuration of QGIS as AUTHENTICATION.",
+        )
+    unknown = sorted(map(str, set(entry) - {*_NAMES, *RULES, *_UNHEARD}))
+    if unknown:
+        raise JobError(
+            f"The input source has members that Kestrel does not know: {', '.join(unknown)}.",
+            hint=f"It knows {', '.join((*_NAMES, *RULES))}.",
+        )
+    options = {key: entry[key] for key in RULES if entry.get(key) not in (None, "", {})}
+    return [source for reference in references(entry, portal) for source in _of_reference(reference, options)]
+
+
+def _of_reference(reference: Reference, options: Mapping[str, Any]) -> list[str | ServerSource]:
+    if reference.kind == "item":
+        return [ServerSource(reference, options=options)]
+    match = SERVICE.fullmatch(reference.value)
+    if match is not None:
+        check_given(reference.value)
+        return [ServerSource(Reference("url", match[1]), options=options)]
+    if re.search(r"/FeatureServer(/\d+)?/?(\?.*)?$", reference.value, re.IGNORECASE):
+        raise JobError(
+            f"'{reference.value.split('?')[0]}' is a feature service: Kestrel does not search the pictures attached to "
+            "its features.",
+            hint="Download the pictures into a folder, and give that.",
+        )
+    if options:
+        raise JobError(f"{', '.join(options)} can be given for image services only.")
+    return list(_named(reference.value))
 
 
 def _named(text: str) -> list[str]:

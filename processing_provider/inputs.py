@@ -7,10 +7,10 @@ them, or one on a server, take time, and that is for the run's own thread.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Union, cast
 
 from qgis.core import (
     QgsCoordinateReferenceSystem,
@@ -24,24 +24,33 @@ from qgis.core import (
     QgsVariantUtils,
 )
 
-from ..inference.errors import InferenceError, JobError, ModelIncompatibleError, RasterOpenError
+from ..inference.errors import (
+    CredentialError,
+    InferenceError,
+    JobError,
+    ModelIncompatibleError,
+    RasterOpenError,
+    ServiceError,
+)
 from ..inference.events import Canceled
 from ..inference.job import RasterItem
 from ..inference.models.definition import ModelDefinition
+from ..inference.net.http import HttpClient
+from ..inference.net.item_files import Progress
 from . import parameters as keys
 from .drawn_source import drawn_raster, is_drawn, layers_to_draw, take_drawn
 from .input_text import is_remote, sources_in
 from .parameter_reader import ParameterReader
 from .picture_source import reference_of, take_source
 from .pixel_server import PixelSource
-from .raster_source import SourceRaster, check_bands, source_raster
+from .raster_source import SourceRaster, check_bands, file_raster, source_raster
+from .server_source import ServerSource, described, items_of, service_layer
 
 _QUICK = 24
 """Rasters that are looked at while the dialog waits."""
 
-Source = Union[SourceRaster, str]
-"""A raster that was looked at, or the name of one."""
-
+Source = Union[SourceRaster, str, ServerSource]
+"""A raster that was looked at, GDAL's name of one, or one that a server has to be asked for."""
 
 Told = Callable[[int, int], bool]
 
@@ -72,7 +81,12 @@ class InputList:
     def is_quick(self) -> bool:
         """Tell whether all can be looked at without anybody having to wait."""
         names = [source for source in self.sources if isinstance(source, str)]
-        return len(names) <= _QUICK and not any(is_remote(name) for name in names)
+        return len(names) <= _QUICK and not any(is_remote(name) for name in names) and not self.servers
+
+    @property
+    def servers(self) -> tuple[ServerSource, ...]:
+        """Give those that a server has to be asked for."""
+        return tuple(source for source in self.sources if isinstance(source, ServerSource))
 
 
 @dataclass(frozen=True)
@@ -91,11 +105,13 @@ class InputRasters:
     unseen: tuple[RasterItem, ...]
     is_separate: bool
     whole: SourceRaster
+    owners: Mapping[str, str] = field(default_factory=dict)
+    """Address of a service -> the portal whose item it is."""
 
     @property
-    def has_pictures(self) -> bool:
+    def any_by_qgis(self) -> bool:
         """Tell whether QGIS reads or draws one of them for the worker."""
-        return any(raster.picture is not None for raster in self.rasters)
+        return any(raster.by_qgis is not None for raster in self.rasters)
 
     @property
     def items(self) -> tuple[RasterItem, ...]:
@@ -112,12 +128,12 @@ def input_list(reader: ParameterReader) -> InputList:
     """
     sources: list[Source] = []
     if reader.is_given(keys.INPUT_SOURCE):
-        sources += sources_in(reader.text(keys.INPUT_SOURCE))
+        sources += sources_in(reader.text(keys.INPUT_SOURCE), reader.text(keys.PORTAL))
     elif is_drawn(reader):
         sources.append(drawn_raster(*layers_to_draw(reader), reader.context.transformContext()))
     elif reader.is_given(keys.INPUT):
-        sources.append(source_raster(reader.raster_layer(keys.INPUT)))
-    sources += [source_raster(layer) for layer in _more(reader)]
+        sources.append(_of_layer(reader.raster_layer(keys.INPUT)))
+    sources += [_of_layer(layer) for layer in _more(reader)]
     if not sources:
         raise JobError(
             "No raster is given.",
@@ -134,10 +150,10 @@ def take_sources(reader: ParameterReader, inputs: InputList) -> dict[str, PixelS
         `RasterItem.source` -> what reads it, for those that only QGIS can read.
     """
     found = [source for source in inputs.sources if isinstance(source, SourceRaster)]
-    pictures = {raster.picture.reference: raster for raster in found if raster.picture is not None}
+    pictures = {raster.by_qgis.reference: raster for raster in found if raster.by_qgis is not None}
     taken: dict[str, PixelSource] = {}
     for reference, raster in pictures.items():
-        if raster.picture is not None and raster.picture.is_drawn:
+        if raster.by_qgis is not None and raster.by_qgis.is_drawn:
             first, layers = layers_to_draw(reader)
             drawn = layers or [layer for layer in (first,) if layer is not None]
             taken[reference] = take_drawn(raster, drawn, reader.context.transformContext())
@@ -145,8 +161,8 @@ def take_sources(reader: ParameterReader, inputs: InputList) -> dict[str, PixelS
         own = [reader.raster_layer(keys.INPUT)] if reader.is_given(keys.INPUT) else []
         for layer in (*own, *_more(reader)):
             of_layer = pictures.get(reference_of(layer.providerType(), layer.source()))
-            if of_layer is not None and of_layer.picture is not None:
-                taken[of_layer.picture.reference] = take_source(layer, of_layer.picture)
+            if of_layer is not None and of_layer.by_qgis is not None:
+                taken[of_layer.by_qgis.reference] = take_source(layer, of_layer.by_qgis)
     return taken
 
 
@@ -165,6 +181,10 @@ def _more(reader: ParameterReader) -> Iterator[QgsRasterLayer]:
         yield layer
 
 
+def _of_layer(layer: QgsRasterLayer) -> Source:
+    return service_layer(layer) or source_raster(layer)
+
+
 def _split(reader: ParameterReader, value: Any) -> list[Any]:
     """Give the parts of a value that is no list: a layer, text with semicolons, an expression."""
     if isinstance(value, (str, QgsMapLayer, os.PathLike)):
@@ -179,13 +199,17 @@ def _layer(reader: ParameterReader, name: str) -> QgsMapLayer | None:
 def opened(
     inputs: InputList,
     transforms: QgsCoordinateTransformContext,
+    client: HttpClient | None = None,
     told: Told = always,
+    progress: Progress | None = None,
 ) -> InputRasters:
     """Look at all rasters.
 
     Args:
         inputs: What the parameters name.
         transforms: How coordinates are converted.
+        client: Asks servers; None where no raster lies on one.
+        progress: Told the bytes of a download that are there, and of all where that is known.
         told: Called with the number of rasters that were looked at, and of all; gives False to stop.
 
     Raises:
@@ -194,26 +218,36 @@ def opened(
     """
     rasters: list[SourceRaster] = []
     unseen: list[RasterItem] = []
+    owners: dict[str, str] = {}
     error: InferenceError | None = None
     for number, source in enumerate(inputs.sources):
         if not told(number, len(inputs.sources)):
             raise Canceled
         try:
-            rasters.append(raster_named(source) if isinstance(source, str) else source)
-        except RasterOpenError as failure:
+            raster = _looked_at(source, client, progress)
+            if isinstance(source, ServerSource) and source.reference.portal and raster.kind == "image_service":
+                owners[raster.connection] = source.reference.portal
+            rasters += items_of(raster, client) if client is not None and inputs.is_separate else [raster]
+        except (RasterOpenError, ServiceError, CredentialError) as failure:
             if not inputs.is_separate:
                 raise
             error = error or failure
-            unseen.append(named_item(str(source)))
+            unseen.append(named_item(source) if isinstance(source, str) else source.item)
     if error is not None and not rasters:
         raise error
     whole = rasters[0]
     _check_places(rasters, inputs.is_separate)
     if len(rasters) > 1:
         extent = _union(rasters, transforms)
-        name = f"{whole.name} and {len(inputs.sources) - 1} more"
+        name = f"{whole.name} and {len(rasters) + len(unseen) - 1} more"
         whole = replace(whole, extent=extent, name=name)
-    return InputRasters(tuple(rasters), tuple(unseen), inputs.is_separate, whole)
+    return InputRasters(tuple(rasters), tuple(unseen), inputs.is_separate, whole, owners)
+
+
+def _looked_at(source: Source, client: HttpClient | None, progress: Progress | None) -> SourceRaster:
+    if isinstance(source, ServerSource) and client is not None:
+        return described(source, client, progress)
+    return file_raster(source) if isinstance(source, str) else cast(SourceRaster, source)
 
 
 def _check_places(rasters: Sequence[SourceRaster], is_separate: bool) -> None:
@@ -259,23 +293,6 @@ def _band_error(raster: SourceRaster, definition: ModelDefinition) -> ModelIncom
     except ModelIncompatibleError as error:
         return error
     return None
-
-
-def raster_named(name: str) -> SourceRaster:
-    """Look at a raster that has no layer, in any thread.
-
-    Args:
-        name: What GDAL calls it.
-
-    Raises:
-        RasterOpenError: it cannot be opened, or Kestrel could not read it.
-    """
-    layer = QgsRasterLayer(name, Path(name).name, "gdal", QgsRasterLayer.LayerOptions(False))
-    if not layer.isValid():
-        raise RasterOpenError(
-            f"The raster '{name}' cannot be opened.", hint="Check the path, and that QGIS can open it as a layer."
-        )
-    return source_raster(layer)
 
 
 def _union(rasters: Sequence[SourceRaster], transforms: QgsCoordinateTransformContext) -> QgsRectangle:

@@ -9,11 +9,11 @@ union of the mask) are `complete_job`.
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from qgis.core import (
@@ -22,33 +22,45 @@ from qgis.core import (
     QgsProcessingAlgorithm,
     QgsProcessingContext,
     QgsProcessingFeatureSource,
+    QgsProcessingUtils,
+    QgsRasterLayer,
     QgsRectangle,
 )
 
 from ..inference.errors import JobError, ModelPackageError
-from ..inference.job import DetectionJob
+from ..inference.job import DetectionJob, RasterItem
 from ..inference.models.arguments import parse_arguments, resolve_arguments
 from ..inference.models.definition import ModelDefinition
 from ..inference.models.package import ModelPackage, open_package
+from ..inference.net.addresses import origin_of
+from ..inference.net.http import HttpClient, make_client
+from ..inference.net.item_files import Progress
+from ..inference.net.limits import FIRST_CONTACT
+from ..inference.net.portal import Reference
 from ..inference.secrets import Secrets
 from . import parameters as keys
 from .bands import chosen_bands, with_bands
 from .cell_size import chosen_crs, snap_point, wanted_cell_size
 from .code_consent import allowed_code
+from .credentials import secrets_for
 from .destination import check_destination, output_file
 from .feature_sink import FieldNames
 from .fit_check import fit_warnings
 from .inputs import InputList, Told, always, check_all_bands, input_list, opened
 from .interpreter import find_interpreter
 from .mask import dissolve
-from .outputs.targets import Targets, check_place, read_targets
+from .model_source import named_model
+from .outputs.targets import Targets, check_place, read_targets, service_only
 from .parameter_reader import ParameterReader
 from .picture_plan import searched_area, settle_pictures
 from .raster_source import SourceRaster
-from .run_secrets import take_secrets
+from .run_secrets import gdal_sources, sign_ins, store_secrets
 from .search_extent import search_extent
 
 _WKT = QgsCoordinateReferenceSystem.WktVariant.WKT2_2019
+
+
+_NO_SECRETS = Secrets()
 
 
 @dataclass(frozen=True)
@@ -67,11 +79,11 @@ class DetectionPlan:
     mask: QgsProcessingFeatureSource | None
     output_crs: QgsCoordinateReferenceSystem
     transforms: QgsCoordinateTransformContext
+    secrets: Secrets
+    """What the servers of the rasters want to see."""
     warnings: tuple[str, ...]
     remarks: tuple[str, ...] = ()
     """What the run will do, and nobody need do."""
-    secrets: Secrets = field(default_factory=Secrets, repr=False)
-    """What signs in to the servers of its rasters."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +101,6 @@ class PlanDraft:
     targets: Targets
     mask: QgsProcessingFeatureSource | None
     transforms: QgsCoordinateTransformContext
-    secrets: Secrets = field(default_factory=Secrets, repr=False)
 
 
 def make_draft(reader: ParameterReader) -> PlanDraft:
@@ -124,7 +135,6 @@ def make_draft(reader: ParameterReader) -> PlanDraft:
         targets=read_targets(reader, fields, package.definition, resolved),
         mask=_mask_source(reader),
         transforms=reader.context.transformContext(),
-        secrets=take_secrets(inputs),
     )
 
 
@@ -140,18 +150,73 @@ def build_plan(
     return with_rasters(make_draft(reader), reader)
 
 
-def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always) -> DetectionPlan:
+def remote_model(reader: ParameterReader) -> Reference | None:
+    """Give the portal's item that MODEL names; None where the model is at hand.
+
+    Raises:
+        InferenceError: MODEL names something else than an item.
+    """
+    found = named_model(reader.text(keys.MODEL), reader.text(keys.PORTAL))
+    return found if found is not None and found.kind == "item" else None
+
+
+def check_without_model(reader: ParameterReader) -> None:
+    """Check what can be checked before the model is downloaded.
+
+    Raises:
+        InferenceError: something that cannot work, with the reason and the way out.
+    """
+    input_list(reader)
+    service_only(reader)
+    parse_arguments(reader.text(keys.ARGUMENTS))
+    FieldNames(reader.text(keys.CONFIDENCE_SCORE_FIELD), reader.text(keys.CLASS_VALUE_FIELD))
+    DetectionJob(new_job_id(), (RasterItem("gdal", ""),), "", **_run_options(reader))
+    find_interpreter()
+
+
+def signed_in(inputs: InputList, model: Reference | None, reader: ParameterReader) -> Secrets:
+    """Collect what the servers of a run's rasters and model want to see; in the main thread.
+
+    Args:
+        inputs: The rasters.
+        model: The item that is the model.
+        reader: The parameters.
+
+    Raises:
+        CredentialError: an authentication configuration cannot be used.
+        OutputError: the certificates cannot be written.
+        ServiceError: an address is none.
+    """
+    own, sources = reader.text(keys.AUTHENTICATION), gdal_sources(inputs)
+    wanted = [(server.authcfg or own, server.address) for server in inputs.servers] + sign_ins(sources)
+    if model is not None:
+        wanted.append((own, model.portal))
+    return secrets_for(wanted, store_secrets(sources)) if wanted else Secrets()
+
+
+def with_rasters(
+    draft: PlanDraft,
+    reader: ParameterReader,
+    told: Told = always,
+    secrets: Secrets = _NO_SECRETS,
+    progress: Progress | None = None,
+) -> DetectionPlan:
     """Look at the rasters, and check what depends on them.
 
     Args:
         draft: The rest.
         reader: The parameters.
         told: See `inputs.opened`.
+        secrets: See `signed_in`.
+        progress: Told the bytes of a download that are there, and of all where that is known.
 
     Raises:
         InferenceError: something that cannot work, with the reason and the way out.
     """
-    inputs = opened(draft.inputs, draft.transforms, told)
+    client = None
+    if draft.inputs.servers:
+        client = make_client(secrets, limits=FIRST_CONTACT, is_cancelled=lambda: not told(0, 0))
+    inputs = opened(draft.inputs, draft.transforms, client, told, progress)
     raster = inputs.whole
     bands = chosen_bands(reader.text(keys.BANDS), raster, draft.package.definition)
     definition = with_bands(draft.package.definition, bands)
@@ -159,17 +224,17 @@ def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always)
     extent, warnings = search_extent(reader, raster)
     area = raster.extent if extent is None else QgsRectangle(*extent)
     cell_size, remarks = wanted_cell_size(reader, raster, area), tuple[str, ...]()
-    if inputs.has_pictures:
+    if inputs.any_by_qgis:
         searched = searched_area(raster, extent, draft.mask, draft.transforms)
         inputs, remarks = settle_pictures(inputs, definition, cell_size, searched, draft.transforms)
         raster = inputs.whole
-        cell_size = raster.cell_size if raster.picture is not None else cell_size
-    output_crs = chosen_crs(reader) or raster.crs
+        cell_size = raster.cell_size if raster.by_qgis is not None else cell_size
+    output_crs = chosen_crs(reader, raster) or raster.crs
     targets = draft.targets
-    check_place(targets, output_crs)
     output = output_file(targets.layer)
     if output is not None:
         output = check_destination(output, draft.fields, reader.context.project())
+    check_place(targets, output_crs, output)
     job = replace(
         draft.job,
         rasters=inputs.items,
@@ -190,13 +255,25 @@ def with_rasters(draft: PlanDraft, reader: ParameterReader, told: Told = always)
         mask=draft.mask,
         output_crs=output_crs,
         transforms=draft.transforms,
+        secrets=secrets if client is None else _shared(secrets, client, inputs.owners),
         warnings=(
             *warnings,
             *targets.warnings,
             *fit_warnings(definition, raster, draft.arguments.get("stretch", "model")),
         ),
         remarks=remarks,
-        secrets=draft.secrets,
+    )
+
+
+def _shared(secrets: Secrets, client: HttpClient, owners: Mapping[str, str]) -> Secrets:
+    """Add the sign-in of portals for the servers that belong to them, where `service_of` found that they do."""
+    known = {entry["origin"]: entry["headers"] for entry in secrets.credentials}
+    for url, portal in owners.items():
+        origin, headers = origin_of(url), known.get(origin_of(portal), {})
+        if origin not in known and client.signs(url):
+            known[origin] = {name: value for name, value in headers.items() if value.lower().startswith("bearer ")}
+    return replace(
+        secrets, credentials=tuple({"origin": origin, "headers": headers} for origin, headers in known.items())
     )
 
 
@@ -222,15 +299,22 @@ def _mask_wkb(source: QgsProcessingFeatureSource, plan: DetectionPlan) -> str:
 
 def new_job_id() -> str:
     """Give a name for a run that sorts by time and that no other run has."""
-    return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    return f"{datetime.now():%Y%m%d-%H%M%S}-{token_hex(3)}"
 
 
 def model_reference(text: str) -> str:
     """Give a model's path as any process finds it, or the text of its definition.
 
     Raises:
-        ModelPackageError: the path begins with a home that does not exist.
+        ModelPackageError: the path begins with a home that does not exist, or it is not at hand.
     """
+    named = named_model(text)
+    if named is not None and named.kind == "item":
+        raise ModelPackageError(
+            f"The model is the portal's item {named.value}, which is downloaded when a detection begins.",
+            hint="To look at it before, download it and give its path.",
+        )
+    text = text if named is None else named.value
     if not text or text.startswith("{"):
         return text
     try:
@@ -268,9 +352,29 @@ def objects_of_interest(text: str, definition: ModelDefinition) -> tuple[str, ..
     return tuple(dict.fromkeys(names))
 
 
+def check_mask(reader: ParameterReader) -> None:
+    """Refuse a raster as mask: QGIS would only say that it cannot be found.
+
+    Raises:
+        JobError: it is one.
+    """
+    value = reader.parameters.get(keys.MASK)
+    kind = QgsProcessingUtils.LayerHint.UnknownType
+    layer = (
+        QgsProcessingUtils.mapLayerFromString(value, reader.context, True, kind) if isinstance(value, str) else value
+    )
+    if isinstance(layer, QgsRasterLayer):
+        raise JobError(
+            "The mask is a raster, and Kestrel searches inside polygons.",
+            hint="Turn it into polygons first with Raster > Conversion > Polygonize, and keep those of the value that "
+            "stands for the searched area.",
+        )
+
+
 def _mask_source(reader: ParameterReader) -> QgsProcessingFeatureSource | None:
     if not reader.is_given(keys.MASK):
         return None
+    check_mask(reader)
     source = reader.algorithm.parameterAsSource(reader.parameters, keys.MASK, reader.context)
     if source is None:
         raise JobError(reader.algorithm.invalidSourceError(reader.parameters, keys.MASK))

@@ -22,8 +22,9 @@ from ..inference.jobs import (
     remove_stale,
     write_job,
 )
+from ..inference.net.ledger import LEDGER_FILE
 from ..inference.secrets import Secrets
-from ..inference.worker.client import run_worker
+from ..inference.worker.client import NO_SECRETS, run_worker
 from .feedback import EventListener, pump_events
 from .pixel_server import PixelServer
 from .text import tr
@@ -58,7 +59,7 @@ class JobRun:
         listener: EventListener,
         feedback: QgsProcessingFeedback,
         pixels: PixelServer,
-        secrets: Secrets,
+        secrets: Secrets = NO_SECRETS,
     ) -> Done | WasCanceled:
         """Run the worker.
 
@@ -77,6 +78,9 @@ class JobRun:
             if not self.is_resumed or isinstance(error, DiskFullError):
                 raise
         feedback.pushInfo(tr("What that run found does not fit any more; starting anew."))
+        if (self.folder / LEDGER_FILE).exists():
+            told = tr("The run {job} had begun to publish: delete its objects there, they carry its name in JobId.")
+            feedback.pushWarning(told.format(job=self.job.job_id))
         listener.object_files.clear()
         self._start_anew()
         return self._run(interpreter, listener, feedback, pixels, secrets)
@@ -89,8 +93,9 @@ class JobRun:
         pixels: PixelServer,
         secrets: Secrets,
     ) -> Done | WasCanceled:
+        is_cancelled = feedback.isCanceled
         return run_worker(
-            interpreter, self.folder, listener, feedback.isCanceled, idle=pump_events, pixels=pixels, secrets=secrets
+            interpreter, self.folder, listener, is_cancelled, idle=pump_events, secrets=secrets, pixels=pixels
         )
 
     def _start_anew(self) -> None:

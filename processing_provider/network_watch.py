@@ -45,7 +45,8 @@ class NetworkWatch(QObject):
     """Counts good and bad replies of some hosts.
 
     Args:
-        hosts: Names of hosts; a request counts when its host ends with one of them. Empty: nothing is watched.
+        hosts: Names of servers, "host" or "host:port"; a request counts when its server's ends with one of them. Empty:
+            nothing is watched.
     """
 
     def __init__(self, hosts: Iterable[str]) -> None:
@@ -114,7 +115,7 @@ class NetworkWatch(QObject):
     def _note(self, reply: QgsNetworkReplyContent) -> None:
         """Count one reply; called in the main thread."""
         url = reply.request().url()
-        if not url.host().lower().endswith(self._hosts) or _is_other_question(url):
+        if not _server_of(url).endswith(self._hosts) or _is_other_question(url):
             return
         reason = _failure(reply)
         is_cached = bool(reply.attribute(QNetworkRequest.Attribute.SourceIsFromCacheAttribute))
@@ -125,6 +126,11 @@ class NetworkWatch(QObject):
                 self._bad.append(url)
             elif not is_cached:
                 self._answered += 1
+
+
+def _server_of(url: QUrl) -> str:
+    port = url.port()
+    return url.host().lower() + (f":{port}" if port > 0 else "")
 
 
 def _is_other_question(url: QUrl) -> bool:

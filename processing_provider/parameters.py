@@ -141,7 +141,8 @@ def _what_to_detect() -> tuple[Parameter, ...]:
             MODEL, tr("Model definition"), QgsProcessingParameterString,
             tr("The trained model: a .dlpk package, an .emd or .json definition that lies beside its weights, a model "
                "folder of Hugging Face, or a file that says enough by itself. The text of a definition in JSON works "
-               "too."),
+               'too, and so does an item of an ArcGIS portal, as the address of its page or as {"itemId": ...}: it is '
+               "downloaded once."),
             widget={"widget_type": MODEL_WIDGET},
         ),
         Parameter(
@@ -163,8 +164,9 @@ def _rasters() -> tuple[Parameter, ...]:
         Parameter(
             INPUT, tr("Input raster"), QgsProcessingParameterRasterLayer,
             tr("The image to search: a georeferenced raster file (GeoTIFF, JPEG 2000, VRT mosaic, ...), local or "
-               "remote, or any raster layer of QGIS: XYZ tiles, WMS, WMTS, WCS, databases. A picture without georeference (a photo) works, too: its objects lie where QGIS shows it, in "
-               "pixels. May stay empty where further rasters or an input source are given."),
+               "remote, or any raster layer of QGIS: XYZ tiles, WMS, WMTS, WCS, databases. A picture without "
+               "georeference (a photo) works, too: its objects lie where QGIS shows it, in pixels. May stay empty "
+               "where further rasters or an input source are given."),
             is_optional=True,
         ),
         Parameter(
@@ -261,7 +263,9 @@ def _where_to_look() -> tuple[Parameter, ...]:
         Parameter(
             BANDS, tr("Bands"), QgsProcessingParameterString,
             tr("The raster's bands that the model gets, in the model's order: numbers from 1 as in the layer's "
-               "properties, 4,3,2, or names, nir;red;green. As many as the model takes. Empty: as the model says."),
+               "properties, 4,3,2, or names, nir;red;green. As many as the model takes. A band that is marked as "
+               "transparency is read like any other when it is named here, and is no mask then. Empty: as the model "
+               "says."),
             is_optional=True, is_advanced=True,
         ),
     )  # fmt: skip

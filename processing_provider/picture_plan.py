@@ -53,13 +53,13 @@ def settle_pictures(
     rasters, texts = [], []
     for raster in inputs.rasters:
         done = raster
-        if raster.picture is not None:
+        if raster.by_qgis is not None:
             is_same = raster.crs == inputs.whole.crs
             there = area if area is None or is_same else _moved(area, inputs.whole.crs, raster, transforms)
-            done, text = settle_picture(raster, raster.picture, definition, cell_size if is_same else None, there)
+            done, text = settle_picture(raster, raster.by_qgis, definition, cell_size if is_same else None, there)
             texts.append(text)
         rasters.append(done)
-    whole = replace(inputs.whole, picture=rasters[0].picture, cell_size=rasters[0].cell_size)
+    whole = replace(inputs.whole, by_qgis=rasters[0].by_qgis, cell_size=rasters[0].cell_size)
     return replace(inputs, rasters=tuple(rasters), whole=whole), tuple(texts)
 
 
@@ -138,7 +138,7 @@ def settle_picture(
     text = does.format(name=raster.name, how=how, place=place)
     if cell_size and abs(side / cell_size - 1) > _SAME:
         text += " " + tr("That is the nearest that it has to the cell size of {wanted:g}.").format(wanted=cell_size)
-    return replace(raster, picture=done, cell_size=side), text
+    return replace(raster, by_qgis=done, cell_size=side), text
 
 
 def _model_side(

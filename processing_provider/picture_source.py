@@ -40,6 +40,8 @@ _MARGIN = 256
 _ALIGNED = 256
 """The grid begins at a multiple of so many pixels: the same pixels, whatever is searched."""
 _DIGITS = 16
+_SECRET = re.compile("auth|pass|user|key|token|secret|sig|code", re.IGNORECASE)
+"""Part of the names of what signs in."""
 
 COLORS = ("Red", "Green", "Blue")
 
@@ -169,26 +171,38 @@ def shown_name(layer: QgsMapLayer) -> str:
 
 
 def reference_of(kind: str, source: str) -> str:
-    """Give a name for a source that tells it from others, with no address in it that might hold a secret."""
+    """Give a name for a source that tells it from others; nothing secret can be read from it."""
     parts = QgsProviderRegistry.instance().decodeUri(kind, source)
-    secret = re.compile("auth|pass|user|key|token", re.IGNORECASE)
-    plain = sorted(f"{name}={value}" for name, value in parts.items() if not secret.search(name))
-    plain = [re.sub(r"\?.*", "", text) for text in plain]
+    plain = sorted(f"{name}={_without_secrets(str(value))}" for name, value in parts.items() if not _is_secret(name))
     digest = hashlib.sha256("\n".join(plain).encode()).hexdigest()[:_DIGITS]
     return f"{kind}:{','.join(hosts_of(kind, source)) or 'local'}#{digest}"
 
 
+def _is_secret(name: str) -> bool:
+    return _SECRET.search(name) is not None
+
+
+def _without_secrets(text: str) -> str:
+    """Take out of an address what is behind its question mark under a name that sounds secret."""
+    address, mark, query = text.partition("?")
+    pairs = [pair for pair in query.split("&") if not _is_secret(pair.partition("=")[0])]
+    return address + mark + "&".join(pairs)
+
+
 def hosts_of(kind: str, source: str) -> tuple[str, ...]:
-    """Give the hosts in a source, where the beginning of a name may stand for several: {switch:a,b}.tile.example."""
+    """Give the servers in a source, with their port where it is told.
+
+    The beginning of a name may stand for several: {switch:a,b}.tile.example.
+    """
     parts = QgsProviderRegistry.instance().decodeUri(kind, source)
     texts = [str(value) for value in parts.values()] + [value for _, value in parse_qsl(source)]
     texts += re.findall(r"url='([^']*)'", source)
     hosts = set()
     for text in texts:
         if re.match("https?://", text):
-            host = urlsplit(re.sub(r"\{[^}]*\}", "", text)).hostname
-            if host:
-                hosts.add(host.lower().lstrip("."))
+            server = urlsplit(re.sub(r"\{[^}]*\}", "", text)).netloc.rpartition("@")[2]
+            if server:
+                hosts.add(server.lower().lstrip("."))
     return tuple(sorted(hosts))
 
 

@@ -131,14 +131,14 @@ class ProviderPixels:
         return np.stack([band.astype(np.result_type(*bands)) for band in bands]), cover
 
     def _is_data(self, number: int, values: Any, block: QgsRasterBlock) -> Any:
-        present = np.ones(values.shape, np.bool_)
+        present = ~np.isnan(values) if values.dtype.kind == "f" else np.ones(values.shape, np.bool_)
         nodata = []
         if block.hasNoDataValue():
             nodata.append(block.noDataValue())
         if self.provider.sourceHasNoDataValue(number) and self.provider.useSourceNoDataValue(number):
             nodata.append(self.provider.sourceNoDataValue(number))
         for value in nodata:
-            present &= ~np.isnan(values) if np.isnan(value) else values != value
+            present &= values != value
         for wanted in self.provider.userNoDataValues(number):
             present &= ~((values >= wanted.min()) & (values <= wanted.max()))
         return present
@@ -189,7 +189,7 @@ class PixelSource:
     name: str
     maker: PixelMaker
     hosts: tuple[str, ...]
-    """Servers behind it."""
+    """Servers behind it, see NetworkWatch."""
 
 
 class PixelServer:

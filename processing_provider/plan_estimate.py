@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qgis.core import QgsCoordinateTransform, QgsCsException, QgsProcessingFeedback, QgsRectangle
 
+from ..inference.errors import InferenceError
 from ..inference.events import WasCanceled
 from ..inference.models.arguments import parse_arguments, resolve_arguments
 from ..inference.models.fit_rules import resolution
@@ -20,6 +21,7 @@ from ..inference.models.package import ModelPackage
 from . import parameters as keys
 from .cell_size import ground_at, wanted_cell_size
 from .feedback import EventListener, duration_text
+from .inputs import InputRasters
 from .job_builder import DetectionPlan, complete_job
 from .job_run import start_run
 from .parameter_reader import ParameterReader
@@ -51,6 +53,8 @@ class PlanEstimate:
     memory: int
     most_tiles: int | None
     has_mask: bool
+    n_rasters: int = 1
+    """How many are searched one by one; width and height are the first one's."""
 
     @property
     def is_too_large(self) -> bool:
@@ -69,11 +73,11 @@ def estimate(reader: ParameterReader, raster: SourceRaster, package: ModelPackag
     extent, _ = search_extent(reader, raster)
     area = raster.extent if extent is None else QgsRectangle(*extent)
     side, mask = wanted_cell_size(reader, raster, area), _mask_extent(reader, raster)
-    if raster.picture is not None:
+    if raster.by_qgis is not None:
         searched = None if extent is None and mask is None else area if mask is None else area.intersect(mask)
-        raster, _ = settle_picture(raster, raster.picture, definition, side, searched)
+        raster, _ = settle_picture(raster, raster.by_qgis, definition, side, searched)
         side = raster.cell_size
-    place = ground_at(raster.crs, area.center(), raster.cell_size)
+    place = None if raster.is_picture else ground_at(raster.crs, area.center(), raster.cell_size)
     if side is None:
         wanted = resolution(definition.cell_size, place[0], raster.cell_size) if place else None
         side = wanted.cell_size if wanted else raster.cell_size
@@ -89,6 +93,31 @@ def estimate(reader: ParameterReader, raster: SourceRaster, package: ModelPackag
         _memory(reader, arguments, len(definition.input.bands), tile), None if most is None else int(most),
         mask is not None,
     )  # fmt: skip
+
+
+def estimate_all(reader: ParameterReader, inputs: InputRasters, package: ModelPackage) -> PlanEstimate:
+    """Tell the same of all rasters: of the mosaic that they are, or of all in turn.
+
+    Raises:
+        InferenceError: the parameters cannot work, for none of the rasters.
+    """
+    if not inputs.is_separate:
+        return estimate(reader, inputs.whole, package)
+    found = [_estimate_or_error(reader, raster, package) for raster in inputs.rasters]
+    plans = [plan for plan in found if isinstance(plan, PlanEstimate)]
+    errors = [error for error in found if isinstance(error, InferenceError)]
+    if not plans:
+        raise errors[0]
+    return replace(plans[0], tiles=sum(plan.tiles for plan in plans), n_rasters=len(plans))
+
+
+def _estimate_or_error(
+    reader: ParameterReader, raster: SourceRaster, package: ModelPackage
+) -> PlanEstimate | InferenceError:
+    try:
+        return estimate(reader, raster, package)
+    except InferenceError as error:
+        return error  # the run passes over a raster that the extent does not meet
 
 
 def _padding(arguments: Mapping[str, Any], stated: int | None, tile: int) -> int:
@@ -135,6 +164,8 @@ def estimate_text(plan: PlanEstimate) -> str:
     ground = tr(" of {size} m on the ground").format(size=f"{plan.ground:.3g}") if plan.ground else ""
     text = tr("{width} x {height} pixels{ground}, {at_most} {tiles} of {size} pixels, roughly {memory} of memory.")
     tiles = tr("1 tile") if plan.tiles == 1 else tr("{count} tiles").format(count=plan.tiles)
+    if plan.n_rasters > 1:
+        text = tr("{count} rasters one by one, the first with ").format(count=plan.n_rasters) + text
     told = text.format(
         width=plan.width, height=plan.height, ground=ground, tiles=tiles, size=plan.tile_size,
         at_most=tr("at most about") if plan.has_mask else tr("about"), memory=size_text(plan.memory),
@@ -180,7 +211,7 @@ def planned_text(summary: Mapping[str, Any]) -> str:
     tiles, seconds, memory = plan.get("tiles"), plan.get("seconds"), plan.get("memory") or plan.get("pixel_memory")
     parts = [tr("{tiles} tiles").format(tiles=tiles)]
     if plan.get("outside"):
-        parts.append(tr("{count} more outside the mask").format(count=plan["outside"]))
+        parts.append(tr("{count} more outside the searched area").format(count=plan["outside"]))
     parts.append(
         tr("no tile with data was found to measure the time")
         if seconds is None

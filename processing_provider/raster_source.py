@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from osgeo import gdal
@@ -11,7 +13,7 @@ from qgis.core import Qgis, QgsCoordinateReferenceSystem, QgsRasterLayer, QgsRec
 from ..inference.errors import ModelIncompatibleError, RasterOpenError
 from ..inference.job import RasterItem
 from ..inference.models.definition import ModelDefinition
-from ..inference.models.fit_rules import NO_INKS, are_inks, find_band
+from ..inference.models.fit_rules import NO_INKS, alpha_hint, are_inks, find_band
 from .gdal_source import GdalSource, gdal_source, open_dataset
 from .picture_source import PictureFacts, band_facts, finest_side, picture_facts, picture_item, shown_name
 
@@ -22,7 +24,7 @@ class SourceRaster:
 
     name: str
     connection: str
-    """GDAL connection string."""
+    """GDAL connection string, or the address of a service."""
     crs: QgsCoordinateReferenceSystem
     extent: QgsRectangle
     cell_size: float
@@ -33,27 +35,34 @@ class SourceRaster:
     """Type of the first band's values, as numpy calls it."""
     band_numbers: tuple[int, ...] = ()
     """0-based numbers of those bands in the file; empty: as they stand."""
+    alpha_bands: tuple[tuple[int, str], ...] = ()
+    """Bands of transparency: 0-based number in the file, and name."""
     is_picture: bool = False
     """It has no place on a map; what QGIS takes for its coordinate reference system is somebody's guess."""
     crs_wkt: str = ""
     """The coordinate reference system that the layer was given in QGIS, where it is not the file's."""
     source: GdalSource | None = None
-    """What the layer's source says besides; None: nothing."""
-    picture: PictureFacts | None = None
+    """What GDAL opens; None: it does not."""
+    by_qgis: PictureFacts | None = None
     """What is special about a raster that QGIS reads for the worker; None: the worker reads it itself."""
+    kind: str = "gdal"
+    """As `job.RasterItem.kind`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """As `job.RasterItem.options`."""
 
     @property
     def item(self) -> RasterItem:
         """Give it as the job names it."""
-        if self.picture is not None:
-            return picture_item(self.picture, self.name, self.crs, self.band_names, self.dtype)
-        options = self.source.item_options if self.source is not None else {}
-        return RasterItem("gdal", self.connection, self.name, options, self.crs_wkt)
+        if self.by_qgis is not None:
+            return picture_item(self.by_qgis, self.name, self.crs, self.band_names, self.dtype)
+        return RasterItem(self.kind, self.connection, self.name, dict(self.options), self.crs_wkt)
 
     def band_index(self, band: int | str) -> int | None:
         """Give the 0-based number in the file of a band that a model names; None where there is none."""
         place = find_band(band, self.band_names) if isinstance(band, str) else band
-        if place is None or place >= len(self.band_names):
+        if place is None:
+            return next((number for number, name in self.alpha_bands if name.lower() == str(band).lower()), None)
+        if place >= len(self.band_names):
             return None
         return self.band_numbers[place] if self.band_numbers else place
 
@@ -75,6 +84,7 @@ def source_raster(layer: QgsRasterLayer) -> SourceRaster:
         name=layer.name(),
         connection=source.connection,
         source=source,
+        options=source.item_options,
         crs=layer.crs(),
         extent=layer.extent(),
         cell_size=layer.rasterUnitsPerPixelX(),
@@ -87,6 +97,11 @@ def source_raster(layer: QgsRasterLayer) -> SourceRaster:
         dtype=_dtype(bands[0].DataType) if bands else "",
         is_picture=is_picture(dataset),
         band_numbers=tuple(number for number, color in enumerate(colors) if color != gdal.GCI_AlphaBand),
+        alpha_bands=tuple(
+            (number, band.GetDescription() or gdal.GetColorInterpretationName(gdal.GCI_AlphaBand))
+            for number, (band, color) in enumerate(zip(bands, colors))
+            if color == gdal.GCI_AlphaBand
+        ),
         crs_wkt=_given_crs(layer.crs(), dataset),
     )
 
@@ -104,8 +119,25 @@ def _picture(layer: QgsRasterLayer) -> SourceRaster:
         band_names=names,
         has_palette=False,
         dtype=dtype,
-        picture=facts,
+        by_qgis=facts,
     )
+
+
+def file_raster(name: str) -> SourceRaster:
+    """Describe a raster that has no layer, in any thread.
+
+    Args:
+        name: What GDAL calls it.
+
+    Raises:
+        RasterOpenError: it cannot be opened, or the worker could not read it.
+    """
+    layer = QgsRasterLayer(name, Path(name).name, "gdal", QgsRasterLayer.LayerOptions(False))
+    if not layer.isValid():
+        raise RasterOpenError(
+            f"The raster '{name}' cannot be opened.", hint="Check the path, and that QGIS can open it as a layer."
+        )
+    return source_raster(layer)
 
 
 def _given_crs(crs: QgsCoordinateReferenceSystem, dataset: Any) -> str:
@@ -141,7 +173,7 @@ def check_bands(raster: SourceRaster, definition: ModelDefinition) -> None:
                 f"The model '{definition.name}' reads {wanted}, but the raster '{raster.name}' has "
                 f"{len(names)} band{'s' if len(names) != 1 else ''}: {', '.join(raster.band_names)}.",
                 hint="Choose a raster with the bands that the model was trained on, or say in the parameter Bands "
-                "(BANDS) which ones it gets.",
+                "(BANDS) which ones it gets." + alpha_hint([number + 1 for number, _ in raster.alpha_bands]),
             )
 
 

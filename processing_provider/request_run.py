@@ -17,9 +17,10 @@ from ..inference.net.portal import portal_url
 from . import parameters as keys
 from .credentials import secrets_for
 from .detect_objects import DetectObjectsAlgorithm
-from .job_builder import make_draft, with_rasters
+from .inputs import input_list, opened
 from .parameter_reader import ParameterReader
 from .rest_request.context import feature_layer
+from .rest_request.sources import addresses
 from .rest_request.text import read_request
 from .rest_request.translate import Translation, translate
 from .rest_request.values import refused
@@ -31,11 +32,19 @@ PASSED_ON = (keys.AUTHENTICATION, keys.PORTAL, keys.MAX_TILES, keys.PLAN_ONLY, k
 
 @dataclass(frozen=True)
 class RequestRun:
-    """The run of `kestrel:detectobjects` that a request asks for."""
+    """The run of `kestrel:detectobjects` that a request asks for.
+
+    Attributes:
+        algorithm: The one that does it.
+        parameters: Its parameters.
+        translation: What the request means.
+        addresses: Where each of the request's members is looked up.
+    """
 
     algorithm: DetectObjectsAlgorithm
     parameters: dict[str, Any]
     translation: Translation
+    addresses: Mapping[str, tuple[str, ...]]
 
 
 def request_run(text: str, reader: ParameterReader) -> RequestRun:
@@ -60,25 +69,30 @@ def request_run(text: str, reader: ParameterReader) -> RequestRun:
         values[keys.OUTPUT] = QgsProcessingOutputLayerDefinition(values[keys.OUTPUT], reader.context.project())
     elif keys.OUTPUT_SERVICE not in values:
         raise refused("outputObjects", "is missing", 'Write for example {"uri": "/data/trees.gpkg"}, or set OUTPUT.')
-    values.update(service_layers(values, translation))
+    places = addresses(values, portal_url(str(values.get(keys.PORTAL) or "")))
+    values.update(service_layers(values, translation, places["inputRaster"]))
     algorithm = DetectObjectsAlgorithm()
     algorithm.initAlgorithm()
     values = algorithm.preprocessParameters(values)
     if translation.cell_factor is not None:
         own = _cell_size(ParameterReader(algorithm, values, reader.context))
         values[keys.CELL_SIZE] = translation.cell_factor * own
-    return RequestRun(algorithm, values, translation)
+    return RequestRun(algorithm, values, translation, places)
 
 
-def service_layers(values: Mapping[str, Any], translation: Translation) -> dict[str, str]:
+def service_layers(values: Mapping[str, Any], translation: Translation, inputs: tuple[str, ...]) -> dict[str, str]:
     """Give the layers of services that the context names.
 
     They sign in only where the input or the portal is: a request may come from somebody else, and nobody but these
     servers is shown who asks.
+
+    Args:
+        values: Parameters of `kestrel:detectobjects`.
+        translation: The request.
+        inputs: Addresses of the input.
     """
     authcfg = str(values.get(keys.AUTHENTICATION) or "")
-    portal = portal_url(str(values.get(keys.PORTAL) or ""))
-    known = {origin_of(url) for url in (portal, *translation.input_urls)}
+    known = {origin_of(url) for url in (portal_url(str(values.get(keys.PORTAL) or "")), *inputs)}
     layers = {}
     for key, (member, url) in translation.services.items():
         signs = authcfg if origin_of(url) in known else ""
@@ -101,11 +115,11 @@ def _told_of(member: str) -> Iterator[None]:
 
 
 def _cell_size(reader: ParameterReader) -> float:
-    draft = make_draft(reader)
-    if not draft.inputs.is_quick:
+    inputs = input_list(reader)
+    if not inputs.is_quick:
         raise refused(
             "context.cellSize.factor",
             "cannot be used with rasters on a server: how large their cells are is not known before the run",
             "Give the size as a number.",
         )
-    return with_rasters(draft, reader).raster.cell_size
+    return opened(inputs, reader.context.transformContext()).whole.cell_size

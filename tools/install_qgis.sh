@@ -90,9 +90,8 @@ install_test_servers() {
     [ "${#wanted[@]}" -gt 0 ] || return 0
     command -v apt-get >/dev/null || return 0
     as_root apt-get update -q || true
-    local package
-    for package in "${wanted[@]}"; do
-        apt_install "$package" || echo "$package cannot be installed: tests that need it pass over themselves." >&2
+    for part in "${wanted[@]}"; do
+        apt_install "$part" || echo "$part cannot be installed: tests that need it pass over themselves." >&2
     done
 }
 

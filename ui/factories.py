@@ -8,10 +8,13 @@ is then marked as deleted (qgis/QGIS issue 67401). Hence the rules in here:
 3. `createWidget` gives a bare container; the real widget is a child of it. Python keeps both: the container, too, gets
    a second wrapper, and its C++ side goes on asking the first one what it overrides.
 4. Signals are connected to lambdas, not to bound methods of the wrapper.
+5. A wrapper refers to the others of its window weakly, and to itself not at all: what the factory keeps lives as long
+   as QGIS, and a second wrapper that is freed after the first one takes QGIS along.
 """
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from qgis.core import (
@@ -29,13 +32,14 @@ from qgis.gui import (
     QgsProcessingGui,
     QgsProcessingParameterWidgetFactoryInterface,
 )
+from qgis.PyQt import sip
 from qgis.PyQt.QtWidgets import QVBoxLayout, QWidget
 
 from ..inference.errors import InferenceError
 from ..processing_provider.cell_size import wanted_cell_size
-from ..processing_provider.fit_check import look_at
-from ..processing_provider.inputs import take_sources
-from ..processing_provider.job_builder import make_draft, with_rasters
+from ..processing_provider.fit_check import Unreadable, look_at
+from ..processing_provider.inputs import input_list, opened, take_sources
+from ..processing_provider.job_builder import make_draft, signed_in, with_rasters
 from ..processing_provider.parameter_reader import ParameterReader, as_json_text, is_json
 from ..processing_provider.parameters import (
     ARGUMENTS,
@@ -46,14 +50,17 @@ from ..processing_provider.parameters import (
     CELL_SIZE_UNITS,
     EXTENT,
     INPUT,
+    INPUT_SOURCE,
     MASK,
     MAX_TILES,
     MODEL,
     MODEL_WIDGET,
+    MORE_INPUTS,
     OUTPUT,
     PLAN_ONLY,
+    PROCESSING_MODE,
 )
-from ..processing_provider.plan_estimate import estimate
+from ..processing_provider.plan_estimate import estimate, estimate_all
 from ..processing_provider.raster_source import SourceRaster
 from .arguments_widget import ArgumentsTable, CompactArguments, ModelerArguments
 from .model_widget import ModelChooser
@@ -61,7 +68,8 @@ from .model_widget import ModelChooser
 _DETECTION = "kestrel:detectobjects"
 _COMPARED = (INPUT, CELL_SIZE, CELL_SIZE_UNIT, CELL_SIZE_LAYER)
 """Parameters that the model is compared with."""
-_PLANNED = (EXTENT, MASK, ARGUMENTS, MAX_TILES)
+_INPUTS = (INPUT, MORE_INPUTS, INPUT_SOURCE)
+_PLANNED = (MORE_INPUTS, INPUT_SOURCE, PROCESSING_MODE, EXTENT, MASK, ARGUMENTS, MAX_TILES)
 """Further ones that the plan depends on."""
 
 
@@ -73,7 +81,7 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
         self._kind = kind
         self._container: QWidget | None = None
         self._chooser: ModelChooser | None = None
-        self._others: dict[str, Any] = {}
+        self._others: dict[str, weakref.ref[Any]] = {}
 
     def createWidget(self) -> QWidget:
         """Make the chooser."""
@@ -87,24 +95,32 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
             return
         for wrapper in wrappers:
             name = wrapper.parameterDefinition().name()
-            self._others[name] = wrapper
+            if name != MODEL:
+                self._others[name] = weakref.ref(wrapper)
             if name in _COMPARED:
                 wrapper.widgetValueHasChanged.connect(lambda *_: self._compare())
             if name in _PLANNED:
                 wrapper.widgetValueHasChanged.connect(lambda *_: self._expect_plan())
-        self._chooser.fit.has_cell_size = CELL_SIZE in self._others
+        self._chooser.fit.has_cell_size = self._other(CELL_SIZE) is not None
         self._chooser.cell_size_wanted.connect(lambda size: self._take_cell_size(size))
         self._chooser.changed.connect(lambda: self._expect_plan())
         self._chooser.plan.wanted.connect(lambda: self._show_plan())
         self._chooser.plan.trial_wanted.connect(lambda: self._try_tile())
         self._compare()
 
+    def _other(self, name: str) -> Any:
+        """Give the wrapper of another parameter of the window; None where there is none, or no more."""
+        reference = self._others.get(name)
+        wrapper = reference() if reference is not None else None
+        return wrapper if wrapper is not None and not sip.isdeleted(wrapper) else None
+
     def _compare(self) -> None:
-        if self._chooser is None or INPUT not in self._others:
+        raster_input = self._other(INPUT)
+        if self._chooser is None or raster_input is None:
             return
         # It owns the layer of a file that is in no project, as long as it lives.
         context = _context()
-        layer = _raster_layer(self._others[INPUT].parameterValue(), context)
+        layer = _raster_layer(raster_input.parameterValue(), context)
         raster = look_at(layer) if layer is not None and layer.isValid() else None
         size = _cell_size(self._reader(context), raster) if isinstance(raster, SourceRaster) else None
         self._chooser.compare_with(raster, size)
@@ -113,19 +129,21 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
     def _take_cell_size(self, size: float) -> None:
         context = _context()
         for name, value in ((CELL_SIZE_UNIT, CELL_SIZE_UNITS[0]), (CELL_SIZE_LAYER, None), (CELL_SIZE, size)):
-            if name in self._others:
-                self._others[name].setParameterValue(value, context)
+            other = self._other(name)
+            if other is not None:
+                other.setParameterValue(value, context)
         self._compare()
 
     def _reader(self, context: QgsProcessingContext, **others: Any) -> ParameterReader:
         """Give the values that the window shows now, as a run would read them."""
-        values = {name: wrapper.parameterValue() for name, wrapper in self._others.items() if name != MODEL}
+        wrappers = {name: self._other(name) for name in self._others}
+        values = {name: wrapper.parameterValue() for name, wrapper in wrappers.items() if wrapper is not None}
         values[MODEL] = self._chooser.value() if self._chooser is not None else ""
         algorithm = QgsApplication.processingRegistry().createAlgorithmById(_DETECTION)
         return ParameterReader(algorithm, {**values, **others}, context)
 
     def _expect_plan(self) -> None:
-        if self._chooser is not None and EXTENT in self._others:
+        if self._chooser is not None and self._other(EXTENT) is not None:
             self._chooser.plan.expect()
 
     def _show_plan(self) -> None:
@@ -133,11 +151,21 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
         chooser = self._chooser
         if chooser is None:
             return
-        if chooser.package is None or not isinstance(chooser.raster, SourceRaster):
-            chooser.plan.show_estimate(None)
+        reader = self._reader(_context())
+        has_raster = any(reader.is_given(name) for name in _INPUTS)
+        if chooser.package is None or not has_raster or isinstance(chooser.raster, Unreadable):
+            chooser.plan.show_estimate(None)  # what is wrong stands beside it
             return
         try:
-            chooser.plan.show_estimate(estimate(self._reader(_context()), chooser.raster, chooser.package))
+            if isinstance(chooser.raster, SourceRaster) and not any(reader.is_given(name) for name in _INPUTS[1:]):
+                chooser.plan.show_estimate(estimate(reader, chooser.raster, chooser.package))
+                return
+            inputs = input_list(reader)
+            if inputs.is_quick:
+                rasters = opened(inputs, reader.context.transformContext())
+                chooser.plan.show_estimate(estimate_all(reader, rasters, chooser.package))
+            else:
+                chooser.plan.show_later()
         except InferenceError as error:
             chooser.plan.show_estimate(None, str(error))
 
@@ -148,7 +176,10 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
         try:
             draft = make_draft(reader)
             sources = take_sources(reader, draft.inputs)
-            self._chooser.plan.start(with_rasters(draft, reader), sources)
+            secrets = signed_in(draft.inputs, None, reader)
+            plan = with_rasters(draft, reader, secrets=secrets) if draft.inputs.is_quick else None
+            # Many rasters, or those on a server, are looked at in the thread, as in a run.
+            self._chooser.plan.start(lambda: plan or with_rasters(draft, reader, secrets=secrets), sources)
         except InferenceError as error:
             self._chooser.plan.tell(str(error))
 

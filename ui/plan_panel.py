@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from qgis.core import QgsApplication, QgsProcessingFeedback, QgsTask
@@ -30,16 +30,16 @@ class TrialTask(QgsTask):
 
     ended = pyqtSignal(str)
 
-    def __init__(self, plan: DetectionPlan, sources: Mapping[str, PixelSource]) -> None:
+    def __init__(self, make_plan: Callable[[], DetectionPlan], sources: Mapping[str, PixelSource]) -> None:
         super().__init__(tr("Estimate the time of a detection"), QgsTask.Flag.CanCancel)
-        self._plan, self._sources = plan, sources
+        self._make_plan, self._sources = make_plan, sources
         self._feedback = QgsProcessingFeedback(False)
         self._text = ""
 
     def run(self) -> bool:
         """Work, in a thread."""
         try:
-            summary = plan_run(self._plan, self._sources, self._feedback)
+            summary = plan_run(self._make_plan(), self._sources, self._feedback)
         except InferenceError as error:
             self._text = str(error)
             return False
@@ -106,14 +106,25 @@ class PlanPanel(QFrame):
         self.button.setVisible(plan is not None)
         self.setVisible(bool(text))
 
+    def show_later(self) -> None:
+        """Say that only a trial can tell the plan: to look at the rasters takes time."""
+        self.show_estimate(None, tr("Plan: the rasters are many, or far away, and are looked at when the run starts."))
+        self.label.setStyleSheet("")
+        self.button.setVisible(True)
+
     @property
     def is_trying(self) -> bool:
         """Tell whether a trial goes on."""
         return self._task is not None
 
-    def start(self, plan: DetectionPlan, sources: Mapping[str, PixelSource]) -> None:
-        """Measure the time, in QGIS's task manager; it ends with this panel."""
-        task = self._task = TrialTask(plan, sources)
+    def start(self, make_plan: Callable[[], DetectionPlan], sources: Mapping[str, PixelSource]) -> None:
+        """Measure the time, in QGIS's task manager; it ends with this panel.
+
+        Args:
+            make_plan: Gives a plan whose job has `plan_only`; called in a thread.
+            sources: What reads the rasters that only QGIS can read, see `inputs.take_sources`.
+        """
+        task = self._task = TrialTask(make_plan, sources)
         # To a method of this object and not to a function: Qt drops the connection when the dialog is gone.
         task.ended.connect(self._ended)
         self.destroyed.connect(lambda *_: _cancel(task))

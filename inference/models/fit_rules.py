@@ -228,6 +228,21 @@ def are_unnamed(names: Sequence[str]) -> bool:
 NO_INKS = "Convert it to red, green and blue first, or choose another raster."
 
 
+def alpha_hint(numbers: Sequence[int]) -> str:
+    """Say how a band that is marked as transparency by mistake is read; empty where there is none.
+
+    Args:
+        numbers: 1-based numbers of the bands that are marked so.
+    """
+    if not numbers:
+        return ""
+    listed = " and ".join(str(number) for number in numbers)
+    return (
+        f" Band {listed} is marked as transparency (alpha); where it shows something else, near infrared for example, "
+        "name all bands that the model gets in the parameter Bands (BANDS), this one among them."
+    )
+
+
 def are_inks(colors: Sequence[str]) -> str:
     """Say that bands are inks of print, in which bright is dark; empty where they are not.
 

@@ -6,7 +6,8 @@
 
 A chunk whose answer got lost is never sent again before the service was asked what it has of it. Where a service takes
 global ids, each object's is made from the run's id and the object's number, so that the service itself refuses a second
-one; where it does not, the ledger knows the row numbers of all other chunks. At the end the rows are counted.
+one; where it does not, the ledger knows the row numbers of all other chunks, and what is there besides is taken away
+before a chunk is sent again. At the end the rows are counted.
 """
 
 from __future__ import annotations
@@ -183,10 +184,10 @@ class Publisher:
             return [i for i in everything if self._what.global_id(chunk.first + i) not in present]
         known = self._ledger.object_ids()
         strangers = [number for number, _ in self._rows() if number not in known]
-        if is_alone and len(strangers) == len(everything):
+        if is_alone and len(strangers) == len(everything) and not self._can_delete:
             self._ledger.done(chunk.number, len(everything), strangers)
             return []
-        # Which of the objects they are cannot be told.
+        # Which objects they are cannot be told: a request that was given up earlier may have been done late.
         self._delete(strangers)
         return everything
 
@@ -216,6 +217,10 @@ class Publisher:
             self._ledger.doubt_all()
         return False
 
+    @property
+    def _can_delete(self) -> bool:
+        return not self._layer.capabilities or "Delete" in self._layer.capabilities
+
     def _count(self) -> int:
         return count_rows(self._client, self._layer, self._what.where)
 
@@ -226,7 +231,7 @@ class Publisher:
         return {global_id for _, global_id in self._rows()}
 
     def _delete(self, object_ids: list[int]) -> None:
-        if object_ids and self._layer.capabilities and "Delete" not in self._layer.capabilities:
+        if object_ids and not self._can_delete:
             raise OutputError(
                 f"{len(object_ids)} rows of the run {self._what.job_id} are in doubt, and the feature service "
                 f"'{self._layer.url}' does not let them be deleted.",

@@ -101,10 +101,12 @@ class BlockCache:
                     del self._blocks[place]
                 return
             self._bytes += _size(future)
+            if self._bytes <= self._limit:
+                return
             for old in [place for place, block in self._blocks.items() if block.done()]:
-                if self._bytes <= self._limit:
-                    break
                 self._bytes -= _size(self._blocks.pop(old))
+                if self._bytes <= self._limit:
+                    return
 
 
 def _size(future: Future[Pixels]) -> int:

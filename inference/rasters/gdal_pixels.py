@@ -17,7 +17,7 @@ from rasterio.errors import CRSError, RasterioError
 
 from ..errors import ModelIncompatibleError, RasterOpenError, RasterReadError
 from ..job import RasterItem
-from ..models.fit_rules import NO_INKS, are_inks, find_band
+from ..models.fit_rules import NO_INKS, alpha_hint, are_inks, find_band
 from ..tiling import Window
 from .access import ALONE, RasterAccess
 from .camera import orientation_of
@@ -67,8 +67,17 @@ class GdalPixels:
         self._orientation = 1 if has_place else orientation_of({**stored.tags(), **stored.tags(ns="EXIF")})
         self._palette = _palette(dataset, bands)
         self._bands = (1,) if self._palette is not None else resolve_bands(dataset, bands)
-        self._ignores_mask = all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums)
-        self._alpha = _alpha_band(dataset) if self._ignores_mask else None
+        # A band that is marked as transparency and read all the same shows something else: near infrared, mostly.
+        is_alpha_read = any(dataset.colorinterp[band - 1] == ColorInterp.alpha for band in self._bands)
+        if is_alpha_read and stored is not dataset:
+            raise ModelIncompatibleError(
+                "A band that is marked as transparency (alpha) is read as an image, and other pixels than the raster's "
+                "own are asked for: GDAL would weigh the other bands by it.",
+                hint="Clear the mark first, with gdal_edit.py -colorinterp_4 undefined for the fourth band, or leave "
+                "cell size and snap raster empty.",
+            )
+        self._ignores_mask = is_alpha_read or all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums)
+        self._alpha = _alpha_band(dataset) if self._ignores_mask and not is_alpha_read else None
         self._band_names = _band_names(dataset)
         self._nodata = None if dataset.nodata is None else float(dataset.nodata)
         self._info = RasterInfo(
@@ -135,7 +144,9 @@ class GdalPixels:
         with _as_read_error(self.name, whole):
             try:
                 return self._reading.call(self._sampled)
-            except RasterioError:  # after all tries: a damaged part
+            except RasterioError as error:  # after all tries: a damaged part
+                if is_part_missing(self._item.source, error):
+                    raise
                 return self._reading.call(lambda dataset: self._sampled(dataset, passes_over_damage=True))
 
     def _sampled(self, dataset: Any, *, passes_over_damage: bool = False) -> list[NDArray[Any]]:
@@ -254,7 +265,8 @@ def resolve_bands(dataset: Any, bands: tuple[int | str, ...]) -> tuple[int, ...]
     if n_needed > n_colors:
         raise ModelIncompatibleError(
             f"The model needs at least {n_needed} bands, and the raster has {n_colors}.",
-            hint="Choose a raster with the bands that the model was trained on.",
+            hint="Choose a raster with the bands that the model was trained on."
+            + alpha_hint([n for n, color in enumerate(dataset.colorinterp, 1) if color == ColorInterp.alpha]),
         )
     numbers = tuple(_band_number(dataset, band) for band in bands)
     inks = are_inks([dataset.colorinterp[number - 1].name for number in numbers])

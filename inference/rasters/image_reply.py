@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +16,10 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 
-from ..errors import ServiceError
+from ..errors import NetworkError, RasterReadError, ServiceError
 from ..net.addresses import shown
 from ..net.replies import Reply, TryAgain, raise_for_error
+from ..tiling import Window
 
 _DRIVERS = ("GTiff", "PNG", "JPEG", "WEBP")
 _SETTINGS = {"GDAL_PAM_ENABLED": "NO", "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
@@ -38,6 +41,43 @@ class Picture:
     present: NDArray[np.bool_]
     colors: NDArray[np.uint8] | None = None
     nodata: float | None = None
+
+
+def is_refusal(error: ServiceError | NetworkError) -> bool:
+    """Tell whether a server says no to one question, and may say yes to others: not that it is gone."""
+    return isinstance(error, ServiceError) or error.context.get("status") == 500
+
+
+@contextmanager
+def refusals_told(name: str, window: Window | None = None) -> Iterator[None]:
+    """Turn a server's no into the error of a window that cannot be read; None: of the whole raster."""
+    try:
+        yield
+    except (ServiceError, NetworkError) as error:
+        if not is_refusal(error):
+            raise
+        if window is None:
+            raise RasterReadError(f"The raster '{name}' cannot be looked at as a whole: {error.message}") from error
+        raise RasterReadError(
+            f"The raster '{name}' cannot be read at columns {window.x} to {window.right}, "
+            f"rows {window.y} to {window.bottom}: {error.message}",
+            window=[window.x, window.y, window.width, window.height],
+        ) from error
+
+
+def picture_hash(get: Callable[[], tuple[NDArray[Any], NDArray[np.bool_]]]) -> str | None:
+    """Give a hash of a coarse picture of a service; None where the service does not give one.
+
+    Args:
+        get: Asks for the picture.
+    """
+    try:
+        pixels, _ = get()
+    except (ServiceError, NetworkError) as error:
+        if not is_refusal(error):
+            raise
+        return None
+    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
 def picture_taker(width: int, height: int, found: list[Picture], n_bands: int | None = None) -> Callable[[Reply], None]:

@@ -9,7 +9,6 @@ Source: ArcGIS REST API, "Image service", "Key properties", "Export image".
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
-from ..errors import ModelIncompatibleError, NetworkError, RasterOpenError, RasterReadError, ServiceError
+from ..errors import ModelIncompatibleError, NetworkError, RasterOpenError, ServiceError
 from ..job import RasterItem
 from ..models.fit_rules import find_band
 from ..net.http import HttpClient
@@ -37,7 +36,7 @@ from .arcgis import (
 from .block_cache import BlockCache, Pixels
 from .grid import is_same_grid, wanted_grid
 from .image_export import NEAREST, RESAMPLINGS, RULES, ImageExport, block_side, stated_count, wanted_type
-from .image_reply import Picture
+from .image_reply import Picture, is_refusal, picture_hash, refusals_told
 from .source import GridRequest, RasterInfo, TargetGrid
 
 _SAMPLE_WHOLE = 2048 * 2048
@@ -148,14 +147,8 @@ class ImageServicePixels:
 
     def read(self, window: Window) -> Pixels:
         """Read a window that lies inside, see `PixelSource.read`."""
-        try:
+        with refusals_told(self.name, window):
             pixels, present = self._blocks.read(window)
-        except ServiceError as error:
-            raise RasterReadError(
-                f"The raster '{self.name}' cannot be read at columns {window.x} to {window.right}, "
-                f"rows {window.y} to {window.bottom}: {error.message}",
-                window=[window.x, window.y, window.width, window.height],
-            ) from error
         if self._palette is not None:
             pixels = self._palette[:, np.clip(pixels[0], 0, self._palette.shape[1] - 1)]
             present = np.repeat(present, len(pixels), axis=0)
@@ -164,17 +157,14 @@ class ImageServicePixels:
     def sample(self) -> list[NDArray[Any]]:
         """Give valid values of each band: all of a small service, else of a coarse picture of it."""
         own = self._native
-        try:
-            if own.width * own.height <= _SAMPLE_WHOLE:
+        with refusals_told(self.name):
+            if own.width * own.height > _SAMPLE_WHOLE:
+                pixels, present = self._coarse(_SAMPLE_SIDE)
+            else:
                 side = block_side(self._service, len(self._bands) * self._dtype.itemsize)
                 cache = BlockCache(own.width, own.height, side, lambda part: self._own_pixels(own, part))
                 pixels, present = cache.read(Window(0, 0, own.width, own.height))
                 cache.close()
-            else:
-                coarse = coarser(own, min(_SAMPLE_SIDE, *self._service.most_pixels))
-                pixels, present = self._own_pixels(coarse, Window(0, 0, coarse.width, coarse.height))
-        except ServiceError as error:
-            raise RasterReadError(f"The raster '{self.name}' cannot be sampled: {error.message}") from error
         return [band[valid] for band, valid in zip(pixels, present)]
 
     def identity(self) -> list[Any] | None:
@@ -182,13 +172,16 @@ class ImageServicePixels:
 
         A service has no date of change: a change that shows in neither is not seen.
         """
-        coarse = coarser(self._native, min(_IDENTITY_SIDE, *self._service.most_pixels))
-        pixels, _ = self._own_pixels(coarse, Window(0, 0, coarse.width, coarse.height))
         keys = ("bandCount", "pixelType", "pixelSizeX", "pixelSizeY", "minValues", "maxValues", "meanValues",
                 "stdvValues", "serviceDataType", "noDataValue")  # fmt: skip
         facts = {key: self._service.data.get(key) for key in keys}
-        digest = hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
+        digest = picture_hash(lambda: self._coarse(_IDENTITY_SIDE))
         return [self._service.url, list(self._service.extent), facts, self._rules, self._export.bands, digest]
+
+    def _coarse(self, side: int) -> Pixels:
+        """Get a coarse picture of everything."""
+        grid = coarser(self._native, min(side, *self._service.most_pixels))
+        return self._own_pixels(grid, Window(0, 0, grid.width, grid.height))
 
     def close(self) -> None:
         """Let go of what was read."""
@@ -220,7 +213,9 @@ class ImageServicePixels:
         """Tell whether the service draws a picture that is transparent where it has no pixels."""
         try:
             self._export.is_there(self._native, self._middle(), self._service.reference)
-        except (ServiceError, NetworkError):
+        except (ServiceError, NetworkError) as error:
+            if not is_refusal(error):
+                raise
             return False
         return True
 

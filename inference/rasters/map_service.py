@@ -9,7 +9,6 @@ server more and looks different. Source: ArcGIS REST API, "Map service", "Export
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +18,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
-from ..errors import ModelIncompatibleError, RasterOpenError, RasterReadError, ServiceError
+from ..errors import ModelIncompatibleError, RasterOpenError, ServiceError
 from ..job import RasterItem
 from ..net.http import HttpClient, Reply
 from ..net.limits import FIRST_CONTACT
@@ -37,13 +36,14 @@ from .arcgis import (
 )
 from .block_cache import BlockCache, Pixels
 from .grid import wanted_grid
-from .image_reply import Picture, decode, picture_taker
+from .image_reply import Picture, decode, picture_hash, picture_taker, refusals_told
 from .source import GridRequest, RasterInfo, TargetGrid
 
 _BLOCK = 1024
 _MAX_REPLY = 64 * 2**20
 _SAME_SIZE = 0.01
 _SAMPLE_SIDE = 1024
+_IDENTITY_SIDE = 256
 _BANDS: Mapping[int | str, int] = {0: 0, 1: 1, 2: 2, "red": 0, "green": 1, "blue": 2}
 
 
@@ -120,25 +120,19 @@ class MapServicePixels:
 
     def read(self, window: Window) -> Pixels:
         """Read a window that lies inside, see `PixelSource.read`."""
-        try:
+        with refusals_told(self.name, window):
             return self._blocks.read(window)
-        except ServiceError as error:
-            raise RasterReadError(
-                f"The picture '{self.name}' cannot be read at columns {window.x} to {window.right}, "
-                f"rows {window.y} to {window.bottom}: {error.message}",
-                window=[window.x, window.y, window.width, window.height],
-            ) from error
 
     def sample(self) -> list[NDArray[Any]]:
         """Give values of each band from a coarse picture of everything, or from tiles that are spread over it."""
-        pixels, present = self._overview(_SAMPLE_SIDE)
+        with refusals_told(self.name):
+            pixels, present = self._overview(_SAMPLE_SIDE)
         return [band[valid] for band, valid in zip(pixels, present)]
 
     def identity(self) -> list[Any] | None:
         """Give address, extent and level, and a hash of a coarse picture: a service has no date of change."""
-        pixels, _ = self._overview(256)
         level = None if self._level is None else self._level.number
-        digest = hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
+        digest = picture_hash(lambda: self._overview(_IDENTITY_SIDE))
         return [self._service.url, list(self._service.extent), level, self._options, digest]
 
     def close(self) -> None:
@@ -147,13 +141,10 @@ class MapServicePixels:
 
     def _overview(self, side: int) -> Pixels:
         """Give a coarse picture of everything."""
-        try:
-            if self._tiles is not None:
-                return self._coarse_tiles(self._tiles, side)
-            small = coarser(self._grid, min(side, *self._service.most_pixels))
-            return self._draw(small, Window(0, 0, small.width, small.height))
-        except ServiceError as error:
-            raise RasterReadError(f"The picture '{self.name}' cannot be sampled: {error.message}") from error
+        if self._tiles is not None:
+            return self._coarse_tiles(self._tiles, side)
+        small = coarser(self._grid, min(side, *self._service.most_pixels))
+        return self._draw(small, Window(0, 0, small.width, small.height))
 
     def _coarse_tiles(self, scheme: TileScheme, side: int) -> Pixels:
         """Give the finest level that is no larger than this, in one row; of a larger one tiles spread over it."""

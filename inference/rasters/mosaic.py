@@ -64,7 +64,6 @@ class MosaicPixels:
         plain = next((look for look in looks if not look.has_palette), first)
         self._bands = plain.bands
         self._nodata = next((look.nodata for look in looks if look.nodata is not None), None)
-        self._identity = [look.identity for look in looks]
         self._info = RasterInfo(
             width, height, first.info.n_bands, str(np.result_type(*{look.info.dtype for look in looks})),
             lattice.at(left, top), first.info.crs_wkt, max(look.info.block_height for look in looks),
@@ -121,7 +120,13 @@ class MosaicPixels:
 
     def identity(self) -> list[Any] | None:
         """Give what tells the items' content from a changed one; None where nothing does for one of them."""
-        return None if any(item is None for item in self._identity) else list(self._identity)
+        found = []
+        for number in range(len(self._items)):
+            with self._pool.use(number) as source:
+                found.append(source.identity())
+            if found[-1] is None:
+                return None
+        return found
 
     def sample(self) -> list[NDArray[Any]]:
         """Give valid values of each band, from items spread over the list, as many of each.
@@ -182,16 +187,16 @@ class MosaicPixels:
     def _read_item(self, number: int, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         own = self._placed[number].window
         inside = Window(window.x - own.x, window.y - own.y, window.width, window.height)
-        try:
-            with self._pool.use(number) as source:
-                return source.read(inside)
-        except RasterOpenError as error:  # it was there when the run began
-            raise RasterReadError(
-                error.message, hint=error.hint, window=[window.x, window.y, window.width, window.height]
-            ) from error
+        with self._pool.use(number) as source:
+            return source.read(inside)
 
     def _opened(self, number: int) -> PixelSource:
-        return self._open_item(number, GridRequest(resampling=self._resampling, target=self._placed[number].target))
+        place = self._placed[number]
+        try:
+            return self._open_item(number, GridRequest(resampling=self._resampling, target=place.target))
+        except RasterOpenError as error:  # it was there when the run began
+            w = place.window
+            raise RasterReadError(error.message, hint=error.hint, window=[w.x, w.y, w.width, w.height]) from error
 
     def close(self) -> None:
         """Close all items; no thread may be reading."""
@@ -205,7 +210,6 @@ class _Look:
         self.info, self.bands, self.has_palette, self.nodata = (
             source.info, source.bands, source.has_palette, source.nodata,
         )  # fmt: skip
-        self.identity = source.identity()
 
 
 def _place(item: RasterItem, info: RasterInfo, lattice: Lattice) -> Placed:

@@ -22,7 +22,7 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 
-from ..errors import JobError, ModelIncompatibleError, RasterOpenError, RasterReadError
+from ..errors import JobError, ModelIncompatibleError, RasterFetchError, RasterOpenError, RasterReadError
 from ..events import Canceled, Message
 from ..job import RasterItem
 from ..models.fit_rules import find_band
@@ -36,10 +36,10 @@ from .source import GridRequest, RasterInfo, TargetGrid
 AT_ONCE = 4
 """Requests that wait for QGIS at the same time; it answers them one by one, so that its own limits hold."""
 TRIES = 6
-"""Tries of a block while the server answers others well."""
+"""Failures of a block meanwhile the server answered others well."""
 PATIENCE = 120.0
 """Seconds without any good answer after which a server counts as gone."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0
+_FIRST_PAUSE, _LONGEST_PAUSE, _DOUBLINGS = 0.5, 8.0, 10
 _LOOK = 0.1
 _SAMPLE_SIDE = 512
 _TOLD_AS_WARNING = 10.0
@@ -158,7 +158,7 @@ class PicturePixels:
         """Ask for pixels until they are complete, or what lacks is known to be no data.
 
         Raises:
-            RasterReadError: pixels are missing after all tries.
+            RasterFetchError: pixels are missing after all tries.
             Canceled: the run is to end.
         """
         width, height = size
@@ -183,7 +183,7 @@ class PicturePixels:
                 failure = picture.reason
             n_calm = 0
             if not tries.goes_on():
-                raise self._read_error(window, failure)
+                raise self._fetch_error(window, failure)
             self._pause(tries.pause)
         present = np.broadcast_to(cover, pixels.shape) & self._is_data(pixels)
         return pixels, present
@@ -234,8 +234,8 @@ class PicturePixels:
                 raise Canceled
             time.sleep(min(_LOOK, left))
 
-    def _read_error(self, window: Window, reason: str) -> RasterReadError:
-        return RasterReadError(
+    def _fetch_error(self, window: Window, reason: str) -> RasterFetchError:
+        return RasterFetchError(
             f"The raster '{self.name}' cannot be read at columns {window.x} to {window.right}, "
             f"rows {window.y} to {window.bottom}: {reason or 'pixels did not come'}.",
             window=[window.x, window.y, window.width, window.height],
@@ -267,22 +267,23 @@ class _Tries:
     def __init__(self, server: _ServerState) -> None:
         """Start before the first try."""
         self._server = server
-        self._first: float | None = None
+        self._last = time.monotonic()
+        self._n_alone = 0
         self.n_failed = 0
 
     def goes_on(self) -> bool:
         """Count a try that failed, and tell whether another one is worth it."""
         now = time.monotonic()
-        self._first = self._first or now
+        is_alone = self._server.last_good > self._last
+        self._last = now
         self.n_failed += 1
-        if self._server.last_good > self._first:
-            return self.n_failed < TRIES
-        return now - self._server.last_good < PATIENCE
+        self._n_alone += is_alone
+        return self._n_alone < TRIES if is_alone else now - self._server.last_good < PATIENCE
 
     @property
     def pause(self) -> float:
         """Give the seconds to wait before the next try."""
-        return min(float(_FIRST_PAUSE * 2 ** (self.n_failed - 1)), _LONGEST_PAUSE)
+        return min(_FIRST_PAUSE * 2.0 ** min(self.n_failed - 1, _DOUBLINGS), _LONGEST_PAUSE)
 
 
 class _Options:

@@ -148,11 +148,11 @@ def fitted(source: Iterable[QgsFeature], layer: QgsVectorLayer, fit: Fit) -> Ite
     provider, fields = layer.dataProvider(), layer.dataProvider().fields()
     # A provider takes the text of its own default for that default.
     blank = [provider.defaultValueClause(index) or None for index in range(fields.count())]
-    places = [(column, fields.indexOf(name)) for column, name in fit.places.items()]
+    places = [(column, fields.indexOf(name), fields.field(name)) for column, name in fit.places.items()]
     for given in source:
         values = list(blank)
-        for column, index in places:
-            values[index] = _fitting(fields.at(index), given[column], layer.name())
+        for column, index, item in places:
+            values[index] = _fitting(item, given[column], layer.name())
         feature = QgsFeature(fields)
         feature.setAttributes(values)
         feature.setGeometry(_coerced(given.geometry(), fit.geometry, layer.name()))

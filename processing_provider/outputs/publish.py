@@ -23,7 +23,7 @@ from ...inference.net.hosted_service import (
     feature_url,
     signed_in_user,
 )
-from ...inference.net.http import Credential, HttpClient
+from ...inference.net.http import HttpClient, make_client
 from ...inference.net.ledger import Ledger
 from ...inference.net.limits import FIRST_CONTACT, HttpLimits
 from ...inference.net.publishing import Publication, Publisher
@@ -73,10 +73,8 @@ class ServiceTarget:
         def waiting(reason: str, seconds: float) -> None:
             feedback.pushInfo(tr("{reason} Trying again in {count} s.").format(reason=reason, count=round(seconds, 1)))
 
-        return HttpClient(
-            [Credential(entry["origin"], entry["headers"]) for entry in self.secrets.credentials],
-            proxies=self.secrets.proxies,
-            ca_file=self.secrets.ca_file or None,
+        return make_client(
+            self.secrets,
             limits=FIRST_CONTACT if is_first else LIMITS,
             is_cancelled=feedback.isCanceled,
             on_wait=waiting,

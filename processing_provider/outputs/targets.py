@@ -94,14 +94,42 @@ def read_targets(
     return Targets(layer, append, service, _summary_file(reader), tuple(warnings), shown)
 
 
-def check_place(targets: Targets, crs: QgsCoordinateReferenceSystem) -> None:
-    """Check that the objects have a place in the layer that they are appended to, once their own is known.
+def service_only(reader: ParameterReader) -> Targets:
+    """Read what can be read while the model is still on its portal: the feature service that gets the objects.
 
     Raises:
-        OutputError: only one of them has a coordinate reference system.
+        JobError: the objects are to be appended to a layer, whose fields are compared with the model's.
     """
-    if targets.append is not None:
-        check_crs(targets.append.name, targets.append.crs, crs)
+    if reader.is_given(keys.APPEND_TO):
+        raise JobError(
+            "APPEND_TO needs a model that lies on this computer: its fields are compared with the layer's first.",
+            hint="Download the item's model and give its path, or write a new layer.",
+        )
+    request = read_service_request(reader.text(keys.OUTPUT_SERVICE), read_field_map(reader.text(keys.FIELD_MAP)))
+    return Targets(None, service=request if isinstance(request, ServiceRequest) else None)
+
+
+def check_place(targets: Targets, crs: QgsCoordinateReferenceSystem, output: Path | None) -> None:
+    """Check that the objects have a place in the layer that they are appended to, once their own is known.
+
+    Args:
+        targets: Where the objects go.
+        crs: Coordinate reference system of the objects.
+        output: The file of the new layer, if there is one.
+
+    Raises:
+        OutputError: only one of them has a coordinate reference system, or the new file would replace the layer's.
+    """
+    if targets.append is None:
+        return
+    check_crs(targets.append.name, targets.append.crs, crs)
+    held = QgsProviderRegistry.instance().decodeUri(targets.append.provider, targets.append.source).get("path")
+    if output is not None and held and Path(held).resolve() == output.resolve():
+        raise OutputError(
+            f"The new layer would replace the file '{output}' of the layer '{targets.append.name}', to which the "
+            "objects are to be appended.",
+            hint="Choose another file for OUTPUT, or leave it empty.",
+        )
 
 
 def service_target(reader: ParameterReader, targets: Targets) -> ServiceTarget | None:

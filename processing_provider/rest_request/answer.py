@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ _MEMBER_OF_CODE = (
     ("output", "outputObjects"),
     ("disk-full", "outputObjects"),
 )
+_CODES_OF_SERVERS = ("network", "service", "credentials")
 _MEMBER_OF_WORDS = (
     (r"^(?:The m|M)odel argument|text_prompt|\bARGUMENTS\b", "modelArguments"),
     (r"\bmask\b|\bMASK\b", "context.mask"),
@@ -76,11 +77,19 @@ def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def blamed(reason: str) -> str:
-    """Give the member of the request that a failure of `kestrel:detectobjects` is about, or an empty text."""
+def blamed(reason: str, addresses: Mapping[str, Iterable[str]]) -> str:
+    """Give the member of the request that a failure of `kestrel:detectobjects` is about, or an empty text.
+
+    Args:
+        reason: What was said.
+        addresses: Where each member is looked up.
+    """
     found = _CODE.search(reason)
     code = found.group(1) if found else ""
     for start, member in _MEMBER_OF_CODE:
         if code.startswith(start):
             return member
+    if code in _CODES_OF_SERVERS:
+        near = [member for member, urls in addresses.items() if any(url in reason for url in urls)]
+        return near[0] if len(near) == 1 else ""
     return next((member for words, member in _MEMBER_OF_WORDS if re.search(words, reason)), "")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from .draft import Draft, feature_class, is_address
 from .values import as_object, as_text, given, refused, unpacked
 
-INPUT_MEMBERS = ("itemId", "url", "uri", "itemIds", "urls", "uris", "renderingRule", "mosaicRule", "tiled_url")
+INPUT_MEMBERS = (
+    "itemId", "url", "uri", "itemIds", "urls", "uris", "renderingRule", "mosaicRule", "bandIds", "time", "tiled_url",
+)  # fmt: skip
+_RULES = ("renderingRule", "mosaicRule", "bandIds", "time")
 OUTPUT_MEMBERS = ("itemId", "url", "uri", "serviceProperties", "itemProperties")
 MODEL_MEMBERS = ("itemId", "url", "uri")
 DESCRIBED = ("serviceProperties", "itemProperties")
@@ -54,15 +58,27 @@ def translate_input(draft: Draft, member: str, value: Any) -> None:
             source["url"] = tiled
         else:
             draft.tell(f"{member}.tiled_url", "the pixels themselves are read, not their tiles")
-    if not set(source) - {"renderingRule", "mosaicRule"}:
+    if not set(source) - set(_RULES):
         raise refused(member, "names no raster", f"Write for example {EXAMPLES[member]}.")
     draft.values["INPUT_SOURCE"] = json.dumps(source, ensure_ascii=False)
 
 
-def input_urls(source: str) -> tuple[str, ...]:
-    """Give the addresses that a translated input names."""
-    content = json.loads(source)
-    return tuple(url for url in (content.get("url", ""), *content.get("urls", ())) if is_address(url))
+def addresses(values: Mapping[str, Any], portal: str) -> dict[str, tuple[str, ...]]:
+    """Give the addresses at which each member is looked up, without their queries.
+
+    Args:
+        values: The parameters that a request was translated into.
+        portal: The portal of items and new layers.
+    """
+    found = {}
+    for member, key in (("inputRaster", "INPUT_SOURCE"), ("model", "MODEL"), ("outputObjects", "OUTPUT_SERVICE")):
+        text = values.get(key, "")
+        content = json.loads(text) if text.startswith("{") else {}
+        urls = [content.get("url"), *(content.get("urls", ()) if key == "INPUT_SOURCE" else ())]
+        if {"itemId", "itemIds", *DESCRIBED} & set(content):
+            urls.append(portal)
+        found[member] = tuple(url.partition("?")[0] for url in urls if isinstance(url, str) and is_address(url))
+    return found
 
 
 def _reference(member: str, value: Any) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from .sources import (
     MODEL_MEMBERS,
     NOT_READ,
     OUTPUT_MEMBERS,
-    input_urls,
     translate_input,
     translate_model,
     translate_output,
@@ -39,7 +38,6 @@ class Translation:
         warnings: Sentences about members without effect.
         crs: Texts of coordinate reference systems that QGIS has to know, by the members that name them.
         services: ArcGIS services that the parameters of these keys stand for: member and URL.
-        input_urls: Addresses that the input names.
         cell_factor: How many times as large as the raster's the cells are to be, or None.
         members: Names of the members that say something.
         has_messages: The answer shall hold the messages of the run.
@@ -49,7 +47,6 @@ class Translation:
     warnings: tuple[str, ...]
     crs: Mapping[str, str]
     services: Mapping[str, tuple[str, str]]
-    input_urls: tuple[str, ...]
     cell_factor: float | None
     members: tuple[str, ...]
     has_messages: bool
@@ -79,7 +76,6 @@ def translate(request: Request) -> Translation:
         warnings=tuple(draft.warnings),
         crs=draft.crs,
         services=draft.services,
-        input_urls=input_urls(draft.values["INPUT_SOURCE"]),
         cell_factor=draft.cell_factor,
         members=tuple(name for name in members if name in MEMBERS),
         has_messages=as_boolean("returnMessages", members.get("returnMessages", True)),

@@ -35,7 +35,7 @@ def test_the_codes_of_the_wire_format_stay_as_they_are() -> None:
     assert [
         "backend-missing", "credentials", "device", "device-memory", "device-unavailable", "disk-full", "error", "job",
         "model", "model-hash", "model-incompatible", "model-package", "model-unsupported", "network", "output",
-        "protocol", "raster", "raster-changed", "raster-open", "raster-read", "service", "tile-failed",
+        "protocol", "raster", "raster-changed", "raster-fetch", "raster-open", "raster-read", "service", "tile-failed",
         "untrusted-code", "worker", "worker-crash", "worker-start",
     ] == [cls.code for cls in CLASSES]  # fmt: skip
 

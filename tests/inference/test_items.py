@@ -15,7 +15,7 @@ from affine import Affine
 from rasterio.vrt import WarpedVRT
 
 from kestrel.inference import run as preparation
-from kestrel.inference.errors import JobError, ModelIncompatibleError, RasterOpenError
+from kestrel.inference.errors import JobError, ModelIncompatibleError, RasterChangedError, RasterOpenError
 from kestrel.inference.events import Canceled, Message, Progress
 from kestrel.inference.results import SOURCE
 from kestrel.tests.fixtures.onnx_graphs import cell_network, random_network
@@ -246,3 +246,23 @@ def test_what_holds_for_all_is_told_once(network: Path, tmp_path: Path) -> None:
     told = [message.text for message in result.messages("info")]
     assert 1 == sum(text.startswith("Model: ") for text in told)
     assert 4 == sum(text.startswith("Raster ") for text in told)
+
+
+def test_a_plan_of_several_rasters_adds_up(network: Path, tmp_path: Path) -> None:
+    parts = four(tmp_path, cells(3, 10, 10, LIT))
+    result = search(tmp_path, network, *parts, processing_mode="items", plan_only=True)
+    whole = search(tmp_path / "run", network, *parts, processing_mode="items")
+    assert (4, whole.summary["tiles"]) == (result.summary["plan"]["rasters"], result.summary["plan"]["tiles"])
+    assert 0 == len(result)
+    assert [entry["tiles"] for entry in whole.summary["items"]] == [entry["tiles"] for entry in result.summary["items"]]
+
+
+def test_a_mosaic_of_which_a_part_changes_meanwhile_is_not_believed(network: Path, tmp_path: Path) -> None:
+    parts = four(tmp_path, cells(3, 10, 10, LIT))
+
+    def touch() -> bool:
+        parts[2].touch()
+        return False
+
+    with pytest.raises(RasterChangedError, match="mosaic of 4 rasters"):
+        search(tmp_path, network, *parts, is_cancelled=touch)

@@ -116,7 +116,7 @@ def test_tiles_outside_the_mask_are_counted_and_not_tried(tmp_path: Path, raster
     result = run(tmp_path / "other", raster, model, mask_wkb=shapely.to_wkb(diagonal, hex=True))
     plan = result.summary["plan"]
     assert (plan["tiles"], plan["outside"]) == (2, result.summary["tiles_by_state"]["outside"])
-    assert f"{plan['outside']} outside the mask that are skipped" in plan_texts(result)
+    assert f"{plan['outside']} outside the searched area that are skipped" in plan_texts(result)
 
 
 def test_a_short_run_is_not_held_up_by_a_trial(tmp_path: Path, model: Path) -> None:

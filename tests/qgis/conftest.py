@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 
 os.environ["QT_QPA_PLATFORM"] = "offscreen"
 
-from qgis.core import QgsApplication, QgsProject, QgsSettings
+from qgis.core import QgsApplication, QgsAuthMethodConfig, QgsProject, QgsSettings
 from qgis.PyQt.QtCore import QCoreApplication, QSettings
 
 
@@ -49,6 +49,40 @@ def provider(qgis_app: QgsApplication) -> Any:
     provider = KestrelProvider()
     assert qgis_app.processingRegistry().addProvider(provider)
     return provider
+
+
+@pytest.fixture(scope="session")
+def sign_with(qgis_app: QgsApplication) -> Callable[..., str]:
+    """Store an authentication configuration: its method and values; gives its id. The store is opened once."""
+    manager = qgis_app.authManager()
+    assert manager.setMasterPassword("of the tests", True)
+
+    def store(method: str, **values: str) -> str:
+        config = QgsAuthMethodConfig()
+        config.setName(method)
+        config.setMethod(method)
+        for key, value in values.items():
+            config.setConfig(key.replace("_", "-"), value)
+        done = manager.storeAuthenticationConfig(config)
+        assert done[0] if isinstance(done, tuple) else done
+        return str(config.id())
+
+    return store
+
+
+@pytest.fixture(scope="session")
+def widgets(qgis_app: QgsApplication) -> Iterator[None]:
+    """Kestrel's widget factories, registered as the plugin does it; once, for QGIS does not bear them a second time."""
+    from qgis.gui import QgsGui
+
+    from kestrel.ui.factories import widget_factories
+
+    made = widget_factories()
+    for factory in made:
+        QgsGui.processingGuiRegistry().addParameterWidgetFactory(factory)
+    yield
+    for factory in made:
+        QgsGui.processingGuiRegistry().removeParameterWidgetFactory(factory)
 
 
 @pytest.fixture(autouse=True)

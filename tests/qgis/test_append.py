@@ -315,6 +315,13 @@ def test_a_table_a_temporary_layer_and_one_that_is_not_there_are_refused(good: d
     assert refusal({**good, "APPEND_TO": str(tmp_path / "nowhere.gpkg")}) != ""
 
 
+def test_a_new_layer_in_the_place_of_the_file_that_is_appended_to_is_refused(
+    good: dict[str, Any], tmp_path: Path
+) -> None:
+    for name in ("trees.gpkg", "trees"):
+        assert "would replace the file" in refusal({**good, "OUTPUT": str(tmp_path / name)})
+
+
 def test_a_format_that_nothing_can_be_added_to_is_refused(good: dict[str, Any], tmp_path: Path) -> None:
     reason = refusal({**good, "APPEND_TO": make_layer(tmp_path / "flat.gml")})
     assert "Nothing can be added to the layer" in reason

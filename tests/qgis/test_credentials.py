@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from qgis.core import QgsApplication, QgsAuthMethodConfig, QgsNetworkAccessManager, QgsSettings
+from qgis.core import QgsNetworkAccessManager, QgsSettings
 
 from kestrel.inference.errors import CredentialError
 from kestrel.inference.net.http import make_client
@@ -27,24 +26,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def store(qgis_app: QgsApplication) -> Any:
-    manager = qgis_app.authManager()
-    assert manager.setMasterPassword("of the tests", True)
-    return manager
-
-
-def stored(store: Any, method: str, **values: str) -> str:
-    config = QgsAuthMethodConfig()
-    config.setName(method)
-    config.setMethod(method)
-    for key, value in values.items():
-        config.setConfig(key.replace("_", "-"), value)
-    done = store.storeAuthenticationConfig(config)
-    assert done[0] if isinstance(done, tuple) else done
-    return str(config.id())
-
-
 @pytest.mark.parametrize(
     ("method", "values", "expected"),
     [
@@ -54,13 +35,13 @@ def stored(store: Any, method: str, **values: str) -> str:
     ],
 )
 def test_what_qgis_signs_with_is_taken_over(
-    store: Any, method: str, values: dict[str, str], expected: dict[str, str]
+    sign_with: Callable[..., str], method: str, values: dict[str, str], expected: dict[str, str]
 ) -> None:
-    assert expected == signature(stored(store, method, **values), URL)
+    assert expected == signature(sign_with(method, **values), URL)
 
 
-def test_the_secrets_name_the_server_alone_and_show_nothing(store: Any) -> None:
-    authcfg = stored(store, "EsriToken", token=TOKEN)
+def test_the_secrets_name_the_server_alone_and_show_nothing(sign_with: Callable[..., str]) -> None:
+    authcfg = sign_with("EsriToken", token=TOKEN)
     secrets = secrets_for([(authcfg, f"{URL}/Trees/ImageServer?f=json"), ("", "https://other.example/x")])
     assert ["https://gis.example"] == [entry["origin"] for entry in secrets.credentials]
     assert TOKEN not in repr(secrets)
@@ -72,13 +53,13 @@ def test_an_unknown_configuration_is_told() -> None:
         signature("abcdefg", URL)
 
 
-def test_a_configuration_that_signs_otherwise_is_told(store: Any) -> None:
+def test_a_configuration_that_signs_otherwise_is_told(sign_with: Callable[..., str]) -> None:
     with pytest.raises(CredentialError, match="PKI-Paths"):
-        signature(stored(store, "PKI-Paths", certpath="/nowhere.pem", keypath="/nowhere.key"), URL)
+        signature(sign_with("PKI-Paths", certpath="/nowhere.pem", keypath="/nowhere.key"), URL)
 
 
-def test_an_item_is_read_with_a_token_of_qgis_and_no_other_server_sees_it(store: Any) -> None:
-    authcfg = stored(store, "EsriToken", token=TOKEN)
+def test_an_item_is_read_with_a_token_of_qgis_and_no_other_server_sees_it(sign_with: Callable[..., str]) -> None:
+    authcfg = sign_with("EsriToken", token=TOKEN)
     item = Item("Image Service", url="https://gis.example/ImageServer", private=True)
     with portal({ITEM: item}, TOKEN) as double, serving(lambda _: Answer(b"{}")) as other:
         client = make_client(secrets_for([(authcfg, double.server.url)]), limits=HttpLimits(patience=1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from kestrel.processing_provider.detect_objects_request import output_table, par
 from kestrel.processing_provider.request_run import service_layers
 from kestrel.processing_provider.rest_request.text import Request
 from kestrel.processing_provider.rest_request.translate import translate
+from kestrel.tests.fixtures.servers.base import Server, serving
+from kestrel.tests.fixtures.servers.feature_server import TREES, FeatureServer
 from kestrel.tests.fixtures.servers.image_server import ArcGis, image_server
 from kestrel.tests.fixtures.servers.pixels import open_image
 from kestrel.tests.qgis import examples
@@ -33,6 +35,7 @@ from kestrel.tests.qgis.examples import Listener, context, write_interpreter, wr
 from kestrel.tests.qgis.test_run import FAIL, FIND_THREE, WAIT
 
 CANARY = "c4n4ry-s3cr3t"
+TOKEN = "canary-1f0e5b"
 
 
 def algorithm() -> QgsProcessingAlgorithm:
@@ -63,10 +66,10 @@ def refusal(request: Any, **parameters: Any) -> str:
     return "" if is_valid else reason
 
 
-def failure(request: Any) -> str:
+def failure(request: Any, **parameters: Any) -> str:
     """Give all that a run says that nobody checked before."""
     feedback = Listener()
-    assert not algorithm().run({"REQUEST": request}, context(), feedback)[1]
+    assert not algorithm().run({"REQUEST": request, **parameters}, context(), feedback)[1]
     return "\n".join(text for _, text in feedback.said)
 
 
@@ -152,6 +155,21 @@ def test_several_rasters_are_searched_one_by_one_where_the_request_says_so(
 
 
 @pytest.fixture
+def portal() -> Iterator[tuple[FeatureServer, Server]]:
+    """A portal that makes hosted layers, and has one."""
+    double = FeatureServer(token=TOKEN)
+    double.add_service("Trees", TREES)
+    with serving(double) as server:
+        yield double, server
+
+
+@pytest.fixture(scope="module")
+def sign_in(sign_with: Callable[..., str]) -> str:
+    """An authentication configuration with the portal's token."""
+    return sign_with("EsriToken", token=TOKEN)
+
+
+@pytest.fixture
 def arcgis(tmp_path: Path) -> Iterator[ArcGis]:
     """An image service with cells of 0.25 m whose grid begins 0.1 m beside the raster's."""
     path = tmp_path / "fine.tif"
@@ -177,21 +195,17 @@ def test_a_service_that_is_not_there_is_told_with_the_member(members: dict[str, 
     assert url in reason
 
 
-def test_layers_of_services_sign_in_only_where_the_input_or_the_portal_is() -> None:
-    members = {
-        "inputRaster": {"url": "https://own.example/arcgis/rest/services/Ortho/ImageServer"},
-        "model": "/m.dlpk",
-        "context": {"mask": {"url": "https://own.example/arcgis/rest/services/Parks/FeatureServer/0"}},
-    }
-    signed = (
-        "arcgisfeatureserver://url='https://own.example/arcgis/rest/services/Parks/FeatureServer/0' authcfg='abc1234'"
-    )
-    values = {"AUTHENTICATION": "abc1234"}
-    assert service_layers(values, translate(Request(members))) == {"MASK": signed}
-    members["inputRaster"] = {"url": "https://other.example/arcgis/rest/services/Ortho/ImageServer"}
-    assert service_layers(values, translate(Request(members))) == {"MASK": signed.partition(" authcfg")[0]}
-    values["PORTAL"] = "https://OWN.example:443/portal"
-    assert service_layers(values, translate(Request(members))) == {"MASK": signed}
+@pytest.mark.parametrize(
+    ("host", "portal", "signs"),
+    [("own", "", True), ("other", "", False), ("other", "https://OWN.example:443/portal", True)],
+)
+def test_layers_of_services_sign_in_only_where_the_input_or_the_portal_is(host: str, portal: str, signs: bool) -> None:
+    mask = "https://own.example/arcgis/rest/services/Parks/FeatureServer/0"
+    members = {"inputRaster": "x.tif", "model": "/m.dlpk", "context": {"mask": {"url": mask}}}
+    inputs = (f"https://{host}.example/arcgis/rest/services/Ortho/ImageServer",)
+    values = {"AUTHENTICATION": "abc1234", "PORTAL": portal}
+    expected = f"arcgisfeatureserver://url='{mask}'" + (" authcfg='abc1234'" if signs else "")
+    assert service_layers(values, translate(Request(members)), inputs) == {"MASK": expected}
 
 
 def test_output_crs_and_field_names_reach_the_layer(members: dict[str, Any]) -> None:
@@ -228,6 +242,44 @@ def test_the_layer_is_loaded_into_the_project(members: dict[str, Any], tmp_path:
         run_context = context()
         results, _ = algorithm().run(parameters, run_context, Listener(), catchExceptions=False)
         assert list(run_context.layersToLoadOnCompletion()) == [results["OUTPUT"]]
+
+
+def test_objects_go_into_a_new_hosted_layer_as_the_request_describes_it(
+    members: dict[str, Any], portal: tuple[FeatureServer, Server], sign_in: str
+) -> None:
+    double, server = portal
+    members["outputObjects"] = {
+        "serviceProperties": {"name": "Palms_2026", "serviceUrl": ""},
+        "itemProperties": {"title": "Palms", "tags": ["palms", "kestrel"]},
+    }
+    feedback = Listener()
+    results = run(members, feedback, AUTHENTICATION=sign_in, PORTAL=f"{server.url}/portal")
+    assert len(double.rows("Palms_2026")) == 3
+    value = json.loads(results["OUT_OBJECTS"])["value"]
+    assert value["itemId"] and value["url"].startswith(f"{server.url}/") and "FeatureServer" in value["url"]
+    assert "OUTPUT" not in results
+    assert TOKEN not in f"{results} {feedback.said}"
+
+
+def test_objects_are_added_to_an_existing_service_and_to_a_sink_besides(
+    members: dict[str, Any], portal: tuple[FeatureServer, Server], sign_in: str, tmp_path: Path
+) -> None:
+    double, server = portal
+    members["outputObjects"] = {"url": f"{server.url}/rest/services/Trees/FeatureServer"}
+    output = str(tmp_path / "local.gpkg")
+    results = run(members, AUTHENTICATION=sign_in, PORTAL=f"{server.url}/portal", OUTPUT=output)
+    assert len(double.rows("Trees")) == QgsVectorLayer(output, "x", "ogr").featureCount() == 3
+    assert json.loads(results["OUT_OBJECTS"])["value"]["url"].startswith(f"{server.url}/rest/services/Trees")
+
+
+def test_a_service_without_a_sign_in_is_refused_with_the_member(
+    members: dict[str, Any], portal: tuple[FeatureServer, Server]
+) -> None:
+    server = portal[1]
+    members["outputObjects"] = {"serviceProperties": {"name": "Palms"}}
+    said = failure(members, PORTAL=f"{server.url}/portal")
+    assert "Choose an authentication configuration" in said
+    assert "The request's member 'outputObjects'" in said
 
 
 def test_messages_are_left_out_where_the_client_wants_none(members: dict[str, Any]) -> None:

@@ -97,6 +97,7 @@ def test_a_relative_source_is_found_in_the_working_directory(
         ("/vsizip//nowhere/a.zip/b.tif", "/vsizip//nowhere/a.zip/b.tif"),
         ('NETCDF:"/nowhere/a.nc":band', 'NETCDF:"/nowhere/a.nc":band'),
         ('{"url": "https://example.org/a.tif", "uri": "/b.tif"}', "/vsicurl/https://example.org/a.tif"),
+        ('{"uri": "https://example.org/a.tif"}', "/vsicurl/https://example.org/a.tif"),
     ],
 )
 def test_addresses_become_names_of_gdal(text: str, expected: str) -> None:
@@ -114,9 +115,14 @@ def test_what_lies_behind_a_network_is_known_by_its_name(name: str, expected: bo
 
 BAD = [
     ("{", "not valid JSON"),
-    ("{}", "names no raster"),
-    ('{"function": {}}', "names no raster; its members are: function"),
-    ('{"uri": 5}', "'uri' of the input source is not a text"),
+    ("{}", "names no data"),
+    ('{"function": {}}', "members that Kestrel does not know: function"),
+    ('{"uri": 5}', "'uri' must be a text"),
+    ('{"url": "https://example.org/arcgis/rest/services/A/FeatureServer/0"}', "is a feature service"),
+    ('{"url": "https://example.org/a/ImageServer", "serviceToken": "x"}', "holds a token"),
+    ("https://example.org/a/ImageServer?token=x", "holds a token"),
+    ('{"itemId": "../x"}', "not the id of a portal's item"),
+    ('{"uri": "/a.tif", "mosaicRule": {"a": 1}}', "mosaicRule can be given for image services only"),
     ("[5]", "neither a text nor a JSON object"),
     ("/nowhere/at/all.tif", "'/nowhere/at/all.tif' cannot be opened"),
     ("/nowhere/*.tif", "No image fits the pattern"),
@@ -252,7 +258,7 @@ def test_what_is_wrong_with_many_rasters_ends_the_run_with_the_same_words(good: 
 def test_looking_at_rasters_can_be_stopped(images: Path) -> None:
     inputs = InputList((str(images / "a.tif"),) * 30, False)
     with pytest.raises(Canceled):
-        opened(inputs, QgsProject.instance().transformContext(), lambda done, total: done < 3)
+        opened(inputs, QgsProject.instance().transformContext(), told=lambda done, total: done < 3)
 
 
 def test_a_run_that_is_cancelled_while_it_looks_at_rasters_ends_as_cancelled(

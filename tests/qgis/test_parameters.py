@@ -10,6 +10,8 @@ from kestrel.tests.qgis.examples import algorithm
 PARAMETERS = {
     "INPUT": ("raster", None, "optional"),
     "MORE_INPUTS": ("multilayer", None, "optional"),
+    "AS_DISPLAYED": ("boolean", False, "required advanced"),
+    "RENDER_LAYERS": ("multilayer", None, "optional advanced"),
     "INPUT_SOURCE": ("string", None, "optional advanced"),
     "PROCESSING_MODE": ("enum", "PROCESS_AS_MOSAICKED_IMAGE", "required advanced"),
     "MODEL": ("string", None, "required"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from osgeo import gdal
 from qgis.core import QgsApplication, QgsProject, QgsRasterLayer, QgsVectorLayer
 from qgis.gui import QgsGui, QgsProcessingGui
 from qgis.PyQt.QtCore import QCoreApplication, QEvent
@@ -27,7 +29,6 @@ from kestrel.tests.qgis.examples import (
     write_model,
     write_raster,
 )
-from kestrel.ui.factories import widget_factories
 from kestrel.ui.model_widget import ModelChooser
 from kestrel.ui.plan_panel import PlanPanel
 
@@ -45,19 +46,12 @@ say("failed", error={"code": "model", "message": "The network is broken.", "hint
 sys.exit(1)
 """
 KEYS = (
-    "INPUT", "MODEL", "ARGUMENTS", "EXTENT", "MASK", "CELL_SIZE", "CELL_SIZE_UNIT", "CELL_SIZE_LAYER", "MAX_TILES",
+    "INPUT", "INPUT_SOURCE", "MORE_INPUTS", "PROCESSING_MODE", "MODEL", "ARGUMENTS", "EXTENT", "MASK", "CELL_SIZE",
+    "CELL_SIZE_UNIT", "CELL_SIZE_LAYER", "MAX_TILES",
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def factories() -> Iterator[None]:
-    """The widgets of model and arguments, as the plugin registers them."""
-    registry, made = QgsGui.processingGuiRegistry(), widget_factories()
-    for factory in made:
-        registry.addParameterWidgetFactory(factory)
-    yield
-    for factory in made:
-        registry.removeParameterWidgetFactory(factory)
+pytestmark = pytest.mark.usefixtures("widgets")
 
 
 @pytest.fixture
@@ -205,6 +199,38 @@ def test_what_cannot_work_is_told_in_place_of_the_plan(dialog: Dialog) -> None:
     assert dialog.panel.button.isHidden()
 
 
+def test_the_plan_is_that_of_all_rasters(dialog: Dialog, tmp_path: Path) -> None:
+    beside = write_raster(tmp_path / "beside.tif", transform=(500100, 1, 0, 5600000, 0, -1))
+    dialog.set("MORE_INPUTS", [beside])
+    assert "Plan: 200 x 80 pixels" in dialog.told()
+    dialog.set("PROCESSING_MODE", "PROCESS_ITEMS_SEPARATELY")
+    assert "2 rasters one by one, the first with 100 x 80 pixels of 1 m on the ground, about 2 tiles" in dialog.told()
+
+
+def test_the_plan_of_a_photo_has_pixels_and_no_ground(good: dict[str, Any], tmp_path: Path) -> None:
+    photo = str(tmp_path / "photo.png")
+    gdal.Translate(photo, write_raster(tmp_path / "r.tif", epsg=None, transform=None), format="PNG")
+    window = Dialog()
+    window.set("MODEL", good["MODEL"])
+    window.set("INPUT", photo)
+    assert "Plan: 100 x 80 pixels, about 1 tile of 256 pixels" in window.told()
+    window.close()
+
+
+def test_many_rasters_are_left_to_the_run_and_to_the_trial(
+    dialog: Dialog, good: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(30):
+        shutil.copy(good["INPUT"], folder / f"{number}.tif")
+    dialog.set("INPUT_SOURCE", str(folder))
+    assert "looked at when the run starts" in dialog.told()
+    dialog.panel.button.click()
+    wait_for(lambda: not dialog.panel.is_trying)
+    assert dialog.panel.trial.text().startswith("A trial on cpu: 345 tiles")
+
+
 def test_without_a_raster_there_is_no_plan(good: dict[str, Any]) -> None:
     window = Dialog()
     window.set("MODEL", good["MODEL"])
@@ -227,7 +253,7 @@ def test_the_button_measures_the_time_with_the_worker(dialog: Dialog) -> None:
     assert dialog.panel.is_trying
     wait_for(lambda: not dialog.panel.is_trying)
     text = dialog.panel.trial.text()
-    assert text == "A trial on cpu: 345 tiles, 20 more outside the mask, about 2 min, about 900 MB of memory."
+    assert text == "A trial on cpu: 345 tiles, 20 more outside the searched area, about 2 min, about 900 MB of memory."
     assert list(jobs_folder().glob("*")) == []
     dialog.set("CELL_SIZE", 0.5)
     dialog.told()

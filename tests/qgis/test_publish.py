@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from qgis.core import (
     Qgis,
-    QgsApplication,
-    QgsAuthMethodConfig,
     QgsCoordinateReferenceSystem,
     QgsCoordinateTransform,
     QgsGeometry,
@@ -57,17 +55,9 @@ def server(double: FeatureServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
 
 
 @pytest.fixture(scope="module")
-def authcfg() -> str:
+def authcfg(sign_with: Callable[..., str]) -> str:
     """An authentication configuration with the token."""
-    manager = QgsApplication.authManager()
-    assert manager.setMasterPassword("test", True)
-    config = QgsAuthMethodConfig()
-    config.setName("portal")
-    config.setMethod("EsriToken")
-    config.setConfig("token", CANARY)
-    stored = manager.storeAuthenticationConfig(config)
-    assert stored[0] if isinstance(stored, tuple) else stored
-    return str(config.id())
+    return sign_with("EsriToken", token=CANARY)
 
 
 @pytest.fixture

@@ -54,7 +54,8 @@ sys.exit(1)
 
 WAIT = """
 say("progress", done=1, total=100, objects=0)
-sys.stdin.readline()
+while sys.stdin.readline().strip() not in ("cancel", ""):
+    pass
 say("canceled")
 """
 
@@ -206,6 +207,17 @@ def test_a_journal_that_cannot_be_used_is_given_up_for_a_new_folder(
     assert results["OBJECT_COUNT"] == 3
     assert results["JOB_ID"] != folder.name
     assert folders() == []
+
+
+def test_a_run_that_is_given_up_after_it_began_to_publish_says_so(
+    good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = unfinished(good, tmp_path, monkeypatch, "output")
+    (folder / "publish.sqlite").touch()
+    feedback = Listener()
+    run(good, feedback)
+    told = f"The run {folder.name} had begun to publish: delete its objects there, they carry its name in JobId."
+    assert ("warning", told) in feedback.said
 
 
 def test_a_full_disk_does_not_cost_what_an_earlier_run_found(

@@ -202,8 +202,17 @@ def test_the_numbers_are_those_of_the_layer_where_transparency_stands_between(
     del dataset
     # The job counts without bands of transparency: the layer's band 4 is the third of them.
     assert job_of({**good, "INPUT": path, "BANDS": "4,3,1"}).bands == (2, 1, 0)
-    with pytest.raises(JobError, match="no band 2 that a model can see"):
-        job_of({**good, "INPUT": path, "BANDS": "1,2,3"})
+
+
+def test_near_infrared_that_is_marked_as_transparency_is_read_when_it_is_named(
+    tmp_path: Path, good: dict[str, Any]
+) -> None:
+    path = write_raster(tmp_path / "r.tif", n_bands=4)  # GDAL marks the fourth
+    model = write_model(tmp_path, "four.emd", ExtractBands=[0, 1, 2, 3])
+    with pytest.raises(ModelIncompatibleError, match=r"Band 4 is marked as transparency.*name all bands"):
+        job_of({**good, "INPUT": path, "MODEL": model})
+    assert job_of({**good, "INPUT": path, "MODEL": model, "BANDS": "1,2,3,4"}).bands == (0, 1, 2, "Alpha")
+    assert job_of({**good, "INPUT": path, "BANDS": "4,1,2"}).bands == ("Alpha", 0, 1)
 
 
 def test_chosen_bands_serve_a_model_whose_own_the_raster_lacks(tmp_path: Path, good: dict[str, Any]) -> None:
@@ -266,6 +275,16 @@ def test_the_output_has_the_crs_that_was_asked_for(good: dict[str, Any]) -> None
         job_of({**good, "OUTPUT_CRS": "EPSG:123456"})
 
 
+@pytest.mark.parametrize("epsg", [None, 4326], ids=["a photo", "beyond the poles"])
+def test_an_output_crs_that_objects_cannot_be_converted_to_is_refused_before_the_run(
+    tmp_path: Path, good: dict[str, Any], epsg: int | None
+) -> None:
+    transform = None if epsg is None else (10, 1, 0, 200, 0, -1)
+    raster = write_raster(tmp_path / "r.tif", epsg=epsg, transform=transform)
+    with pytest.raises(JobError, match=r"cannot be converted to EPSG:3857"):
+        job_of({**good, "INPUT": raster, "OUTPUT_CRS": "EPSG:3857"})
+
+
 def test_an_object_on_the_date_line_does_not_span_the_world() -> None:
     systems = [QgsCoordinateReferenceSystem(name) for name in ("EPSG:3832", "EPSG:4326")]
     middle = 30 * 111_319.49079  # the date line, in a Mercator around 150 degrees east
@@ -318,3 +337,11 @@ def test_mask_polygons_that_cannot_be_converted_are_told(tmp_path: Path, good: d
     plan = build_plan(algorithm(), {**good, "INPUT": raster, "MASK": layer.id()}, context())
     with pytest.raises(JobError, match=r"1 polygons of the mask cannot be converted to EPSG:32633.*id 2"):
         complete_job(plan)
+
+
+def test_a_raster_as_mask_is_refused_with_the_way_to_polygons(tmp_path: Path, good: dict[str, Any]) -> None:
+    mask = write_raster(tmp_path / "mask.tif", n_bands=1)
+    with pytest.raises(JobError, match=r"mask is a raster.*Polygonize"):
+        job_of({**good, "MASK": mask})
+    is_valid, reason = algorithm().checkParameterValues({**good, "MASK": mask}, context())
+    assert (is_valid, "Polygonize" in reason) == (False, True), reason

@@ -34,19 +34,9 @@ from kestrel.tests.qgis.examples import (
 from kestrel.ui import factories as factories_module
 from kestrel.ui.arguments_widget import ArgumentsTable, CompactArguments, ModelerArguments
 from kestrel.ui.consent_dialog import ConsentDialog, program_text
-from kestrel.ui.factories import widget_factories
 from kestrel.ui.model_widget import ModelChooser, describe, recent_models, remember
 
-
-@pytest.fixture(scope="module", autouse=True)
-def factories() -> Iterator[None]:
-    """Kestrel's widget factories, registered as the plugin does it."""
-    made = widget_factories()
-    for factory in made:
-        QgsGui.processingGuiRegistry().addParameterWidgetFactory(factory)
-    yield
-    for factory in made:
-        QgsGui.processingGuiRegistry().removeParameterWidgetFactory(factory)
+pytestmark = pytest.mark.usefixtures("widgets")
 
 
 @pytest.fixture
@@ -289,6 +279,16 @@ def test_what_a_container_asks_in_python_lives_as_long_as_it(kind: Any, monkeypa
     gc.collect()
     assert [True, True] == [first() is not None for first in made]
     assert all(first() is not widget for first, widget in zip(made, window.widgets.values()))
+
+
+def test_what_the_factory_keeps_does_not_keep_the_other_wrappers_of_a_window() -> None:
+    """The model's wrapper lives as long as QGIS: what it held would be freed in an order that crashes."""
+    window = Window(DIALOG, ("INPUT", "MODEL", "ARGUMENTS", "CELL_SIZE", "EXTENT"))
+    wrappers = [weakref.ref(wrapper) for wrapper in window.wrappers.values()]
+    window.close()
+    del window
+    gc.collect()
+    assert [reference() for reference in wrappers] == [None] * 5
 
 
 def test_windows_open_and_close_many_times_without_an_error(model: str) -> None:

@@ -140,8 +140,10 @@ def test_a_chunk_whose_answer_is_lost_is_looked_for_before_it_is_sent_again(
     publish(server, tmp_path, 20)
     assert numbers(double) == list(range(20))
     adding = [request for request in server.asked if request.path.endswith(("/addFeatures", "/applyEdits"))]
-    # 503 and the error came instead of the work; of the others the service had done it.
-    assert len(adding) == (3 if fault in ("503", "json-error", "html") else 2)
+    # 503 and the error came instead of the work; of the others the service had done it. Rows without global ids could
+    # be anybody's: they are taken away and sent again.
+    is_known = bool(double.services["Trees"].layers[0]["globalIdField"])
+    assert len(adding) == (2 if is_known and fault not in ("503", "json-error", "html") else 3)
 
 
 def test_work_that_the_server_does_after_its_answer_got_lost_is_noticed(
@@ -264,6 +266,15 @@ def test_a_cancel_ends_a_stalled_chunk_at_once_and_nothing_is_lost(
     with pytest.raises(Canceled):
         publish(server, tmp_path, is_cancelled=cancel.is_set)
     publish(server, tmp_path)
+    assert numbers(double) == list(range(20))
+
+
+def test_a_service_without_deleting_and_global_ids_is_believed_when_the_number_is_right(tmp_path: Path) -> None:
+    double = FeatureServer()
+    double.add_service("Trees", {**without_global_ids(TREES), "capabilities": "Create,Query"})
+    with serving(double) as server:
+        server.plan.extend([None, None, None, "reset"])
+        publish(server, tmp_path)
     assert numbers(double) == list(range(20))
 
 

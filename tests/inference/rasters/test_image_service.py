@@ -15,6 +15,7 @@ from kestrel.inference.errors import (
     CredentialError,
     InferenceError,
     ModelIncompatibleError,
+    NetworkError,
     RasterOpenError,
     RasterReadError,
 )
@@ -104,7 +105,7 @@ def test_any_window_is_that_part_of_the_whole(data: st.DataObject) -> None:
         pixels = SMALL.pixels[:, part.y : part.bottom, part.x : part.right]
         return pixels, pixels > 7
 
-    cache = BlockCache(130, 90, data.draw(st.integers(1, 64)), fetch, remembered=20_000)
+    cache = BlockCache(130, 90, data.draw(st.integers(9, 64)), fetch, remembered=20_000)
     pixels, present = cache.read(window)
     cache.close()
     expected = SMALL.pixels[:, window.y : window.bottom, window.x : window.right]
@@ -311,10 +312,11 @@ def test_faults_change_nothing_in_the_pixels(fault: str) -> None:
     assert np.array_equal(SMALL.pixels, pixels)
 
 
-def test_a_block_that_the_server_cannot_make_is_a_tile_that_cannot_be_read() -> None:
+@pytest.mark.parametrize("fault", ["json-error", "500", "html"])
+def test_a_block_that_the_server_cannot_make_is_a_tile_that_cannot_be_read(fault: str) -> None:
     with image_server(SMALL) as arcgis:
         source = opened(arcgis)
-        arcgis.server.plan.extend(["json-error"] * 10)
+        arcgis.server.plan.extend([fault] * 10)
         with pytest.raises(RasterReadError, match="columns 0 to 9") as caught:
             source.read(Window(0, 0, 9, 9))
         assert [0, 0, 9, 9] == caught.value.context["window"]
@@ -381,6 +383,23 @@ def test_the_identity_changes_with_the_pixels_and_with_nothing_else() -> None:
         arcgis.image_now = replace(SMALL, pixels=noise(3, 90, 130, seed=9))
         assert first == again
         assert first != opened(arcgis).identity()
+
+
+def test_a_service_that_shows_no_coarse_picture_is_known_by_what_it_says() -> None:
+    with image_server(SMALL) as arcgis:
+        source = opened(arcgis)
+        arcgis.server.plan.extend(["json-error"] * 4)
+        identity = source.identity()
+        assert identity is not None
+        assert identity[-1] is None
+
+
+def test_a_server_that_is_gone_is_no_tile_that_cannot_be_read() -> None:
+    with image_server(SMALL) as arcgis:
+        source = opened(arcgis)
+        arcgis.server.chance = lambda _request: "503"
+        with pytest.raises(NetworkError):
+            source.read(Window(0, 0, 9, 9))
 
 
 def test_a_large_service_is_sampled_from_a_coarse_picture(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,8 +27,10 @@ from kestrel.inference.errors import (
     WorkerCrashError,
     WorkerStartError,
 )
-from kestrel.inference.events import Done, Message, Objects, Progress, Started, WasCanceled, WorkerEvent
+from kestrel.inference.events import Done, Message, Objects, PixelsWanted, Progress, Started, WasCanceled, WorkerEvent
 from kestrel.inference.job import DetectionJob, RasterItem
+from kestrel.inference.pictures import Picture, check_wanted
+from kestrel.inference.secrets import Secrets
 from kestrel.inference.versions import installed_versions
 from kestrel.inference.worker import client, main
 
@@ -195,6 +197,73 @@ def test_the_host_is_given_its_turn_all_the_time(folder: Path) -> None:
     waiting = [turn for turn in turns if turn >= watcher.waiting_since]
     assert len(waiting) >= 5
     assert max(after - before for before, after in pairwise(waiting)) < 1
+
+
+# -- Pixels and secrets from QGIS --------------------------------------------------------------------------------------
+
+
+def test_secrets_reach_the_worker_and_nothing_else(folder: Path) -> None:
+    headers = {"X-Esri-Authorization": "Bearer canary-4711"}
+    secrets = Secrets(({"origin": "https://maps.example", "headers": headers},), ca_file="/certificates.pem")
+    prepare(folder, "tell_secrets")
+    word = client.run_worker(sys.executable, folder, lambda event: None, never, secrets=secrets)
+    assert word == Done({"as sent": [{"origin": "https://maps.example", "headers": headers}],
+                         "ca_file": "/certificates.pem"})  # fmt: skip
+    assert "Secrets()" in (folder / "worker.log").read_text()
+    assert not [path for path in folder.rglob("*") if path.is_file() and b"canary" in path.read_bytes()]
+
+
+def test_many_large_answers_and_a_flood_of_events_do_not_hold_each_other_up(folder: Path) -> None:
+    def pixels(wanted: PixelsWanted) -> Picture:
+        thread, side = int(wanted.source.split()[1]), wanted.width
+        assert wanted.extent == [0.0, 0.0, side, 1.0]
+        content = bytes([thread, wanted.again, 7]) * (side * side)
+        return Picture("uint8", (3, side, side), content, b"\1" * (side * side), failures=thread)
+
+    prepare(folder, "ask_for_pixels")
+    events: list[WorkerEvent] = []
+    word = client.run_worker(sys.executable, folder, events.append, never, pixels=pixels)
+    assert word == Done({"right": 24, "asked": 24})
+    assert sum(isinstance(event, Message) for event in events) == 4000
+
+
+def test_the_reason_for_missing_pixels_reaches_the_worker(folder: Path) -> None:
+    def pixels(wanted: PixelsWanted) -> Picture:
+        raise RasterReadError("The server sleeps.")
+
+    prepare(folder, "ask_once")
+    word = client.run_worker(sys.executable, folder, lambda event: None, never, pixels=pixels)
+    assert word == Done({"error": "The server sleeps."})
+
+
+def test_a_worker_that_waits_for_pixels_ends_in_order_when_cancelled(folder: Path) -> None:
+    watcher = Watcher()
+
+    def pixels(wanted: PixelsWanted) -> Picture:
+        time.sleep(0.3)  # as long as QGIS takes to notice a cancel
+        raise RasterReadError("cancelled")
+
+    prepare(folder, "ask_again_and_again")
+    word = client.run_worker(sys.executable, folder, watcher, watcher.is_waiting, pixels=pixels)
+    assert word == WasCanceled()
+    assert watcher.seconds() < 2
+    assert (folder / "ended").read_text() == "in order"
+
+
+@posix_only
+def test_a_worker_that_does_not_even_read_holds_up_no_cancel(folder: Path) -> None:
+    watcher, picture = Watcher(), Picture("uint8", (3, 4000, 4000), bytes(48_000_000), bytes(16_000_000))
+    prepare(folder, "ask_and_stop")
+    word = client.run_worker(sys.executable, folder, watcher, watcher.is_waiting, pixels=lambda wanted: picture)
+    assert word == WasCanceled()
+    assert watcher.seconds() < 3
+    assert not is_alive(watcher.pids[0])
+
+
+@pytest.mark.parametrize("extent", [[0, 0, 1], [0, 0, 0, 1], [1, 0, 0, 1], ["a", 0, 1, 1]])
+def test_a_senseless_request_for_pixels_is_refused(extent: list[float]) -> None:
+    with pytest.raises(ProtocolError):
+        check_wanted(PixelsWanted(1, "layer", extent, 2, 2))
 
 
 # -- Cancel ------------------------------------------------------------------------------------------------------------
