@@ -30,6 +30,12 @@ _PUBLIC = frozenset(
     """.split()
 )
 """Those of them that are no secret, and part of the job."""
+_STORES = {
+    "s3": "s3.amazonaws.com",
+    "gs": "storage.googleapis.com",
+    "az": "blob.core.windows.net",
+    "adls": "dfs.core.windows.net",
+}
 _OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _LOOK_LIMITS = {"GDAL_HTTP_CONNECTTIMEOUT": "10", "GDAL_HTTP_TIMEOUT": "30", "GDAL_VRT_ENABLE_PYTHON": "NO"}
 """For a look at a raster in QGIS's own process; somebody waits for it."""
@@ -58,6 +64,15 @@ class GdalSource:
         """Give its address on a web server; empty where it lies elsewhere."""
         found = _ADDRESS.search(self.connection)
         return found[1] if found else ""
+
+    @property
+    def store(self) -> str:
+        """Give the address of the object store that it lies in, for the choice of a proxy; empty: in none."""
+        kind = re.search(r"/vsi(s3|gs|az|adls)/", self.connection)
+        if kind is None:
+            return ""
+        given = self.config.get("AWS_S3_ENDPOINT" if kind[1] == "s3" else "CPL_GS_ENDPOINT", "")
+        return given if "://" in given else f"https://{given or _STORES[kind[1]]}"
 
     @property
     def item_options(self) -> dict[str, Any]:

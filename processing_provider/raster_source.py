@@ -42,7 +42,7 @@ class SourceRaster:
     crs_wkt: str = ""
     """The coordinate reference system that the layer was given in QGIS, where it is not the file's."""
     source: GdalSource | None = None
-    """What the layer's source says besides; None: nothing."""
+    """What GDAL opens; None: it does not."""
     by_qgis: PictureFacts | None = None
     """What is special about a raster that QGIS reads for the worker; None: the worker reads it itself."""
     kind: str = "gdal"
@@ -55,8 +55,7 @@ class SourceRaster:
         """Give it as the job names it."""
         if self.by_qgis is not None:
             return picture_item(self.by_qgis, self.name, self.crs, self.band_names, self.dtype)
-        options = {**self.options, **(self.source.item_options if self.source is not None else {})}
-        return RasterItem(self.kind, self.connection, self.name, options, self.crs_wkt)
+        return RasterItem(self.kind, self.connection, self.name, dict(self.options), self.crs_wkt)
 
     def band_index(self, band: int | str) -> int | None:
         """Give the 0-based number in the file of a band that a model names; None where there is none."""
@@ -85,6 +84,7 @@ def source_raster(layer: QgsRasterLayer) -> SourceRaster:
         name=layer.name(),
         connection=source.connection,
         source=source,
+        options=source.item_options,
         crs=layer.crs(),
         extent=layer.extent(),
         cell_size=layer.rasterUnitsPerPixelX(),

@@ -62,6 +62,7 @@ from ..processing_provider.parameters import (
 )
 from ..processing_provider.plan_estimate import estimate, estimate_all
 from ..processing_provider.raster_source import SourceRaster
+from ..processing_provider.run_secrets import signed_in
 from .arguments_widget import ArgumentsTable, CompactArguments, ModelerArguments
 from .model_widget import ModelChooser
 
@@ -176,9 +177,10 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
         try:
             draft = make_draft(reader)
             sources = take_sources(reader, draft.inputs)
-            plan = with_rasters(draft, reader) if draft.inputs.is_quick else None
+            secrets = signed_in(draft.inputs, None, reader)
+            plan = with_rasters(draft, reader, secrets=secrets) if draft.inputs.is_quick else None
             # Many rasters, or those on a server, are looked at in the thread, as in a run.
-            self._chooser.plan.start(lambda: plan or with_rasters(draft, reader), sources)
+            self._chooser.plan.start(lambda: plan or with_rasters(draft, reader, secrets=secrets), sources)
         except InferenceError as error:
             self._chooser.plan.tell(str(error))
 

@@ -13,9 +13,13 @@ from rasterio.session import Session
 from ..errors import RasterOpenError
 from ..job import RasterItem
 from ..net.limits import HttpLimits
+from ..secrets import Secrets
 from .remote_files import CURL
 
-_CLOUD = re.compile(r"/vsi(?:s3|gs|az|adls|oss|swift|hdfs|webhdfs|curl)(?:_streaming)?[/?]")
+_CLOUD = re.compile(r"/vsi(?:s3|gs|az|adls|oss|swift|hdfs|webhdfs|curl)(?:_streaming)?[/?][^/]*")
+_STORE_OPTION = re.compile(r"(AWS|GS|GOOGLE|AZURE|OSS|SWIFT|OS|CPL_GS|CPL_AZURE)_[A-Z0-9_]+")
+_LONGEST_STALL = 20.0
+"""Seconds; GDAL asks for the other parts of a window all the same, one after the other."""
 _VRT_SIZE = 64 * 2**20
 
 
@@ -37,13 +41,14 @@ def environment(settings: Mapping[str, Any], secret: Mapping[str, str]) -> Env:
 
 def settings_for(item: RasterItem, limits: HttpLimits) -> dict[str, Any]:
     """Give the configuration of GDAL for a raster: what is always set, and what the layer in QGIS has set."""
-    chosen = {name: str(value) for name, value in item.options.get("config_options", {}).items()}
+    given = item.options.get("config_options", {})
+    chosen = {name: str(value) for name, value in given.items() if _STORE_OPTION.fullmatch(name)}
     return {
         **chosen,
         "GDAL_VRT_ENABLE_PYTHON": "NO",
         "GDAL_HTTP_CONNECTTIMEOUT": _seconds(limits.connect),
         "GDAL_HTTP_TIMEOUT": _seconds(limits.total),
-        "GDAL_HTTP_LOW_SPEED_TIME": _seconds(limits.read),
+        "GDAL_HTTP_LOW_SPEED_TIME": _seconds(min(limits.read, _LONGEST_STALL)),
         "GDAL_HTTP_LOW_SPEED_LIMIT": "100",
         "GDAL_HTTP_UNSAFESSL": "NO",
         "GDAL_HTTP_NETRC": "NO",
@@ -55,12 +60,21 @@ def _seconds(value: float) -> str:
 
 
 def secret_for(item: RasterItem, secrets: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """Give the options that sign in for a raster's path: of the prefixes that fit, a longer one overrules."""
+    """Give the options that sign in for a raster's path: of the prefixes that fit, a longer one overrules.
+
+    Others than those of object stores are left out: what signs in must not set anything else.
+    """
     found: dict[str, str] = {}
     for prefix in sorted(secrets, key=len):
         if item.source.startswith(prefix):
             found.update(secrets[prefix])
-    return found
+    return {name: value for name, value in found.items() if _STORE_OPTION.fullmatch(name)}
+
+
+def network_options(secrets: Secrets) -> dict[str, str]:
+    """Give the options with which GDAL itself reaches servers: QGIS's proxy, and the certificates that it trusts."""
+    proxies = {f"GDAL_{scheme.upper()}_PROXY": url for scheme, url in secrets.proxies.items() if scheme != "no_proxy"}
+    return {**proxies, **({"CURL_CA_BUNDLE": secrets.ca_file} if secrets.ca_file else {})}
 
 
 def check_typed(source: str) -> None:
@@ -71,6 +85,11 @@ def check_typed(source: str) -> None:
     """
     if "<" in source and ">" in source:  # GDAL finds XML anywhere in a name
         raise RasterOpenError("A raster given as XML text is not opened.", hint="Save it as a .vrt file first.")
+    if "/vsicurl?" in source or "/vsistdin" in source:  # the first may switch off the check of certificates
+        raise RasterOpenError(
+            "A raster's name that sets how GDAL reads from the web is not opened.",
+            hint="Write /vsicurl/ and its address.",
+        )
 
 
 def gdal_name(source: str) -> str:
@@ -91,3 +110,9 @@ def is_on_web(name: str) -> bool:
 def is_in_cloud(name: str) -> bool:
     """Tell whether GDAL itself reads a source over the network."""
     return bool(_CLOUD.search(name))
+
+
+def bucket_of(name: str) -> str:
+    """Give the beginning that the names of a store's files have for GDAL: its file system, and bucket or host."""
+    found = _CLOUD.search(name)
+    return found[0] if found else name

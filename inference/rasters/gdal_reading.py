@@ -22,7 +22,16 @@ from ..errors import CredentialError, NetworkError, RasterError, RasterOpenError
 from ..events import Canceled
 from ..job import RasterItem
 from .access import RasterAccess
-from .gdal_options import environment, gdal_name, is_in_cloud, is_on_web, secret_for, settings_for
+from .gdal_options import (
+    bucket_of,
+    environment,
+    gdal_name,
+    is_in_cloud,
+    is_on_web,
+    network_options,
+    secret_for,
+    settings_for,
+)
 from .remote_files import RemoteFiles, ThreadFiles
 
 T = TypeVar("T")
@@ -72,7 +81,7 @@ def reading_of(item: RasterItem, opener: Opener, access: RasterAccess) -> GdalRe
     if is_on_web(name):
         return _WebReading(name, opener, settings, secret, access)
     if is_in_cloud(name):
-        return _CloudReading(name, opener, settings, secret, access)
+        return _CloudReading(name, opener, settings, {**network_options(access.secrets), **secret}, access)
     return _FileReading(name, opener, settings, secret)
 
 
@@ -225,46 +234,51 @@ class _CloudReading:
     def __init__(
         self, name: str, opener: Opener, settings: dict[str, Any], secret: Mapping[str, str], access: RasterAccess
     ) -> None:
-        self._name, self._opener, self.settings, self._secret = name, opener, settings, secret
-        self._access = access
+        # What GDAL remembers of a file is given up when a handle of it is closed.
+        self.settings = {**settings, "CPL_VSIL_CURL_NON_CACHED": bucket_of(name)}
+        self._name, self._opener, self._secret, self._access = name, opener, secret, access
         self._handles = _Handles()
         self._was_open = False
 
     def call(self, action: Callable[[Any], T]) -> T:
         pauses, end, count = self._access.limits.pauses(), time.monotonic() + self._access.limits.patience, 0
         while True:
-            settings = {**self.settings, "CPL_VSIL_CURL_NON_CACHED": self._name} if count else self.settings
-            is_open = False
+            is_open, start = False, time.monotonic()
             try:
-                with environment(settings, self._secret):
+                with environment(self.settings, self._secret):
                     dataset = self._handles.get(lambda: self._opener(self._name))
                     is_open = self._was_open = True
                     return action(dataset)
             except (RasterioError, RasterOpenError) as error:
                 self._handles.drop()  # a part that broke off would stay in it
                 count += 1
-                failure = self._judged(error, is_open, count, end)
+                has_stalled = time.monotonic() - start >= self._access.limits.read
+                is_passing = has_stalled or self._is_passing(error, is_open)
+                failure = self._judged(error, is_passing, count, end)
                 if failure is not None:
                     raise failure from error
             self._wait(min(next(pauses), max(end - time.monotonic(), 0)))
 
-    def _judged(self, error: Exception, is_open: bool, count: int, end: float) -> Exception | None:
-        """Give what ends the tries; None where another may help."""
+    def _is_passing(self, error: Exception, is_open: bool) -> bool:
+        """Tell whether an error is the network's; what was open once, and cannot be opened now, comes back."""
         text = _story(error)
-        if any(word in text for word in _REFUSED):
+        return (self._was_open and not is_open) or any(word in text for word in _PASSING)
+
+    def _judged(self, error: Exception, is_passing: bool, count: int, end: float) -> Exception | None:
+        """Give what ends the tries; None where another may help."""
+        if any(word in _story(error) for word in _REFUSED):
             return CredentialError(
                 f"The store does not let us read '{self._name}'.",
                 hint="Check the credentials of the layer, then run again; what is done already is kept.",
             )
-        # What was open once, and cannot be opened now, comes back.
-        if (self._was_open and not is_open) or any(word in text for word in _PASSING):
-            if time.monotonic() < end:
-                return None
-            return NetworkError(
-                f"The store of '{self._name}' does not answer.",
-                hint="Check the connection, then run again; what is done already is kept.",
-            )
-        return error if count >= _FEW_TRIES else None
+        if not is_passing:
+            return error if count >= _FEW_TRIES else None
+        if time.monotonic() < end:
+            return None
+        return NetworkError(
+            f"The store of '{self._name}' does not answer.",
+            hint="Check the connection, then run again; what is done already is kept.",
+        )
 
     def _wait(self, seconds: float) -> None:
         if self._access.on_wait is not None:
@@ -281,12 +295,9 @@ class _CloudReading:
         A block that changes its length moves those that follow it.
         """
         self._handles.drop()
-        settings, self.settings = self.settings, {**self.settings, "CPL_VSIL_CURL_NON_CACHED": self._name}
-        try:
-            return self.call(lambda dataset: _layout(getattr(dataset, "src_dataset", dataset)))
-        finally:
-            self.settings = settings
-            self._handles.drop()
+        found = self.call(lambda dataset: _layout(getattr(dataset, "src_dataset", dataset)))
+        self._handles.drop()
+        return found
 
     def close(self) -> None:
         self._handles.close()

@@ -25,7 +25,7 @@ class Run:
 
     def __init__(
         self,
-        raster: Path,
+        raster: Path | str,
         output: Path,
         cache: Path,
         arguments: str = "tile_size 512;padding 128",

@@ -309,3 +309,11 @@ def test_a_file_in_an_archive_on_a_server_is_read_with_the_same_care(
         with opened(f"/vsizip//vsicurl/{server.url}/r.zip/in/r.tif") as pixels:
             assert_same(pixels)
         assert server.plan.given
+
+
+@pytest.mark.parametrize(
+    "name", ["/vsicurl?unsafessl=yes&url=https%3A%2F%2Fa.b%2Fc.tif", "/vsistdin/", "<VRTDataset/>"]
+)
+def test_a_name_that_is_more_than_a_name_is_refused(name: str) -> None:
+    with pytest.raises(RasterOpenError, match="is not opened"), opened(name):
+        pass
