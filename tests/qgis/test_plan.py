@@ -219,9 +219,7 @@ def test_the_plan_of_a_photo_has_pixels_and_no_ground(good: dict[str, Any], tmp_
     window.close()
 
 
-def test_many_rasters_are_looked_at_in_the_background(
-    dialog: Dialog, good: dict[str, Any], tmp_path: Path
-) -> None:
+def test_many_rasters_are_looked_at_in_the_background(dialog: Dialog, good: dict[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "many"
     folder.mkdir()
     for number in range(30):

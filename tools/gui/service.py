@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     iface: Any = None
     arguments: dict[str, str] = {}
 
-layer = QgsRasterLayer(f"url='{arguments['service']}' crs='EPSG:32617'", "Orthophoto (image service)", "arcgismapserver")
+layer = QgsRasterLayer(
+    f"url='{arguments['service']}' crs='EPSG:32617'", "Orthophoto (image service)", "arcgismapserver"
+)
 assert layer.isValid()
 QgsProject.instance().addMapLayer(layer)
 dialog = processing.createAlgorithmDialog("kestrel:detectobjects", {"INPUT": layer.id()})
