@@ -244,7 +244,10 @@ def with_rasters(
             *targets.warnings,
             *fit_warnings(definition, raster, draft.arguments.get("stretch", "model")),
         ),
-        remarks=remarks,
+        remarks=(
+            *remarks,
+            *(f"The raster '{name}' is given more than once, and is searched once." for name in draft.inputs.repeated),
+        ),
     )
 
 

@@ -110,7 +110,7 @@ def service_only(reader: ParameterReader) -> Targets:
 
 
 def check_place(targets: Targets, crs: QgsCoordinateReferenceSystem, output: Path | None) -> None:
-    """Check that the objects have a place in the layer that they are appended to, once their own is known.
+    """Check that the outputs do not replace each other, and that the objects have a place in an existing layer.
 
     Args:
         targets: Where the objects go.
@@ -118,8 +118,13 @@ def check_place(targets: Targets, crs: QgsCoordinateReferenceSystem, output: Pat
         output: The file of the new layer, if there is one.
 
     Raises:
-        OutputError: only one of them has a coordinate reference system, or the new file would replace the layer's.
+        OutputError: only one of them has a coordinate reference system, or one file would replace another one.
     """
+    if output is not None and targets.summary_file is not None and targets.summary_file.resolve() == output.resolve():
+        raise OutputError(
+            f"The summary would replace the new layer: both are to become the file '{output}'.",
+            hint="Choose another file for SUMMARY_FILE.",
+        )
     if targets.append is None:
         return
     check_crs(targets.append.name, targets.append.crs, crs)
@@ -204,4 +209,19 @@ def _summary_file(reader: ParameterReader) -> Path | None:
             f"{'it is a folder' if path.is_dir() else 'its folder does not exist'}.",
             hint="Choose another file.",
         )
+    if path.exists() and not _is_json(path):
+        raise OutputError(
+            f"The summary would replace the file '{path}', which is no JSON.",
+            hint="Choose another file for SUMMARY_FILE.",
+        )
     return path
+
+
+def _is_json(path: Path) -> bool:
+    """Tell whether a file may be an earlier summary: it is empty, or an object of JSON begins in it."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(64).lstrip()
+    except OSError:
+        return False
+    return not start or start.startswith(b"{")
