@@ -14,6 +14,7 @@ from ..inference.events import Done, WasCanceled
 from ..inference.job import DetectionJob
 from ..inference.jobs import (
     JOB_FILE,
+    JOURNAL_FILE,
     LOG_FILE,
     create_job_folder,
     jobs_folder,
@@ -74,8 +75,8 @@ class JobRun:
         try:
             return self._run(interpreter, listener, feedback, pixels, secrets)
         except (JobError, OutputError) as error:
-            # A full disk is full for the next run, too.
-            if not self.is_resumed or isinstance(error, DiskFullError):
+            # A full disk is full for the next run, too; and without a journal nothing was found that could not fit.
+            if not (self.is_resumed and self._has_journal()) or isinstance(error, DiskFullError):
                 raise
         feedback.pushInfo(tr("What that run found does not fit any more; starting anew."))
         if (self.folder / LEDGER_FILE).exists():
@@ -97,6 +98,9 @@ class JobRun:
         return run_worker(
             interpreter, self.folder, listener, feedback.isCanceled, idle=pump_events, pixels=pixels, secrets=secrets
         )
+
+    def _has_journal(self) -> bool:
+        return any(self.folder.rglob(JOURNAL_FILE))
 
     def _start_anew(self) -> None:
         self.remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qgis.core import (
     QgsCoordinateReferenceSystem,
+    QgsDataSourceUri,
     QgsProcessingOutputLayerDefinition,
     QgsProviderRegistry,
     QgsVectorLayer,
@@ -28,6 +30,10 @@ from .target_fields import read_field_map, unknown_columns
 
 if TYPE_CHECKING:
     from ..parameter_reader import ParameterReader
+
+
+_TABLE = re.compile(r"(ogr|postgis|postgres):(.*)", re.DOTALL)
+"""A sink that is a table, see QgsProcessingUtils.createFeatureSink."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,39 @@ def check_place(targets: Targets, crs: QgsCoordinateReferenceSystem, output: Pat
             "objects are to be appended.",
             hint="Choose another file for OUTPUT, or leave it empty.",
         )
+    made, taken = _table_in(targets.layer), _table_of(targets.append)
+    if made and taken and made[: len(taken)] == taken:
+        raise OutputError(
+            f"The new layer would replace the table of the layer '{targets.append.name}', to which the objects are to "
+            "be appended.",
+            hint="Choose another table for OUTPUT, or leave it empty.",
+        )
+
+
+def _table_in(value: Any) -> tuple[str, ...] | None:
+    """Give what tells the table that a sink parameter names from others; None: it names none in a file or database."""
+    text = value.sink.staticValue() if isinstance(value, QgsProcessingOutputLayerDefinition) else value
+    found = _TABLE.fullmatch(text) if isinstance(text, str) else None
+    if found is None:
+        return None
+    uri = QgsDataSourceUri(found[2])
+    return _in_file(uri.database(), uri.table()) if found[1] == "ogr" else _in_database(uri)
+
+
+def _table_of(plan: AppendPlan) -> tuple[str, ...] | None:
+    if plan.provider == "postgres":
+        return _in_database(QgsDataSourceUri(plan.source))
+    parts = QgsProviderRegistry.instance().decodeUri(plan.provider, plan.source)
+    return _in_file(str(parts["path"]), str(parts.get("layerName") or "")) if parts.get("path") else None
+
+
+def _in_file(path: str, table: str) -> tuple[str, ...]:
+    """Give file and table; the file alone where the table is the only one, or the first."""
+    return (str(Path(path).resolve()), *([table.casefold()] if table else []))
+
+
+def _in_database(uri: QgsDataSourceUri) -> tuple[str, ...]:
+    return uri.service(), uri.host(), uri.port() or "5432", uri.database(), uri.schema() or "public", uri.table()
 
 
 def service_target(reader: ParameterReader, targets: Targets) -> ServiceTarget | None:
