@@ -85,11 +85,7 @@ def read_targets(
         service = _service_of(existing, service, field_map)
     elif existing is not None:
         append = plan_append(existing, names, definition, field_map, _geometry(definition, arguments))
-    if layer is None and append is None and service is None and not reader.flag(keys.PLAN_ONLY):
-        raise JobError(
-            "Nothing says where the objects are to be written.",
-            hint="Give OUTPUT (a new layer), APPEND_TO (an existing one) or OUTPUT_SERVICE (a feature service).",
-        )
+    _check_any(reader, layer, append, service)
     warnings = []
     if field_map and append is None and service is None:
         warnings.append("FIELD_MAP is for APPEND_TO and OUTPUT_SERVICE; a new layer has Kestrel's fields.")
@@ -101,10 +97,12 @@ def read_targets(
 
 
 def service_only(reader: ParameterReader) -> Targets:
-    """Read what can be read while the model is still on its portal: the feature service that gets the objects.
+    """Read what can be read while the model is still on its portal: new layer, feature service and summary.
 
     Raises:
-        JobError: the objects are to be appended to a layer, whose fields are compared with the model's.
+        JobError: the objects are to be appended to a layer, whose fields are compared with the model's; or nothing says
+            where they go.
+        OutputError: the summary cannot be written.
     """
     if reader.is_given(keys.APPEND_TO):
         raise JobError(
@@ -112,7 +110,18 @@ def service_only(reader: ParameterReader) -> Targets:
             hint="Download the item's model and give its path, or write a new layer.",
         )
     request = read_service_request(reader.text(keys.OUTPUT_SERVICE), read_field_map(reader.text(keys.FIELD_MAP)))
-    return Targets(None, service=request if isinstance(request, ServiceRequest) else None)
+    layer, service = _new_layer(reader, request), request if isinstance(request, ServiceRequest) else None
+    _check_any(reader, layer, service)
+    return Targets(layer, service=service, summary_file=_summary_file(reader))
+
+
+def _check_any(reader: ParameterReader, *targets: Any) -> None:
+    """Refuse a run that would write its objects nowhere."""
+    if all(target is None for target in targets) and not reader.flag(keys.PLAN_ONLY):
+        raise JobError(
+            "Nothing says where the objects are to be written.",
+            hint="Give OUTPUT (a new layer), APPEND_TO (an existing one) or OUTPUT_SERVICE (a feature service).",
+        )
 
 
 def check_place(targets: Targets, crs: QgsCoordinateReferenceSystem, output: Path | None) -> None:
