@@ -235,6 +235,25 @@ def test_a_run_that_is_refused_is_refused_at_once_the_second_time_too(
         assert not [text for _, text in feedback.said if "starting anew" in text]
 
 
+def test_a_run_that_is_too_large_keeps_what_was_found_and_goes_on_when_the_limit_is_raised(
+    good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = """
+(folder / "item-00001").mkdir(exist_ok=True)
+(folder / "item-00001" / "journal.sqlite").touch()
+if job["max_tiles"] < 9:
+    context = {"reason": "too-large"}
+    say("failed", error={"code": "job", "message": "Too many tiles.", "hint": "", "context": context})
+    sys.exit(1)
+"""
+    monkeypatch.setenv("KESTREL_PYTHON", write_interpreter(tmp_path, body + FIND_THREE))
+    for _ in range(2):
+        with pytest.raises(QgsProcessingException, match="Too many tiles"):
+            run({**good, "MAX_TILES": 8})
+    (folder,) = folders()
+    assert run({**good, "MAX_TILES": 9})["JOB_ID"] == folder.name
+
+
 def test_a_full_disk_does_not_cost_what_an_earlier_run_found(
     good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
