@@ -167,9 +167,11 @@ def check_without_model(reader: ParameterReader) -> None:
         InferenceError: something that cannot work, with the reason and the way out.
     """
     input_list(reader)
-    service_only(reader)
     parse_arguments(reader.text(keys.ARGUMENTS))
-    FieldNames(reader.text(keys.CONFIDENCE_SCORE_FIELD), reader.text(keys.CLASS_VALUE_FIELD))
+    fields = FieldNames(reader.text(keys.CONFIDENCE_SCORE_FIELD), reader.text(keys.CLASS_VALUE_FIELD))
+    output = output_file(service_only(reader).layer)
+    if output is not None:
+        check_destination(output, fields, reader.context.project())
     DetectionJob(new_job_id(), (RasterItem("gdal", ""),), "", **_run_options(reader))
     find_interpreter()
 
@@ -244,7 +246,10 @@ def with_rasters(
             *targets.warnings,
             *fit_warnings(definition, raster, draft.arguments.get("stretch", "model")),
         ),
-        remarks=remarks,
+        remarks=(
+            *remarks,
+            *(f"The raster '{name}' is given more than once, and is searched once." for name in draft.inputs.repeated),
+        ),
     )
 
 
