@@ -36,7 +36,7 @@ from ..inference.net.addresses import origin_of
 from ..inference.net.http import HttpClient, make_client
 from ..inference.net.item_files import Progress
 from ..inference.net.limits import FIRST_CONTACT
-from ..inference.net.portal import Reference
+from ..inference.net.portal import Reference, let_in, portal_url
 from ..inference.secrets import Secrets
 from . import parameters as keys
 from .bands import chosen_bands, with_bands
@@ -198,9 +198,13 @@ def with_rasters(
     client = None
     if draft.inputs.servers:
         client = make_client(secrets, limits=FIRST_CONTACT, is_cancelled=lambda: not told(0, 0))
+        portal = portal_url(reader.text(keys.PORTAL))
+        owners = {server.address: portal for server in draft.inputs.servers if server.reference.kind == "url"}
+        for address in owners:
+            let_in(client, portal, address)
     inputs = opened(draft.inputs, draft.transforms, client, told, progress)
     if client is not None:
-        secrets = _shared(secrets, client, inputs.owners)
+        secrets = _shared(secrets, client, {**owners, **inputs.owners})
         client.close()
     raster = inputs.whole
     bands = chosen_bands(reader.text(keys.BANDS), raster, draft.package.definition)

@@ -194,8 +194,9 @@ def service_target(reader: ParameterReader, targets: Targets) -> ServiceTarget |
     if targets.service is None:
         return None
     portal = portal_url(reader.text(keys.PORTAL))
-    authcfg = targets.service.authcfg or reader.text(keys.AUTHENTICATION)
-    return ServiceTarget(targets.service, portal, secrets_for([(authcfg, targets.service.url or portal)]))
+    url = targets.service.url or portal
+    places = [(targets.service.authcfg or reader.sign_in_at(url), url)]
+    return ServiceTarget(targets.service, portal, secrets_for([*places, *reader.portal_sign_in()]))
 
 
 def _new_layer(reader: ParameterReader, request: ServiceRequest | str | None) -> Any:
