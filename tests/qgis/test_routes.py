@@ -1,10 +1,12 @@
 """One scene through every kind of source: the objects of the local file each time, and the table that says so.
 
+Each source is named as a layer, in the widgets of the dialog, and in words as for qgis_process: it is the same raster.
 `pytest -s` prints the table; build/routes.md holds it, too.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import zipfile
@@ -16,8 +18,11 @@ from typing import Any
 
 import pytest
 from osgeo import gdal
-from qgis.core import QgsFillSymbol, QgsProject, QgsRasterLayer, QgsVectorLayer
+from qgis.core import QgsFillSymbol, QgsMapLayer, QgsProject, QgsRasterLayer, QgsVectorLayer
+from qgis.PyQt.QtCore import QCoreApplication, QEvent
 
+from kestrel.processing_provider.inputs import input_list
+from kestrel.processing_provider.parameter_reader import ParameterReader
 from kestrel.tests.fixtures.postgres import Postgres, postgres_server
 from kestrel.tests.fixtures.servers.image_server import ArcGis, image_server
 from kestrel.tests.fixtures.servers.pixels import open_image
@@ -440,6 +445,7 @@ ROUTES: dict[str, Maker] = {
 }
 
 
+@pytest.mark.usefixtures("widgets")
 @pytest.mark.parametrize("kind", ROUTES)
 def test_each_route_gives_the_objects_of_the_local_file(
     kind: str, table: Table, local: list[Found], scene: Path, folder: Path, request: pytest.FixtureRequest
@@ -450,6 +456,9 @@ def test_each_route_gives_the_objects_of_the_local_file(
             return request.getfixturevalue(what) if isinstance(what, str) else stack.enter_context(what)
 
         route = ROUTES[kind](scene, folder, enter)
+        by_layer = rasters_of(route.parameters)
+        assert rasters_of({key: as_text(value) for key, value in route.parameters.items()}) == by_layer
+        assert rasters_of(from_dialog(route.parameters)) == by_layer
         truth = in_order([found for found in route.truth or local for _ in range(route.copies)])
         found = in_order([Found(route.on_map(one.box), one.confidence) for one in run(**route.parameters)])
         asked = route.asked()
@@ -459,6 +468,44 @@ def test_each_route_gives_the_objects_of_the_local_file(
     assert len(local) == N_OBJECTS
     assert len(found) == len(truth) > 30
     assert (offset, change) < (0.001, 0.001)
+
+
+def rasters_of(parameters: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Give what a run would read."""
+    items = input_list(ParameterReader(algorithm(), parameters, context())).items
+    return [(item.kind, item.source, item.options) for item in items]
+
+
+def as_text(value: Any) -> Any:
+    """Give a parameter as scripts and qgis_process write it; a layer that is only in the project by its id."""
+    if isinstance(value, list):
+        return [as_text(part) for part in value]
+    if isinstance(value, QgsRasterLayer):
+        is_file = value.providerType() == "gdal"
+        return value.source() if is_file else f"{value.providerType()}://{value.source()}"
+    return value.id() if isinstance(value, QgsMapLayer) else value
+
+
+def from_dialog(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Give what QGIS's own dialog hands on when these are chosen and typed in its widgets."""
+    from processing.gui.AlgorithmDialog import AlgorithmDialog
+
+    dialog = AlgorithmDialog(algorithm())
+    try:
+        dialog.setParameters({"MODEL": str(MODEL), **{key: _for_widget(value) for key, value in parameters.items()}})
+        given = dialog.createProcessingParameters()
+    finally:
+        dialog.deleteLater()
+        QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    return dict(given)
+
+
+def _for_widget(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_for_widget(part) for part in value]
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return value.id() if isinstance(value, QgsMapLayer) else value
 
 
 def greatest(found: Sequence[Found], truth: Sequence[Found], differ: Callable[[Found, Found], float]) -> float:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ from kestrel.tests.fixtures.servers.qgis_server import without_nodata
 from kestrel.tests.fixtures.servers.scene import IMAGE, demo_tiles, inner_extent
 from kestrel.tests.fixtures.servers.xyz_server import serving
 from kestrel.tests.qgis.examples import ROOT, Listener, context
-from kestrel.tests.qgis.test_routes import MODEL, N_OBJECTS, Found, in_order, layer, objects_in, quarters, run
+from kestrel.tests.qgis.test_routes import MODEL, N_OBJECTS, Found, layer, objects_in, quarters, run
 
 pytestmark = pytest.mark.slow
 
