@@ -22,6 +22,7 @@ LIBRARY_FLOORS: Mapping[str, str] = {
     "onnxruntime": "1.24.1",
     "rasterio": "1.4",
     "shapely": "2.1",
+    "requests": "2.32",
 }
 """What the worker imports, and the oldest safe version of it (docs/decisions/0002-inference-environment.md)."""
 

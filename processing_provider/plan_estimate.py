@@ -209,13 +209,13 @@ def planned_text(summary: Mapping[str, Any]) -> str:
     """Say in words what the worker's plan is."""
     plan = summary.get("plan") or {}
     tiles, seconds, memory = plan.get("tiles"), plan.get("seconds"), plan.get("memory") or plan.get("pixel_memory")
-    parts = [tr("{tiles} tiles").format(tiles=tiles)]
+    parts = [tr("1 tile") if tiles == 1 else tr("{tiles} tiles").format(tiles=tiles)]
     if plan.get("outside"):
         parts.append(tr("{count} more outside the searched area").format(count=plan["outside"]))
     parts.append(
         tr("no tile with data was found to measure the time")
         if seconds is None
-        else tr("about {time}").format(time=duration_text(float(seconds)))
+        else tr("about {time}").format(time=duration_text(max(1.0, float(seconds))))
     )
     if memory:
         parts.append(tr("about {size} of memory").format(size=size_text(memory)))

@@ -1,6 +1,6 @@
 """Makes the pictures of the documentation again, in a real QGIS on a virtual screen, and the model that one shows.
 
-screenshots.py [NAME ...]     dialog, result, modeler, model_info, consent; all when left out
+screenshots.py [NAME ...]     dialog, result, modeler, model_info, consent, service; all when left out
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "docs" / "images"
-NAMES = ("dialog", "result", "modeler", "model_info", "consent")
+NAMES = ("dialog", "result", "modeler", "model_info", "consent", "service")
 SCREEN = "-screen 0 1600x1000x24 -dpi 96"
 SECONDS = 180
 ARGUMENTS = {
@@ -27,12 +27,17 @@ ARGUMENTS = {
 
 def main() -> int:
     """Make the pictures; 0 when all were made."""
+    sys.path.insert(0, str(ROOT / "build" / "plugins"))
+    from kestrel.tests.fixtures.servers.image_server import image_server
+    from kestrel.tests.fixtures.servers.pixels import open_image
+
     names = sys.argv[1:] or NAMES
-    return max(take(name) for name in names)
+    with image_server(open_image(ROOT / ARGUMENTS["raster"])) as service:
+        return max(take(name, service=service.image) for name in names)
 
 
-def take(name: str) -> int:
-    """Run one script in QGIS; 0 when its picture was made."""
+def take(name: str, **arguments: str) -> int:
+    """Run one script in QGIS with further arguments; 0 when its picture was made."""
     picture = PICTURES / f"{name}.png"
     PICTURES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -44,7 +49,7 @@ def take(name: str) -> int:
             "XDG_RUNTIME_DIR": folder,
             "KESTREL_GUI_SCRIPT": str(ROOT / "tools" / "gui" / f"{name}.py"),
             "KESTREL_GUI_ANSWER": str(result),
-            "KESTREL_GUI_ARGUMENTS": json.dumps({**ARGUMENTS, "picture": str(picture)}),
+            "KESTREL_GUI_ARGUMENTS": json.dumps({**ARGUMENTS, **arguments, "picture": str(picture)}),
             "KESTREL_GUI_SECONDS": str(SECONDS),
         }
         prelude = ROOT / "tests" / "system" / "gui_prelude.py"

@@ -38,7 +38,7 @@ from qgis.PyQt.QtWidgets import QVBoxLayout, QWidget
 from ..inference.errors import InferenceError
 from ..processing_provider.cell_size import wanted_cell_size
 from ..processing_provider.fit_check import Unreadable, look_at
-from ..processing_provider.inputs import input_list, opened, take_sources
+from ..processing_provider.inputs import InputList, InputRasters, input_list, opened, take_sources
 from ..processing_provider.job_builder import make_draft, with_rasters
 from ..processing_provider.parameter_reader import ParameterReader, as_json_text, is_json
 from ..processing_provider.parameters import (
@@ -64,6 +64,7 @@ from ..processing_provider.plan_estimate import estimate, estimate_all
 from ..processing_provider.raster_source import SourceRaster
 from ..processing_provider.run_secrets import signed_in
 from .arguments_widget import ArgumentsTable, CompactArguments, ModelerArguments
+from .look_task import LookTask, can_look
 from .model_widget import ModelChooser
 
 _DETECTION = "kestrel:detectobjects"
@@ -83,6 +84,7 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
         self._container: QWidget | None = None
         self._chooser: ModelChooser | None = None
         self._others: dict[str, weakref.ref[Any]] = {}
+        self._seen: tuple[InputList, InputRasters | str] | None = None
 
     def createWidget(self) -> QWidget:
         """Make the chooser."""
@@ -106,6 +108,7 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
         self._chooser.cell_size_wanted.connect(lambda size: self._take_cell_size(size))
         self._chooser.changed.connect(lambda: self._expect_plan())
         self._chooser.plan.wanted.connect(lambda: self._show_plan())
+        self._chooser.plan.looked.connect(lambda inputs, found: self._take_look(inputs, found))
         self._chooser.plan.trial_wanted.connect(lambda: self._try_tile())
         self._compare()
 
@@ -154,7 +157,8 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
             return
         reader = self._reader(_context())
         has_raster = any(reader.is_given(name) for name in _INPUTS)
-        if chooser.package is None or not has_raster or isinstance(chooser.raster, Unreadable):
+        is_unreadable = isinstance(chooser.raster, Unreadable) and not chooser.raster.is_possible
+        if chooser.package is None or not has_raster or is_unreadable:
             chooser.plan.show_estimate(None)  # what is wrong stands beside it
             return
         try:
@@ -165,10 +169,31 @@ class ModelWrapper(QgsAbstractProcessingParameterWidgetWrapper):
             if inputs.is_quick:
                 rasters = opened(inputs, reader.context.transformContext())
                 chooser.plan.show_estimate(estimate_all(reader, rasters, chooser.package))
+            elif self._seen is not None and self._seen[0] == inputs:
+                self._show_seen(reader, self._seen[1])
+            elif can_look(inputs):
+                secrets = signed_in(inputs, None, reader)
+                chooser.plan.look(inputs, lambda: LookTask(inputs, reader.context.transformContext(), secrets))
             else:
                 chooser.plan.show_later()
         except InferenceError as error:
             chooser.plan.show_estimate(None, str(error))
+
+    def _show_seen(self, reader: ParameterReader, found: InputRasters | str) -> None:
+        """Tell the plan of rasters that were looked at in the background; of a single one also how it suits."""
+        chooser = self._chooser
+        if chooser is None or chooser.package is None:
+            return
+        if isinstance(found, str):
+            chooser.plan.show_estimate(None, found)
+            return
+        if len(found.rasters) == 1 and isinstance(chooser.raster, Unreadable):
+            chooser.compare_with(found.whole, _cell_size(reader, found.whole))
+        chooser.plan.show_estimate(estimate_all(reader, found, chooser.package))
+
+    def _take_look(self, inputs: InputList, found: InputRasters | str) -> None:
+        self._seen = (inputs, found)
+        self._show_plan()
 
     def _try_tile(self) -> None:
         if self._chooser is None:

@@ -11,10 +11,12 @@ from qgis.PyQt.QtCore import Qt, QTimer, pyqtSignal
 from qgis.PyQt.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from ..inference.errors import InferenceError
+from ..processing_provider.inputs import InputList
 from ..processing_provider.job_builder import DetectionPlan
 from ..processing_provider.pixel_server import PixelSource
 from ..processing_provider.plan_estimate import PlanEstimate, estimate_text, plan_run, planned_text
 from ..processing_provider.text import to_plain, tr
+from .look_task import LookTask
 from .model_info import WARNING_COLOR
 
 _PAUSE = 300
@@ -66,10 +68,12 @@ class PlanPanel(QFrame):
     Signals:
         wanted: the plan should be told anew: something has changed a moment ago.
         trial_wanted: the time should be measured.
+        looked: the rasters that were asked for (InputList), and what was found: InputRasters, or why there are none.
     """
 
     wanted = pyqtSignal()
     trial_wanted = pyqtSignal()
+    looked = pyqtSignal(object, object)
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -89,6 +93,7 @@ class PlanPanel(QFrame):
         self._pause.setInterval(_PAUSE)
         self._pause.timeout.connect(lambda *_: self.wanted.emit())
         self._task: TrialTask | None = None
+        self._look: LookTask | None = None
         self.setVisible(False)
 
     def expect(self) -> None:
@@ -108,7 +113,36 @@ class PlanPanel(QFrame):
 
     def show_later(self) -> None:
         """Say that only a trial can tell the plan: to look at the rasters takes time."""
-        self.show_estimate(None, tr("Plan: the rasters are many, or far away, and are looked at when the run starts."))
+        self._show_note(tr("Plan: the rasters are downloaded, and looked at, when the run starts."))
+
+    def look(self, inputs: InputList, make_task: Callable[[], LookTask]) -> None:
+        """Have rasters looked at in the background, unless that is going on; see `looked`.
+
+        Args:
+            inputs: The rasters.
+            make_task: Gives the task that looks at them.
+        """
+        if self._look is not None and self._look.inputs == inputs:
+            return
+        if self._look is not None:
+            _cancel(self._look)
+        task = self._look = make_task()
+        # See `start`.
+        task.ended.connect(self._look_ended)
+        self.destroyed.connect(lambda *_: _cancel(task))
+        self._show_note(tr("Plan: looking at the rasters\u2026"))
+        QgsApplication.taskManager().addTask(task)
+
+    def _look_ended(self, found: Any) -> None:
+        task = self.sender()
+        if task is not self._look or self._look is None:
+            return  # another one is awaited
+        inputs, self._look = self._look.inputs, None
+        if found is not None:
+            self.looked.emit(inputs, found)
+
+    def _show_note(self, text: str) -> None:
+        self.show_estimate(None, text)
         self.label.setStyleSheet("")
         self.button.setVisible(True)
 

@@ -15,7 +15,7 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import CRSError, RasterioError
 
-from ..errors import ModelIncompatibleError, RasterOpenError, RasterReadError
+from ..errors import ModelIncompatibleError, RasterOpenError, RasterReadError, first_line
 from ..job import RasterItem
 from ..models.fit_rules import NO_INKS, alpha_hint, are_inks, find_band
 from ..tiling import Window
@@ -212,7 +212,8 @@ def _open(item: RasterItem, name: str) -> Any:
     try:
         dataset = rasterio.open(name, **options)
     except (RasterioError, ValueError) as error:
-        raise RasterOpenError(f"The raster '{item.source}' cannot be opened: {error}.") from error
+        reason = first_line(error).replace(item.source, item.address)
+        raise RasterOpenError(f"The raster '{item.address}' cannot be opened: {reason}.") from error
     try:
         _check_place(dataset, item.address)
     except RasterOpenError:

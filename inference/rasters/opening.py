@@ -6,9 +6,13 @@ from collections.abc import Sequence
 
 from ..events import Canceled
 from ..job import RasterItem
+from ..net.http import make_client
 from .access import RasterAccess
+from .arcgis import service_url
 from .band_order import same_bands
 from .gdal_pixels import GdalPixels
+from .image_service import ImageServicePixels
+from .map_service import MapServicePixels
 from .mosaic import MosaicPixels
 from .picture import PicturePixels
 from .source import GridRequest, PixelSource
@@ -72,12 +76,6 @@ def _open_gdal(item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest
 def _open_service(
     item: RasterItem, bands: tuple[int | str, ...], grid: GridRequest, access: RasterAccess
 ) -> PixelSource:
-    # Here, because runs without a server do without the library for it.
-    from ..net.http import make_client
-    from .arcgis import service_url
-    from .image_service import ImageServicePixels
-    from .map_service import MapServicePixels
-
     client = make_client(access.secrets, limits=access.limits, is_cancelled=access.is_cancelled, on_wait=access.on_wait)
     is_image = service_url(item).lower().endswith("/imageserver")
     return (ImageServicePixels if is_image else MapServicePixels)(item, bands, grid, client)

@@ -48,7 +48,7 @@ Detect = Callable[..., "dict[str, Any]"]
 ORPHAN_GRACE = 1.25
 """Seconds that a run has to commit its batch and end once QGIS is gone."""
 
-ALWAYS_NEEDED = ("numpy", "rasterio", "shapely")
+ALWAYS_NEEDED = ("numpy", "rasterio", "requests", "shapely")
 """Libraries that no run does without; which others a model needs, its detector knows."""
 
 _AT_ONCE = 2**18

@@ -31,14 +31,12 @@ from ...inference.models.definition import ModelDefinition
 from ...inference.object_file import read_objects
 from ..feature_sink import FieldNames, RunFacts, columns, features
 from .layer_fit import check_fit, check_geometry, fitted
-from .target_fields import JOB_COLUMN
+from .target_fields import JOB_COLUMN, JOB_ID_LENGTH
 from .writers import KEPT, count_of_run, write
 
 FEATURE_SERVICE = "arcgisfeatureserver"
 """QGIS's data provider of feature services."""
 
-_JOB_ID_LENGTH = 22
-"""Of what `new_job_id` gives."""
 _TYPES = {
     "box": Qgis.WkbType.Polygon,
     "polygon": Qgis.WkbType.MultiPolygon,
@@ -77,7 +75,7 @@ class Appended:
     left_out: tuple[str, ...]
 
 
-def text_lengths(names: FieldNames, definition: ModelDefinition, job_id_length: int = _JOB_ID_LENGTH) -> dict[str, int]:
+def text_lengths(names: FieldNames, definition: ModelDefinition, job_id_length: int = JOB_ID_LENGTH) -> dict[str, int]:
     """Give how long the texts of the columns get."""
     longest = max((len(item.name) for item in definition.classes), default=0)
     return {names.class_name: longest, "ModelName": len(definition.name), JOB_COLUMN: job_id_length}

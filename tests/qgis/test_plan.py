@@ -20,6 +20,8 @@ from kestrel.inference.models.package import open_package
 from kestrel.processing_provider.parameter_reader import ParameterReader
 from kestrel.processing_provider.plan_estimate import PlanEstimate, estimate
 from kestrel.processing_provider.raster_source import source_raster
+from kestrel.tests.fixtures.servers.image_server import image_server
+from kestrel.tests.fixtures.servers.pixels import open_image
 from kestrel.tests.qgis.examples import (
     Listener,
     algorithm,
@@ -217,15 +219,14 @@ def test_the_plan_of_a_photo_has_pixels_and_no_ground(good: dict[str, Any], tmp_
     window.close()
 
 
-def test_many_rasters_are_left_to_the_run_and_to_the_trial(
-    dialog: Dialog, good: dict[str, Any], tmp_path: Path
-) -> None:
+def test_many_rasters_are_looked_at_in_the_background(dialog: Dialog, good: dict[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "many"
     folder.mkdir()
     for number in range(30):
         shutil.copy(good["INPUT"], folder / f"{number}.tif")
     dialog.set("INPUT_SOURCE", str(folder))
-    assert "looked at when the run starts" in dialog.told()
+    assert "looking at the rasters" in dialog.told()
+    wait_for(lambda: "Plan: 100 x 80 pixels" in dialog.told())
     dialog.panel.button.click()
     wait_for(lambda: not dialog.panel.is_trying)
     assert dialog.panel.trial.text().startswith("A trial on cpu: 345 tiles")
@@ -306,3 +307,18 @@ def test_the_layer_is_written_in_the_crs_that_was_asked_for(
     assert (layer.crs().authid(), layer.featureCount()) == ("EPSG:4326", 3)
     box = layer.extent()
     assert (box.xMinimum(), box.yMinimum()) == (pytest.approx(15.00014, abs=2e-5), pytest.approx(50.5515, abs=2e-4))
+
+
+def test_an_image_service_is_asked_in_the_background_and_its_plan_is_told(good: dict[str, Any], tmp_path: Path) -> None:
+    with image_server(open_image(write_raster(tmp_path / "service.tif"))) as service:
+        layer = QgsRasterLayer(f"url='{service.image}' crs='EPSG:32633'", "service", "arcgismapserver")
+        QgsProject.instance().addMapLayer(layer)
+        window = Dialog()
+        window.set("MODEL", good["MODEL"])
+        window.set("INPUT", layer.id())
+        wait_for(lambda: "Plan: 100 x 80 pixels of 1 m on the ground" in window.told())
+        asked = len(service.server.asked)
+        window.set("EXTENT", "500010,500020,5599930,5599950 [EPSG:32633]")
+        assert "10 x 20 pixels" in window.told()
+        assert len(service.server.asked) == asked
+        window.close()

@@ -144,9 +144,9 @@ def test_credentials_are_those_of_the_path_and_can_set_nothing_else() -> None:
 
 @pytest.mark.slow
 def test_a_real_implementation_of_the_protocol_is_read(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    boto3 = pytest.importorskip("boto3")
     from moto.server import ThreadedMotoServer
 
-    boto3 = pytest.importorskip("boto3")
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     try:
