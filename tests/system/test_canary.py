@@ -138,7 +138,8 @@ def test_a_secret_is_found_nowhere(
     for folder in ("auth", "out", "tmp"):
         (tmp_path / folder).mkdir()
     variables = {**os.environ, "QGIS_CUSTOM_CONFIG_PATH": str(profile), "QT_QPA_PLATFORM": "offscreen",
-                 "KESTREL_CACHE": str(tmp_path / "cache"), "XDG_RUNTIME_DIR": str(tmp_path), "TMPDIR": str(tmp_path / "tmp"),
+                 "KESTREL_CACHE": str(tmp_path / "cache"), "TMPDIR": str(tmp_path / "tmp"),
+                 "XDG_RUNTIME_DIR": str(tmp_path),
                  "QGIS_AUTH_DB_DIR_PATH": str(tmp_path / "auth"), "QGIS_AUTH_PASSWORD_FILE": str(password)}  # fmt: skip
     stored = subprocess.run([sys.executable, "-c", STORE], env=variables, capture_output=True, text=True, timeout=60)
     token, basic = stored.stdout.split()[-2:]
