@@ -228,7 +228,7 @@ def with_rasters(
         cell_size = raster.cell_size if raster.by_qgis is not None and not inputs.is_separate else cell_size
     output_crs = chosen_crs(reader, raster) or raster.crs
     targets = draft.targets
-    check_place(targets, output_crs, draft.output)
+    check_place(targets, raster.known_crs if raster.is_picture else output_crs, draft.output)
     job = replace(
         draft.job,
         rasters=inputs.items,
