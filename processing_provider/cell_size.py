@@ -103,11 +103,14 @@ def wanted_cell_size(reader: ParameterReader, raster: SourceRaster, area: QgsRec
     if number is None:
         return None
     unit = reader.choice(keys.CELL_SIZE_UNIT)
-    size = in_raster_units(number, unit, raster.crs, area, raster.cell_size)
+    size = in_raster_units(number, unit, raster.known_crs, area, raster.cell_size)
     if size is None:
+        reason = (
+            f"its coordinate reference system {raster.crs.userFriendlyIdentifier()} does not tell how large its units "
+        )
         raise JobError(
-            f"A cell size in {unit.lower()} cannot be used with the raster '{raster.name}': its coordinate reference "
-            f"system {raster.crs.userFriendlyIdentifier()} does not tell how large its units are on the ground.",
+            f"A cell size in {unit.lower()} cannot be used with the raster '{raster.name}': "
+            + ("it is a picture without georeference." if raster.is_picture else f"{reason}are on the ground."),
             hint="Set the unit of the cell size to Raster, and give it in the raster's own units.",
         )
     return size
@@ -118,7 +121,7 @@ def _size_of_layer(layer: QgsRasterLayer, raster: SourceRaster, area: QgsRectang
     if layer.crs() == raster.crs:
         return size
     there = _metres_of(layer, size, raster, area)
-    here = metres_a_unit(raster.crs, area.center(), raster.cell_size)
+    here = metres_a_unit(raster.known_crs, area.center(), raster.cell_size)
     if there is None or here is None:
         raise JobError(
             f"The cell size of the layer '{layer.name()}' ({layer.crs().userFriendlyIdentifier()}) cannot be brought "
@@ -211,9 +214,9 @@ def chosen_crs(reader: ParameterReader, raster: SourceRaster) -> QgsCoordinateRe
             f"'{reader.parameters.get(keys.OUTPUT_CRS)}' is no coordinate reference system that QGIS knows.",
             hint="Write for example EPSG:4326, or leave the output coordinate reference system empty.",
         )
-    there = _moved(raster.extent.center(), raster.crs, crs) if raster.crs.isValid() else None
+    there = _moved(raster.extent.center(), raster.crs, crs) if raster.known_crs.isValid() else None
     if there is None or not (math.isfinite(there.x()) and math.isfinite(there.y())):
-        source = raster.crs.userFriendlyIdentifier() or "no coordinate reference system"
+        source = raster.known_crs.userFriendlyIdentifier() or "no coordinate reference system"
         raise JobError(
             f"Objects of the raster '{raster.name}' ({source}) cannot be converted to {crs.userFriendlyIdentifier()}.",
             hint="Choose another output coordinate reference system, or leave it empty.",

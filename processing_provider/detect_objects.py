@@ -16,6 +16,7 @@ from qgis.core import (
     QgsProcessingContext,
     QgsProcessingException,
     QgsProcessingFeedback,
+    QgsProcessingParameterEnum,
 )
 
 from ..inference.errors import OutputError
@@ -117,9 +118,18 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
                     self._check(reader)
                 elif keys.MORE_INPUTS in reason:
                     input_list(ParameterReader(self, parameters, context))  # says which one, and why
+                else:
+                    reason += self._what_is_taken(reason)
         except QgsProcessingException as error:
             return False, str(error)
         return is_valid, reason
+
+    def _what_is_taken(self, reason: str) -> str:
+        """Give the values of the parameter that QGIS refuses by name alone; '' of any other."""
+        for definition in self.parameterDefinitions():
+            if isinstance(definition, QgsProcessingParameterEnum) and definition.name() in reason.split():
+                return f": {tr('it takes one of')} {', '.join(definition.options())}."
+        return ""
 
     def _check(self, reader: ParameterReader) -> None:
         if remote_model(reader) is not None:

@@ -44,6 +44,7 @@ from .cell_size import chosen_crs, snap_point, wanted_cell_size
 from .code_consent import allowed_code
 from .destination import check_destination, output_file
 from .feature_sink import FieldNames
+from .feedback import is_main_thread
 from .fit_check import fit_warnings
 from .inputs import InputList, Told, always, check_all_bands, input_list, opened
 from .interpreter import find_interpreter
@@ -98,6 +99,8 @@ class PlanDraft:
     """Arguments of the model, with its defaults."""
     fields: FieldNames
     targets: Targets
+    output: Path | None
+    """As in the plan."""
     mask: QgsProcessingFeatureSource | None
     transforms: QgsCoordinateTransformContext
 
@@ -124,6 +127,7 @@ def make_draft(reader: ParameterReader) -> PlanDraft:
         allowed_code=allowed_code(package, reader.text(keys.ALLOW_PACKAGE_CODE)),
         **_run_options(reader),
     )
+    targets = read_targets(reader, fields, package.definition, resolved)
     return PlanDraft(
         inputs=inputs,
         package=package,
@@ -131,7 +135,8 @@ def make_draft(reader: ParameterReader) -> PlanDraft:
         interpreter=find_interpreter(),
         arguments=resolved,
         fields=fields,
-        targets=read_targets(reader, fields, package.definition, resolved),
+        targets=targets,
+        output=_checked_output(targets, fields, reader),
         mask=_mask_source(reader),
         transforms=reader.context.transformContext(),
     )
@@ -169,11 +174,18 @@ def check_without_model(reader: ParameterReader) -> None:
     input_list(reader)
     parse_arguments(reader.text(keys.ARGUMENTS))
     fields = FieldNames(reader.text(keys.CONFIDENCE_SCORE_FIELD), reader.text(keys.CLASS_VALUE_FIELD))
-    output = output_file(service_only(reader).layer)
-    if output is not None:
-        check_destination(output, fields, reader.context.project())
+    _checked_output(service_only(reader), fields, reader)
     DetectionJob(new_job_id(), (RasterItem("gdal", ""),), "", **_run_options(reader))
     find_interpreter()
+
+
+def _checked_output(targets: Targets, fields: FieldNames, reader: ParameterReader) -> Path | None:
+    """Give the file of the new layer, tried out; None where there is none."""
+    output = output_file(targets.layer)
+    if output is None:
+        return None
+    # The project's layers belong to the main thread, which has looked at them when the parameters were checked.
+    return check_destination(output, fields, reader.context.project() if is_main_thread() else None)
 
 
 def with_rasters(
@@ -220,10 +232,7 @@ def with_rasters(
         cell_size = raster.cell_size if raster.by_qgis is not None and not inputs.is_separate else cell_size
     output_crs = chosen_crs(reader, raster) or raster.crs
     targets = draft.targets
-    output = output_file(targets.layer)
-    if output is not None:
-        output = check_destination(output, draft.fields, reader.context.project())
-    check_place(targets, output_crs, output)
+    check_place(targets, raster.known_crs if raster.is_picture else output_crs, draft.output)
     job = replace(
         draft.job,
         rasters=inputs.items,
@@ -239,7 +248,7 @@ def with_rasters(
         package=draft.package,
         raster=raster,
         fields=draft.fields,
-        output=output,
+        output=draft.output,
         targets=targets,
         mask=draft.mask,
         output_crs=output_crs,

@@ -51,6 +51,11 @@ class SourceRaster:
     """As `job.RasterItem.options`."""
 
     @property
+    def known_crs(self) -> QgsCoordinateReferenceSystem:
+        """Give the coordinate reference system; one that is not valid where it is only somebody's guess."""
+        return QgsCoordinateReferenceSystem() if self.is_picture else self.crs
+
+    @property
     def item(self) -> RasterItem:
         """Give it as the job names it."""
         if self.by_qgis is not None:

@@ -11,7 +11,7 @@ from qgis.core import QgsCoordinateReferenceSystem, QgsProcessingOutputLayerDefi
 
 from ..inference.errors import InferenceError
 from ..inference.net.http import make_client
-from ..inference.net.limits import FIRST_CONTACT
+from ..inference.net.limits import HttpLimits
 from ..inference.net.portal import is_at_home, portal_url
 from . import parameters as keys
 from .credentials import secrets_for
@@ -25,6 +25,8 @@ from .rest_request.translate import Translation, translate
 from .rest_request.values import refused
 from .service_grid import grid_raster
 
+_AT_ONCE = HttpLimits(connect=5, read=10, total=15, patience=5)
+"""Of a look at a service while QGIS's window waits."""
 PASSED_ON = (keys.AUTHENTICATION, keys.PORTAL, keys.MAX_TILES, keys.PLAN_ONLY, keys.ALLOW_PACKAGE_CODE)
 """Parameters of `kestrel:detectobjects` for what the operation has no words for."""
 
@@ -102,8 +104,16 @@ def service_layers(values: Mapping[str, Any], translation: Translation) -> dict[
             layers[key] = feature_layer(url, signs)
         else:
             with _told_of(member):
-                layers[key] = grid_raster(url, make_client(secrets_for([(signs, url)]), limits=FIRST_CONTACT))
+                layers[key] = _grid_of(url, signs)
     return layers
+
+
+def _grid_of(url: str, authcfg: str) -> str:
+    client = make_client(secrets_for([(authcfg, url)]), limits=_AT_ONCE)
+    try:
+        return grid_raster(url, client)
+    finally:
+        client.close()
 
 
 @contextmanager

@@ -181,6 +181,13 @@ def test_things_that_do_not_fit_are_refused(
     assert [text for text in expected if text not in reason] == [], reason
 
 
+def test_a_choice_that_is_not_there_is_refused_with_those_that_are(good: dict[str, Any]) -> None:
+    for key, other in (("PROCESSING_MODE", "PROCESS_ITEMS_SEPARATELY"), ("CELL_SIZE_UNIT", "Feet")):
+        reason = refusal({**good, key: 1})
+        assert key in reason
+        assert other in reason
+
+
 def test_a_missing_interpreter_is_refused_with_the_way_to_the_options(
     good: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,8 @@ from kestrel.inference.errors import JobError, ModelIncompatibleError, RasterOpe
 from kestrel.inference.job import DetectionJob
 from kestrel.processing_provider.job_builder import build_plan, complete_job
 from kestrel.processing_provider.outputs.placement import Placement
-from kestrel.tests.qgis.examples import algorithm, context, polygon_layer, write_model, write_raster
+from kestrel.tests.qgis.examples import algorithm, context, polygon_layer, refusal, write_model, write_raster
+from kestrel.tests.qgis.test_append import make_layer
 
 MERCATOR_60 = (1_000_000, 1, 0, 8_399_738, 0, -1)
 """A raster of web Mercator at 60 degrees north."""
@@ -345,3 +346,20 @@ def test_a_raster_as_mask_is_refused_with_the_way_to_polygons(tmp_path: Path, go
         job_of({**good, "MASK": mask})
     is_valid, reason = algorithm().checkParameterValues({**good, "MASK": mask}, context())
     assert (is_valid, "Polygonize" in reason) == (False, True), reason
+
+
+def test_a_coordinate_reference_system_that_somebody_guessed_gives_a_photo_no_place(
+    good: dict[str, Any], tmp_path: Path
+) -> None:
+    photo = str(tmp_path / "photo.png")
+    gdal.Translate(photo, write_raster(tmp_path / "r.tif", epsg=None, transform=None), format="PNG")
+    layer = QgsRasterLayer(photo, "photo")
+    layer.setCrs(QgsCoordinateReferenceSystem("EPSG:32633"))
+    QgsProject.instance().addMapLayer(layer)
+    given = {**good, "INPUT": layer.id()}
+    assert refusal(given) == ""
+    in_metres = refusal({**given, "CELL_SIZE": 0.5, "CELL_SIZE_UNIT": "Metres"})
+    assert "'photo': it is a picture without georeference" in in_metres
+    assert "(no coordinate reference system) cannot be converted" in refusal({**given, "OUTPUT_CRS": "EPSG:4326"})
+    on_map = refusal({**given, "APPEND_TO": make_layer(tmp_path / "trees.gpkg")})
+    assert "in pixels of an image without georeference" in on_map

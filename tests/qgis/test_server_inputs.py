@@ -76,6 +76,7 @@ def test_nothing_is_asked_before_the_run(good: dict[str, Any], arcgis: ArcGis) -
     parameters = {**good, "INPUT_SOURCE": arcgis.image}
     assert refusal(parameters) == ""
     assert algorithm().prepare(parameters, context(), Listener())
+    assert "cannot be written" in refusal({**parameters, "OUTPUT": "/no/such/folder/out.gpkg"})
     assert arcgis.server.asked == []
 
 
