@@ -11,7 +11,7 @@ from qgis.core import QgsCoordinateReferenceSystem, QgsProcessingOutputLayerDefi
 
 from ..inference.errors import InferenceError
 from ..inference.net.http import make_client
-from ..inference.net.limits import FIRST_CONTACT
+from ..inference.net.limits import HttpLimits
 from ..inference.net.portal import is_at_home, portal_url
 from . import parameters as keys
 from .credentials import secrets_for
@@ -27,6 +27,9 @@ from .service_grid import grid_raster
 
 PASSED_ON = (keys.AUTHENTICATION, keys.PORTAL, keys.MAX_TILES, keys.PLAN_ONLY, keys.ALLOW_PACKAGE_CODE)
 """Parameters of `kestrel:detectobjects` for what the operation has no words for."""
+
+_IN_A_DIALOG = HttpLimits(connect=5.0, read=5.0, total=10.0, patience=5.0)
+"""QGIS's window stands still meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def service_layers(values: Mapping[str, Any], translation: Translation) -> dict[
             layers[key] = feature_layer(url, signs)
         else:
             with _told_of(member):
-                layers[key] = grid_raster(url, make_client(secrets_for([(signs, url)]), limits=FIRST_CONTACT))
+                layers[key] = grid_raster(url, make_client(secrets_for([(signs, url)]), limits=_IN_A_DIALOG))
     return layers
 
 

@@ -102,13 +102,14 @@ def _fetched(client: HttpClient, item: PortalItem, kind: str, progress: Progress
     with _told(cache):
         for folder in ("incoming", "items", kind):
             (cache / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-        if item.size and shutil.disk_usage(cache).free < item.size + _RESERVE:
+        room = shutil.disk_usage(cache).free - _RESERVE
+        if room < item.size or room <= 0:
             raise DiskFullError(
-                f"The disk of {cache} has no room for the item {item.shown}, which has {item.size / 1e6:.0f} MB.",
+                f"The disk of {cache} has no room for the item {item.shown} of {item.size / 1e6:.0f} MB.",
                 hint="Make room, then start again.",
             )
     incoming = cache / "incoming" / key
-    digest = client.download(item.data_url, incoming, progress=progress)
+    digest = client.download(item.data_url, incoming, progress=progress, max_bytes=room)
     with _told(cache):
         target = cache / kind / digest / _file_name(item)
         target.parent.mkdir(mode=0o700, exist_ok=True)

@@ -83,10 +83,8 @@ def file(_token: str, basic: str) -> Iterator[Place]:
             files.wanted = ("authorization", "another")
 
         parameters = [f"--INPUT=/vsicurl/{server.url}/scene.tif authcfg='{basic}'"]
-        # Beyond what both look at: the worker alone reads in the middle of the file.
-        yield Place(
-            server, parameters, withdraw, lambda request: request.headers.get("user-agent", "")[:7] == "Kestrel"
-        )
+        # QGIS looks at it by GDAL, the worker reads it by Kestrel's own requests.
+        yield Place(server, parameters, withdraw, lambda request: "Kestrel" in request.headers.get("user-agent", ""))
 
 
 @dataclass
@@ -138,7 +136,8 @@ def test_a_secret_is_found_nowhere(
     for folder in ("auth", "out", "tmp"):
         (tmp_path / folder).mkdir()
     variables = {**os.environ, "QGIS_CUSTOM_CONFIG_PATH": str(profile), "QT_QPA_PLATFORM": "offscreen",
-                 "KESTREL_CACHE": str(tmp_path / "cache"), "XDG_RUNTIME_DIR": str(tmp_path), "TMPDIR": str(tmp_path / "tmp"),
+                 "KESTREL_CACHE": str(tmp_path / "cache"), "XDG_RUNTIME_DIR": str(tmp_path),
+                 "TMPDIR": str(tmp_path / "tmp"),
                  "QGIS_AUTH_DB_DIR_PATH": str(tmp_path / "auth"), "QGIS_AUTH_PASSWORD_FILE": str(password)}  # fmt: skip
     stored = subprocess.run([sys.executable, "-c", STORE], env=variables, capture_output=True, text=True, timeout=60)
     token, basic = stored.stdout.split()[-2:]
