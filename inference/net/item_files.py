@@ -29,6 +29,9 @@ from .portal import MODEL_ENDINGS, RASTER_ENDINGS, PortalItem, Reference, read_i
 _RESERVE = 500 * 2**20
 """Bytes that stay free on the disk."""
 
+_DESCRIPTION = re.compile(rb"<VRTDataset|\A(?:\xef\xbb\xbf)?\s*[<{]")
+"""Beginnings of files that make GDAL open others, of this computer or of any server, whatever the files' names are."""
+
 _DEVICE = re.compile(r"con|prn|aux|nul|com\d|lpt\d", re.IGNORECASE)
 """Names that Windows keeps for devices."""
 
@@ -77,6 +80,9 @@ def raster_of(client: HttpClient, reference: Reference, progress: Progress | Non
     if item.url or item.ending not in RASTER_ENDINGS:
         raise unusable(item, "raster")
     file = _fetched(client, item, "rasters", progress)
+    with file.path.open("rb") as content:
+        if _DESCRIPTION.search(content.read(2048)):
+            raise unusable(item, "raster")
     # GDAL looks into an archive by this name; one with a single raster in it opens as that raster.
     source = f"/vsizip/{file.path}" if item.ending == ".zip" else str(file.path)
     return ItemRaster("gdal", source, item, file.sha256)

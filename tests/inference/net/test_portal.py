@@ -203,6 +203,13 @@ def test_a_raster_file_goes_to_the_cache_of_rasters(own_cache: Path, kind: str) 
     assert ("gdal", str(own_cache / "rasters" / DIGEST / "scene.tif")) == (raster.kind, raster.source)
 
 
+@pytest.mark.parametrize("content", [b"<VRTDataset/>", b"\n <GDAL_WMS/>", b'{"type": "FeatureCollection"}'])
+def test_an_item_that_only_refers_to_other_data_is_no_raster(content: bytes) -> None:
+    with portal({ITEM: Item("Image", name="scene.tif", data=content)}) as double:
+        with pytest.raises(JobError, match="no raster"):
+            raster_of(client(), reference(double))
+
+
 @pytest.mark.parametrize("kind", ["ImageServer", "MapServer"])
 def test_a_service_item_is_its_address(kind: str) -> None:
     url = f"http://127.0.0.1:9/arcgis/rest/services/X/{kind}"
