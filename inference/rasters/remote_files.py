@@ -39,7 +39,7 @@ _ANCHOR = "anchor.vrt"
 _ANCHOR_TEXT = b'<VRTDataset rasterXSize="1" rasterYSize="1"><VRTRasterBand dataType="Byte" band="1"/></VRTDataset>'
 _START = 2048
 """Bytes that tell what a file is; GDAL looks at no more than 1024."""
-_LONGEST_VRT = 64 * 2**20
+_LONGEST_VRT = 16 * 2**20
 _AT_ONCE = 4
 """Most requests under way at the same time for tiles that need several."""
 _TIFF = (".tif", ".tiff")
@@ -222,8 +222,8 @@ class ThreadFiles(MultiByteRangeResourceContainer):  # type: ignore[misc]
                 return _OpenFile(self, self._files, file)
             if MARK not in start:
                 raise _no_raster(path)
-            content = self._files.read(file, [(0, min(file.size, _LONGEST_VRT))])[0]
-            return _OpenBytes(own_names(content, path, self._prefix, lambda url: self._files.refer(path, url)))
+            vrt = self._files.read(file, [(0, min(file.size, _LONGEST_VRT))])[0]
+            return _OpenBytes(own_names(vrt, path, self._prefix, lambda url: self._files.refer(path, url)))
         except (InferenceError, Canceled) as failure:
             self.keep_failure(failure)
             raise FileNotFoundError(path) from failure

@@ -48,8 +48,7 @@ def own_names(content: bytes, url: str, prefix: str, refer: Callable[[str], None
     Raises:
         RasterOpenError: it names something else than files of the web.
     """
-    text = content.decode("utf-8", "replace")
-    plain = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    plain = _without_comments(content.decode("utf-8", "replace"))
     if "<!" in plain or _AS_ATTRIBUTE.search(plain):
         raise _refused(url, "")
     others = _NAME.sub(lambda found: found["tag"], plain)
@@ -69,6 +68,13 @@ def own_names(content: bytes, url: str, prefix: str, refer: Callable[[str], None
         return found[0]
 
     return _NAME.sub(renamed, plain).encode()
+
+
+def _without_comments(text: str) -> str:
+    kept, *others = text.split("<!--")
+    # One that does not end stays, and is refused.
+    parts = (other.partition("-->") for other in others)
+    return kept + "".join(after if end else f"<!{inside}" for inside, end, after in parts)
 
 
 def _refused(url: str, name: str) -> RasterOpenError:

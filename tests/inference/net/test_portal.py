@@ -205,9 +205,9 @@ def test_a_raster_file_goes_to_the_cache_of_rasters(own_cache: Path, kind: str) 
 
 @pytest.mark.parametrize("content", [b"<VRTDataset/>", b"\n <GDAL_WMS/>", b'{"type": "FeatureCollection"}'])
 def test_an_item_that_only_refers_to_other_data_is_no_raster(content: bytes) -> None:
-    with portal({ITEM: Item("Image", name="scene.tif", data=content)}) as double:
-        with pytest.raises(JobError, match="no raster"):
-            raster_of(client(), reference(double))
+    item = Item("Image", name="scene.tif", data=content)
+    with portal({ITEM: item}) as double, pytest.raises(JobError, match="no raster"):
+        raster_of(client(), reference(double))
 
 
 @pytest.mark.parametrize("kind", ["ImageServer", "MapServer"])

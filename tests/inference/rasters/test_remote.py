@@ -315,7 +315,8 @@ def test_a_file_in_an_archive_on_a_server_is_read_with_the_same_care(
 @pytest.mark.parametrize(
     "reference",
     [
-        "{local}", "{escaped}", "<!-- r.tif -->{local}", "<![CDATA[{local}]]>", "GTIFF_DIR:1:{local}", "../../{local}",
+        "{local}", "{escaped}", "<!-- r.tif -->{local}", "<![CDATA[{local}]]>", "r.tif<!-- ", "GTIFF_DIR:1:{local}",
+        "../../{local}",
         "/vsicurl?url={other}/r.tif", "/vsicurl_streaming/{other}/r.tif", "/vsis3/bucket/r.tif",
         "/vsizip/{local}/r.tif", "&lt;VRTDataset/&gt;",
     ],
@@ -348,9 +349,12 @@ def test_no_way_to_write_a_name_leads_out_of_the_web(tmp_path: Path, place: str)
     content = make_vrt(tmp_path / "any.vrt", "r.tif", relative=1).decode()
     start, end = content.index("<SimpleSource>"), content.index("</VRTRasterBand>")
     content = content[:start] + place.format(local=tmp_path / "mine.tif") + content[end:]
-    with serving_files({"/m.vrt": content.encode()}) as (server, _):
-        with pytest.raises(RasterOpenError, match="on the web alone"), opened(f"{server.url}/m.vrt"):
-            """It is not opened."""
+    with (
+        serving_files({"/m.vrt": content.encode()}) as (server, _),
+        pytest.raises(RasterOpenError, match="on the web alone"),
+        opened(f"{server.url}/m.vrt"),
+    ):
+        """It is not opened."""
 
 
 def test_a_description_of_a_service_and_a_mosaic_in_an_archive_are_no_rasters_of_a_server(tmp_path: Path) -> None:
