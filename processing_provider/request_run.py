@@ -15,6 +15,7 @@ from ..inference.net.limits import HttpLimits
 from ..inference.net.portal import is_at_home, portal_url
 from . import parameters as keys
 from .credentials import secrets_for
+from .destination import output_file
 from .detect_objects import DetectObjectsAlgorithm
 from .inputs import input_list, opened
 from .parameter_reader import ParameterReader
@@ -25,10 +26,10 @@ from .rest_request.translate import Translation, translate
 from .rest_request.values import refused
 from .service_grid import grid_raster
 
-_AT_ONCE = HttpLimits(connect=5, read=10, total=15, patience=5)
-"""Of a look at a service while QGIS's window waits."""
 PASSED_ON = (keys.AUTHENTICATION, keys.PORTAL, keys.MAX_TILES, keys.PLAN_ONLY, keys.ALLOW_PACKAGE_CODE)
 """Parameters of `kestrel:detectobjects` for what the operation has no words for."""
+_AT_ONCE = HttpLimits(connect=5, read=5, total=10, patience=5)
+"""Of a look at a service while QGIS's window waits."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def request_run(text: str, reader: ParameterReader) -> RequestRun:
     if reader.is_given(keys.OUTPUT):
         values[keys.OUTPUT] = reader.parameters[keys.OUTPUT]
     elif keys.OUTPUT in values:
+        _refuse_existing(values[keys.OUTPUT])
         # A window shows what was made; without a window nothing is loaded.
         values[keys.OUTPUT] = QgsProcessingOutputLayerDefinition(values[keys.OUTPUT], reader.context.project())
     elif keys.OUTPUT_SERVICE not in values:
@@ -84,6 +86,17 @@ def request_run(text: str, reader: ParameterReader) -> RequestRun:
         own = _cell_size(ParameterReader(algorithm, values, reader.context))
         values[keys.CELL_SIZE] = translation.cell_factor * own
     return RequestRun(algorithm, values, translation, places, portal)
+
+
+def _refuse_existing(output: str) -> None:
+    """Refuse an output that only the request names and that would replace a file: whoever wrote it may not know it."""
+    path = output_file(output)
+    if path is not None and path.exists():
+        raise refused(
+            "outputObjects.uri",
+            "names a file that is there already",
+            "Remove the file, write another name, or choose it as OUTPUT, which replaces it.",
+        )
 
 
 def service_layers(values: Mapping[str, Any], translation: Translation) -> dict[str, str]:

@@ -18,7 +18,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 
 import requests
 
-from ..errors import CredentialError, ServiceError
+from ..errors import CredentialError, InferenceError, ServiceError
 from ..events import Canceled
 from ..secrets import Secrets
 from .addresses import (
@@ -35,7 +35,7 @@ from .addresses import (
 from .failures import has_cause, short_answer, told, too_long
 from .limits import HttpLimits
 from .part_file import PartFile
-from .replies import Reply, TryAgain, check_status, json_object
+from .replies import Reply, TryAgain, check_file, check_status, json_object
 from .transport import Exchange, InnerAddressError, StallError, make_session, proxies_for
 
 __all__ = ["Credential", "HttpClient", "Reply", "TryAgain", "make_client"]
@@ -103,6 +103,7 @@ class HttpClient:
         self._verify: Any = ca_file or True
         self._limits = limits or HttpLimits()
         self._is_cancelled, self._on_wait, self._resolve = is_cancelled, on_wait, resolve
+        self._named_by: dict[str, str] = {}  # origins that a public server named -> where
         self._session = make_session(guarded=False)
         self._guarded = make_session(guarded=True)
 
@@ -220,6 +221,7 @@ class HttpClient:
         """
         if not is_inner(host_of(source), self._resolve):
             check_jump(source, target, self._resolve)
+            self._named_by[origin_of(target)] = source
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -244,11 +246,17 @@ class HttpClient:
                 for chunk in exchange.chunks():
                     part.write(chunk)
                     if max_bytes is not None and part.size > max_bytes:
+                        part.discard()
                         raise too_long(question.url, max_bytes)
                     if progress is not None:
                         progress(part.size, total)
             if not part.is_whole:
                 raise TryAgain(short_answer(question.url))
+            try:
+                check_file(part.beginning(), question.url)
+            except (TryAgain, InferenceError):
+                part.discard()
+                raise
         except TryAgain as again:
             again.gained = part.gained()
             raise
@@ -301,13 +309,15 @@ class HttpClient:
         """Give what sends one request; it runs in a thread, as looking up a host's addresses may take long."""
 
         def send() -> requests.Response:
-            guarded = url != question.url and not is_inner(host_of(question.url), self._resolve)
+            source = self._named_by.get(origin_of(url), question.url)
+            guarded = url != source and not is_inner(host_of(source), self._resolve)
             if guarded:
-                check_jump(question.url, url, self._resolve)
+                check_jump(source, url, self._resolve)
             proxies = proxies_for(url, self._proxies)
             # Through a proxy the other end of the connection is the proxy.
             session = self._guarded if guarded and not proxies else self._session
-            headers = {"User-Agent": "Kestrel (QGIS)", **question.headers, **self._signature(url)}
+            headers = {"User-Agent": "Kestrel (QGIS)", "Accept-Encoding": "gzip, deflate"}
+            headers.update({**question.headers, **self._signature(url)})
             try:
                 asked = session.prepare_request(
                     requests.Request("GET" if form is None else "POST", url, headers, data=form)
@@ -322,7 +332,7 @@ class HttpClient:
                 )
             except requests.RequestException as error:
                 if has_cause(error, InnerAddressError):
-                    raise refused_jump(question.url, url) from None
+                    raise refused_jump(source, url) from None
                 raise
 
         return send

@@ -29,6 +29,9 @@ from .portal import MODEL_ENDINGS, RASTER_ENDINGS, PortalItem, Reference, read_i
 _RESERVE = 500 * 2**20
 """Bytes that stay free on the disk."""
 
+_DESCRIPTION = re.compile(rb"<VRTDataset|\A(?:\xef\xbb\xbf)?\s*[<{]")
+"""Beginnings of files that make GDAL open others, of this computer or of any server, whatever the files' names are."""
+
 _DEVICE = re.compile(r"con|prn|aux|nul|com\d|lpt\d", re.IGNORECASE)
 """Names that Windows keeps for devices."""
 
@@ -77,6 +80,9 @@ def raster_of(client: HttpClient, reference: Reference, progress: Progress | Non
     if item.url or item.ending not in RASTER_ENDINGS:
         raise unusable(item, "raster")
     file = _fetched(client, item, "rasters", progress)
+    with file.path.open("rb") as content:
+        if _DESCRIPTION.search(content.read(2048)):
+            raise unusable(item, "raster")
     # GDAL looks into an archive by this name; one with a single raster in it opens as that raster.
     source = f"/vsizip/{file.path}" if item.ending == ".zip" else str(file.path)
     return ItemRaster("gdal", source, item, file.sha256)
@@ -102,13 +108,14 @@ def _fetched(client: HttpClient, item: PortalItem, kind: str, progress: Progress
     with _told(cache):
         for folder in ("incoming", "items", kind):
             (cache / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-        if item.size and shutil.disk_usage(cache).free < item.size + _RESERVE:
+        room = shutil.disk_usage(cache).free - _RESERVE
+        if room < item.size or room <= 0:
             raise DiskFullError(
-                f"The disk of {cache} has no room for the item {item.shown}, which has {item.size / 1e6:.0f} MB.",
+                f"The disk of {cache} has no room for the item {item.shown} of {item.size / 1e6:.0f} MB.",
                 hint="Make room, then start again.",
             )
     incoming = cache / "incoming" / key
-    digest = client.download(item.data_url, incoming, progress=progress)
+    digest = client.download(item.data_url, incoming, progress=progress, max_bytes=room)
     with _told(cache):
         target = cache / kind / digest / _file_name(item)
         target.parent.mkdir(mode=0o700, exist_ok=True)

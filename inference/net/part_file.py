@@ -111,6 +111,20 @@ class PartFile:
             self._opened().write(chunk)
         self.size += len(chunk)
 
+    def beginning(self) -> bytes:
+        """Give the first bytes, of a short file all of them."""
+        with _told(self._path):
+            file = self._opened()
+            file.seek(0)
+            start = file.read(_BLOCK)
+            file.seek(0, os.SEEK_END)
+        return start
+
+    def discard(self) -> None:
+        """Throw away what came: it is not the file."""
+        with _told(self._path):
+            self._restart()
+
     def finish(self) -> str:
         """Put the whole file in its place, and give its SHA-256 in hex: of what is on the disk."""
         with _told(self._path):

@@ -75,6 +75,30 @@ def json_object(reply: Reply) -> dict[str, Any]:
     return data
 
 
+def check_file(start: bytes, url: str) -> None:
+    """Look at the beginning of a file that was downloaded: servers and proxies tell errors with status 200.
+
+    Args:
+        start: All of a short file.
+        url: Where it came from.
+
+    Raises:
+        TryAgain: it is a page for a browser, or tells that the server was busy.
+        ServiceError, CredentialError: it tells an error.
+    """
+    text = start[:1000].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html")):
+        raise TryAgain(ServiceError(f"The server answered with a page for a browser at '{shown(url)}'."), few=True)
+    if not text.startswith(b"{"):
+        return
+    try:
+        data = json.loads(start)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(data.get("error"), dict):
+        raise_for_error(data, url)
+
+
 def raise_for_error(data: Mapping[str, Any], url: str) -> None:
     """Raise the error that an answer of ArcGIS's REST interface tells, if it tells one.
 

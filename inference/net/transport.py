@@ -23,9 +23,9 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from ..errors import InferenceError
+from ..errors import InferenceError, ServiceError
 from ..events import Canceled
-from .addresses import is_public_address
+from .addresses import is_public_address, shown
 from .limits import HttpLimits
 
 _CHUNK = 16 * 1024
@@ -34,6 +34,7 @@ _QUEUE = 32
 _CONNECTIONS = 8
 """Kept open to one server."""
 
+_PACKINGS = ("", "identity", "gzip", "x-gzip", "deflate")
 _LOOK = 0.1
 """Seconds between two looks at whether somebody has cancelled."""
 
@@ -115,6 +116,7 @@ class Exchange:
         try:
             with send() as response:
                 self._put(response)
+                _check_packing(response)
                 for chunk in response.iter_content(_CHUNK):
                     if not self._put(chunk):
                         return
@@ -138,6 +140,17 @@ class Exchange:
         stated = response.headers.get("Content-Length", "")
         if stated.isdigit() and response.raw.tell() < int(stated):
             raise ShortAnswer
+
+
+def _check_packing(response: requests.Response) -> None:
+    """Refuse what is packed several times over: a few kilobytes unpack to gigabytes at once in older libraries.
+
+    Raises:
+        ServiceError: it is.
+    """
+    packing = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if packing not in _PACKINGS:
+        raise ServiceError(f"The answer of '{shown(response.url)}' is packed in a way that was not asked for.")
 
 
 def make_session(*, guarded: bool) -> requests.Session:

@@ -34,7 +34,7 @@ from .gdal_options import (
     secret_for,
     settings_for,
 )
-from .remote_files import RemoteFiles, ThreadFiles
+from .remote_files import CURL, RemoteFiles, ThreadFiles
 
 T = TypeVar("T")
 Opener = Callable[[str], "list[Any]"]
@@ -51,6 +51,10 @@ _REFUSED = ("HTTP response code: 401", "HTTP response code: 403", "InvalidAccess
             "AccessDenied", "InvalidCredentials", "ExpiredToken")  # fmt: skip
 _PASSING = ("CURL error", "timed out", "Timeout", "HTTP response code: 5", "HTTP response code: 429", "SlowDown",
             "Could not resolve", "Failed to connect", "Connection re", "ServiceUnavailable")  # fmt: skip
+
+
+_REFERRING = ("VRT", "WMS", "WMTS", "WCS", "GTI", "STACIT", "STACTA", "GDALG", "MRF", "HTTP")
+"""GDAL's drivers whose files make it open others."""
 
 
 class GdalReading(Protocol):
@@ -220,6 +224,11 @@ class _WebReading:
         handles = self._opener(own.name_of(self._name))
         try:
             own.raise_failure()
+            if self._name.startswith("/vsi") and not self._name.startswith(CURL) and handles[-1].driver in _REFERRING:
+                raise RasterOpenError(
+                    f"The archive '{self._name}' holds no raster but a description of data that lie elsewhere.",
+                    hint="Download it, look at what it refers to, and open it from your disk.",
+                )
         except Exception:
             for handle in handles:
                 handle.close()

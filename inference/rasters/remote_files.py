@@ -18,17 +18,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import rasterio
 from rasterio.abc import MultiByteRangeResourceContainer
 
-from ..errors import CredentialError, InferenceError, ServiceError
+from ..errors import CredentialError, InferenceError, RasterOpenError, ServiceError
 from ..events import Canceled
+from ..net.addresses import shown
 from ..net.http import HttpClient, make_client
 from ..net.limits import FIRST_CONTACT
 from .access import RasterAccess
 from .remote_bytes import RemoteFile
+from .remote_vrt import MARK, own_names, refers_to_others
 
 T = TypeVar("T")
 
@@ -36,6 +37,9 @@ CURL = "/vsicurl/"
 _LOCAL = "local-file"
 _ANCHOR = "anchor.vrt"
 _ANCHOR_TEXT = b'<VRTDataset rasterXSize="1" rasterYSize="1"><VRTRasterBand dataType="Byte" band="1"/></VRTDataset>'
+_START = 2048
+"""Bytes that tell what a file is; GDAL looks at no more than 1024."""
+_LONGEST_VRT = 16 * 2**20
 _AT_ONCE = 4
 """Most requests under way at the same time for tiles that need several."""
 _TIFF = (".tif", ".tiff")
@@ -131,6 +135,11 @@ class RemoteFiles:
                 raise
             raise self._failure from None
 
+    def refer(self, source: str, target: str) -> None:
+        """Look at an address that a file holds, see `HttpClient.check_reference`."""
+        for client in (self._client, self._contact):
+            client.check_reference(source, target)
+
     def identity(self) -> list[Any] | None:
         """Give name and version of each file that was found; None where a server says nothing about versions."""
         with self._lock:
@@ -207,9 +216,17 @@ class ThreadFiles(MultiByteRangeResourceContainer):  # type: ignore[misc]
         file = self._found(path)
         if file is None:
             raise FileNotFoundError(path)
-        if urlsplit(path).path.lower().endswith(".vrt"):
-            return _OpenBytes(self._own_names(self._files.read(file, [(0, file.size)])[0]))
-        return _OpenFile(self, self._files, file)
+        try:
+            start = self._files.read(file, [(0, _START)])[0]
+            if not refers_to_others(start) or (path.endswith(_BESIDE) and start.lstrip().startswith(b"<PAMDataset")):
+                return _OpenFile(self, self._files, file)
+            if MARK not in start:
+                raise _no_raster(path)
+            vrt = self._files.read(file, [(0, min(file.size, _LONGEST_VRT))])[0]
+            return _OpenBytes(own_names(vrt, path, self._prefix, lambda url: self._files.refer(path, url)))
+        except (InferenceError, Canceled) as failure:
+            self.keep_failure(failure)
+            raise FileNotFoundError(path) from failure
 
     def _own_names(self, vrt: bytes) -> bytes:
         return vrt.replace(CURL.encode(), self._prefix.encode())
@@ -300,6 +317,13 @@ class _OpenFile:
 
     def close(self) -> None:
         """Do nothing: the file stays known."""
+
+
+def _no_raster(url: str) -> RasterOpenError:
+    return RasterOpenError(
+        f"'{shown(url)}' is no raster but a description, in XML or JSON, of data that lie elsewhere.",
+        hint="Add those data themselves; or download the description, look at it, and open it from your disk.",
+    )
 
 
 def _is_url(path: str) -> bool:

@@ -14,6 +14,7 @@ from .values import as_text, refused
 _SHOWN = 60  # characters of a foreign name that a message shows
 _WEB = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _FEATURE_CLASS = re.compile(r"""([^'"]+\.(?:gdb|gpkg))[\\/](?:[^'"]*[\\/])?(?:main\.)?([^\\/'"]+)""", re.IGNORECASE)
+_LONGEST_PATH = 4096  # characters; looking through a longer text would take ever longer
 _STORES = re.compile(r"/(?:fileShares|rasterStores|cloudStores|bigDataFileShares|enterpriseDatabases)/", re.IGNORECASE)
 
 
@@ -82,5 +83,5 @@ def is_address(text: str) -> bool:
 
 def feature_class(path: str) -> tuple[str, str]:
     """Give file and table of a path such as C:/data/city.gdb/trees; no table where the path is that of a file."""
-    found = _FEATURE_CLASS.fullmatch(path)
+    found = _FEATURE_CLASS.fullmatch(path) if len(path) <= _LONGEST_PATH else None
     return (found.group(1), found.group(2)) if found else (path, "")

@@ -273,6 +273,14 @@ def test_a_sink_that_was_chosen_counts_more_than_the_requests_file(members: dict
     assert results["OBJECT_COUNT"] == 3
 
 
+def test_a_request_replaces_no_file_unless_the_user_names_it(members: dict[str, Any], tmp_path: Path) -> None:
+    mine = tmp_path / "out.gpkg"
+    mine.write_text("mine")
+    assert "'outputObjects.uri' names a file that is there already" in refusal(members)
+    assert mine.read_text() == "mine"
+    assert run(members, OUTPUT=str(mine))["OBJECT_COUNT"] == 3
+
+
 def test_the_layer_is_loaded_into_the_project(members: dict[str, Any], tmp_path: Path) -> None:
     sink = QgsProcessingOutputLayerDefinition(str(tmp_path / "o.gpkg"), QgsProject.instance())
     for parameters in ({"REQUEST": members}, {"REQUEST": members, "OUTPUT": sink}):

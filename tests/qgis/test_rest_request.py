@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kestrel.inference.errors import JobError
+from kestrel.processing_provider.rest_request.draft import feature_class
 from kestrel.processing_provider.rest_request.text import Request
 from kestrel.processing_provider.rest_request.translate import Translation, known_members, translate
 
@@ -294,3 +295,9 @@ def test_an_extent_keeps_its_corners_to_the_last_digit(
     extent: Any = {"xmin": x, "ymin": y, "xmax": x + width, "ymax": y + height}
     found = translated({"context": {"extent": json.dumps(extent) if text else extent}}).values["EXTENT"]
     assert [float(part) for part in found.split(",")] == [x, x + width, y, y + height]
+
+
+def test_a_path_without_an_end_is_given_up_at_once() -> None:
+    """Looking for a database in it would take hours."""
+    endless = "a.gdb/" * 200_000 + "'"
+    assert feature_class(endless) == (endless, "")

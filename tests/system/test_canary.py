@@ -83,10 +83,8 @@ def file(_token: str, basic: str) -> Iterator[Place]:
             files.wanted = ("authorization", "another")
 
         parameters = [f"--INPUT=/vsicurl/{server.url}/scene.tif authcfg='{basic}'"]
-        # Beyond what both look at: the worker alone reads in the middle of the file.
-        yield Place(
-            server, parameters, withdraw, lambda request: request.headers.get("user-agent", "")[:7] == "Kestrel"
-        )
+        # QGIS looks at it by GDAL, the worker reads it by Kestrel's own requests.
+        yield Place(server, parameters, withdraw, lambda request: "Kestrel" in request.headers.get("user-agent", ""))
 
 
 @dataclass

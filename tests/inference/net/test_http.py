@@ -52,6 +52,26 @@ def test_a_credential_signs_requests_to_its_own_server() -> None:
         assert f"Bearer {CANARY}" == server.asked[0].headers["x-esri-authorization"]
 
 
+@pytest.mark.parametrize("packing", ["gzip, gzip", "br", "gzip, identity"])
+def test_an_answer_that_is_packed_otherwise_than_asked_for_is_not_unpacked(packing: str) -> None:
+    with serving(lambda _: Answer(b"x", headers={"Content-Encoding": packing})) as server:
+        with pytest.raises(ServiceError, match="packed in a way"):
+            client().get(server.url)
+        assert "gzip, deflate" == server.asked[0].headers["accept-encoding"]
+
+
+def test_a_name_that_a_public_server_gave_must_not_lead_inside_later() -> None:
+    """Its addresses may be others the next time somebody asks for them."""
+    addresses = {"localhost": ["93.184.215.14"], "127.0.0.1": ["127.0.0.1"]}
+    with serving(hello) as server:
+        asking = client(resolve=lambda host: addresses.get(host, ["93.184.215.14"]))
+        url = f"http://localhost:{server.port}/arcgis"
+        asking.check_reference("https://public.example/item", url)
+        with pytest.raises(ServiceError, match="inside of your own network"):
+            asking.get(url)
+        assert [] == server.asked
+
+
 def test_a_credential_never_shows_its_headers() -> None:
     assert CANARY not in repr(Credential("https://a.example", {"Authorization": CANARY}))
 

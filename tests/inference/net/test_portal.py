@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ from kestrel.inference.net.http import Credential, HttpClient
 from kestrel.inference.net.item_files import model_of, raster_of
 from kestrel.inference.net.limits import HttpLimits
 from kestrel.inference.net.portal import DEFAULT_PORTAL, Reference, portal_url, read_item, references, takes_tokens_of
-from kestrel.tests.fixtures.servers.base import Answer, Request, ranged, serving
+from kestrel.tests.fixtures.servers.base import Answer, Request, esri_error, ranged, serving
 from kestrel.tests.fixtures.servers.portal import ITEM, OTHER_ITEM, Item, Portal, portal
 
 TOKEN = "canary-token"
@@ -116,6 +119,32 @@ def test_an_item_that_changed_is_downloaded_anew() -> None:
         assert CONTENT[::-1] == model_of(client(), reference(double)).path.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        (esri_error(498, "Invalid token."), CredentialError),
+        (Answer(b"\n<!DOCTYPE html><html>Sign in to the hotel</html>", content_type="text/html"), ServiceError),
+    ],
+)
+def test_an_error_that_comes_instead_of_the_file_is_told_and_not_kept(wrong: Answer, kind: type[Exception]) -> None:
+    with portal({ITEM: PACKAGE}) as double:
+        handle = double.server.handle
+        double.server.handle = lambda asked: wrong if asked.path.endswith("/data") else handle(asked)
+        with pytest.raises(kind):
+            model_of(client(), reference(double))
+        double.server.handle = handle
+        assert DIGEST == model_of(client(), reference(double)).sha256
+
+
+def test_a_file_that_would_fill_the_disk_is_not_downloaded_to_its_end(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=500 * 2**20 + len(CONTENT) - 1))
+    with portal({ITEM: replace(PACKAGE, changes={"size": -1})}) as double, pytest.raises(ServiceError, match="longer"):
+        model_of(client(), reference(double))
+    assert [path for path in (own_cache / "incoming").iterdir() if path.stat().st_size > 1000] == []
+
+
 @pytest.mark.parametrize("fault", ["503", "reset", "short", "stall"])
 def test_a_download_comes_through_faults(fault: str) -> None:
     with portal({ITEM: PACKAGE}) as double:
@@ -172,6 +201,13 @@ def test_a_raster_file_goes_to_the_cache_of_rasters(own_cache: Path, kind: str) 
     with portal({ITEM: Item(kind, name="scene.tif", data=CONTENT)}) as double:
         raster = raster_of(client(), reference(double))
     assert ("gdal", str(own_cache / "rasters" / DIGEST / "scene.tif")) == (raster.kind, raster.source)
+
+
+@pytest.mark.parametrize("content", [b"<VRTDataset/>", b"\n <GDAL_WMS/>", b'{"type": "FeatureCollection"}'])
+def test_an_item_that_only_refers_to_other_data_is_no_raster(content: bytes) -> None:
+    item = Item("Image", name="scene.tif", data=content)
+    with portal({ITEM: item}) as double, pytest.raises(JobError, match="no raster"):
+        raster_of(client(), reference(double))
 
 
 @pytest.mark.parametrize("kind", ["ImageServer", "MapServer"])

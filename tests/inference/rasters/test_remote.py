@@ -317,3 +317,60 @@ def test_a_file_in_an_archive_on_a_server_is_read_with_the_same_care(
 def test_a_name_that_is_more_than_a_name_is_refused(name: str) -> None:
     with pytest.raises(RasterOpenError, match="is not opened"), opened(name):
         pass
+
+
+@pytest.mark.parametrize("name", ["m.vrt", "m.tif"])
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "{local}", "{escaped}", "<!-- r.tif -->{local}", "<![CDATA[{local}]]>", "r.tif<!-- ", "GTIFF_DIR:1:{local}",
+        "../../{local}",
+        "/vsicurl?url={other}/r.tif", "/vsicurl_streaming/{other}/r.tif", "/vsis3/bucket/r.tif",
+        "/vsizip/{local}/r.tif", "&lt;VRTDataset/&gt;",
+    ],
+)  # fmt: skip
+def test_what_a_server_sends_opens_nothing_but_files_of_the_web(tmp_path: Path, name: str, reference: str) -> None:
+    local = str(tmp_path / "mine.tif")
+    write_raster(tmp_path / "mine.tif", np.full((1, SIDE, SIDE), 77, np.uint8))
+    with serving_files({}) as (server, files), serving_files({}) as (other, _):
+        named = reference.format(local=local, escaped=local.replace("/", "&#47;"), other=other.url)
+        files.content[f"/{name}"] = make_vrt(tmp_path / "any.vrt", named)
+        with (
+            pytest.raises(RasterOpenError, match="may refer to files on the web alone"),
+            opened(f"{server.url}/{name}"),
+        ):
+            """It is not opened."""
+        assert other.asked == []
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        '<SimpleSource SourceFilename="{local}"><SourceBand>1</SourceBand></SimpleSource>',
+        '<SimpleSource><SourceFilename\n relativeToVRT="0" >{local}</SourceFilename></SimpleSource>',
+        "<SimpleSource><sourcefilename>{local}</sourcefilename></SimpleSource>",
+        '<Metadata domain="GEOLOCATION"><MDI key="X_DATASET">{local}</MDI></Metadata>',
+    ],
+)
+def test_no_way_to_write_a_name_leads_out_of_the_web(tmp_path: Path, place: str) -> None:
+    write_raster(tmp_path / "mine.tif", np.full((1, SIDE, SIDE), 77, np.uint8))
+    content = make_vrt(tmp_path / "any.vrt", "r.tif", relative=1).decode()
+    start, end = content.index("<SimpleSource>"), content.index("</VRTRasterBand>")
+    content = content[:start] + place.format(local=tmp_path / "mine.tif") + content[end:]
+    with (
+        serving_files({"/m.vrt": content.encode()}) as (server, _),
+        pytest.raises(RasterOpenError, match="on the web alone"),
+        opened(f"{server.url}/m.vrt"),
+    ):
+        """It is not opened."""
+
+
+def test_a_description_of_a_service_and_a_mosaic_in_an_archive_are_no_rasters_of_a_server(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "r.zip", "w") as archive:
+        archive.writestr("m.vrt", make_vrt(tmp_path / "any.vrt", str(tmp_path / "mine.tif")))
+    write_raster(tmp_path / "mine.tif", np.full((1, SIDE, SIDE), 77, np.uint8))
+    service = b'<GDAL_WMS><Service name="TMS"><ServerUrl>http://127.0.0.1:9/${z}</ServerUrl></Service></GDAL_WMS>'
+    with serving_files({"/r.zip": (tmp_path / "r.zip").read_bytes(), "/s.tif": service}) as (server, _):
+        for source in (f"{server.url}/s.tif", f"/vsizip//vsicurl/{server.url}/r.zip/m.vrt"):
+            with pytest.raises(RasterOpenError, match="description"), opened(source):
+                """It is not opened."""
