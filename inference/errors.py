@@ -43,6 +43,9 @@ _OUT_OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 
+TOO_LARGE = "too-large"
+"""The reason, in the context of an error, that a run is larger than the user has bargained for."""
+
 
 class InferenceError(Exception):
     """Something that stops a run, told so that a GIS analyst can act on it.

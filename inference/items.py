@@ -149,18 +149,6 @@ class _Tally:
         )
 
 
-def _plan_of(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Give the first raster's plan with the work of all."""
-    plans = [part["plan"] for part in parts]
-    seconds = [plan["seconds"] for plan in plans]
-    return {
-        **plans[0],
-        **{name: sum(plan[name] for plan in plans) for name in ("tiles", "outside")},
-        "seconds": None if None in seconds else round(sum(seconds), 3),
-        "rasters": len(plans),
-    }
-
-
 def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     total = Counter[str]()
     for part in counts:

@@ -12,7 +12,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from .errors import JobError
+from .errors import TOO_LARGE, JobError
 from .events import Canceled
 from .fit import ground_cell
 from .georeference import boxes_to_map
@@ -135,6 +135,7 @@ def check_limit(outlook: Outlook, most: int | None) -> None:
         hint="Choose an extent, a mask or a larger cell size, or raise Maximum number of tiles to go on.",
         tiles=outlook.tiles,
         seconds=outlook.seconds,
+        reason=TOO_LARGE,
     )
 
 

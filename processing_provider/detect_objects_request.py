@@ -131,6 +131,15 @@ class DetectObjectsRequestAlgorithm(KestrelAlgorithm):
         keeper = _MessageKeeper(feedback, self._messages)
         for warning in child.translation.warnings:
             keeper.pushWarning(to_plain(warning))
+        if keys.AT_PORTAL_ALONE in child.parameters:
+            keeper.pushInfo(
+                to_plain(
+                    tr(
+                        "AUTHENTICATION signs in at {portal} and at its own servers, and at no other "
+                        "server that the request names."
+                    ).format(portal=child.portal)
+                )
+            )
         with _naming_the_member(child):
             return child.algorithm.prepareAlgorithm(child.parameters, context, keeper)
 

@@ -67,15 +67,17 @@ class InputList:
     Attributes:
         sources: The rasters in order.
         is_separate: They are searched one by one.
+        repeated: Names of rasters that were given again and are searched once.
     """
 
     sources: tuple[Source, ...]
     is_separate: bool
+    repeated: tuple[str, ...] = ()
 
     @property
     def items(self) -> tuple[RasterItem, ...]:
         """Give them as the job names them, as far as they are known."""
-        return tuple(named_item(source) if isinstance(source, str) else source.item for source in self.sources)
+        return tuple(_item_of(source) for source in self.sources)
 
     @property
     def is_quick(self) -> bool:
@@ -139,8 +141,29 @@ def input_list(reader: ParameterReader) -> InputList:
             "No raster is given.",
             hint="Choose an input raster, or several, or write an address or a folder as input source.",
         )
-    mode = reader.choice(keys.PROCESSING_MODE)
-    return InputList(tuple(sources), mode == keys.PROCESSING_MODES[1])
+    if reader.choice(keys.PROCESSING_MODE) != keys.PROCESSING_MODES[1]:
+        return InputList(tuple(sources), is_separate=False)
+    return _each_once(sources)
+
+
+def _each_once(sources: Sequence[Source]) -> InputList:
+    """Give rasters to be searched one by one: in a list of all layers the input raster stands again."""
+    kept: list[Source] = []
+    known: set[str] = set()
+    repeated: list[str] = []
+    for source in sources:
+        item = _item_of(source)
+        key = repr(replace(item, name=""))
+        if key in known:
+            repeated.append(item.name)
+            continue
+        known.add(key)
+        kept.append(source)
+    return InputList(tuple(kept), is_separate=True, repeated=tuple(repeated))
+
+
+def _item_of(source: Source) -> RasterItem:
+    return named_item(source) if isinstance(source, str) else source.item
 
 
 def take_sources(reader: ParameterReader, inputs: InputList) -> dict[str, PixelSource]:

@@ -36,7 +36,7 @@ from ..inference.net.addresses import origin_of
 from ..inference.net.http import HttpClient, make_client
 from ..inference.net.item_files import Progress
 from ..inference.net.limits import FIRST_CONTACT
-from ..inference.net.portal import Reference
+from ..inference.net.portal import Reference, let_in, portal_url
 from ..inference.secrets import Secrets
 from . import parameters as keys
 from .bands import chosen_bands, with_bands
@@ -167,9 +167,11 @@ def check_without_model(reader: ParameterReader) -> None:
         InferenceError: something that cannot work, with the reason and the way out.
     """
     input_list(reader)
-    service_only(reader)
     parse_arguments(reader.text(keys.ARGUMENTS))
-    FieldNames(reader.text(keys.CONFIDENCE_SCORE_FIELD), reader.text(keys.CLASS_VALUE_FIELD))
+    fields = FieldNames(reader.text(keys.CONFIDENCE_SCORE_FIELD), reader.text(keys.CLASS_VALUE_FIELD))
+    output = output_file(service_only(reader).layer)
+    if output is not None:
+        check_destination(output, fields, reader.context.project())
     DetectionJob(new_job_id(), (RasterItem("gdal", ""),), "", **_run_options(reader))
     find_interpreter()
 
@@ -196,9 +198,13 @@ def with_rasters(
     client = None
     if draft.inputs.servers:
         client = make_client(secrets, limits=FIRST_CONTACT, is_cancelled=lambda: not told(0, 0))
+        portal = portal_url(reader.text(keys.PORTAL))
+        owners = {server.address: portal for server in draft.inputs.servers if server.reference.kind == "url"}
+        for address in owners:
+            let_in(client, portal, address)
     inputs = opened(draft.inputs, draft.transforms, client, told, progress)
     if client is not None:
-        secrets = _shared(secrets, client, inputs.owners)
+        secrets = _shared(secrets, client, {**owners, **inputs.owners})
         client.close()
     raster = inputs.whole
     bands = chosen_bands(reader.text(keys.BANDS), raster, draft.package.definition)
@@ -244,7 +250,10 @@ def with_rasters(
             *targets.warnings,
             *fit_warnings(definition, raster, draft.arguments.get("stretch", "model")),
         ),
-        remarks=remarks,
+        remarks=(
+            *remarks,
+            *(f"The raster '{name}' is given more than once, and is searched once." for name in draft.inputs.repeated),
+        ),
     )
 
 

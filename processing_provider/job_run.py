@@ -9,11 +9,12 @@ from pathlib import Path
 from qgis.core import QgsProcessingFeedback
 from qgis.PyQt.QtCore import QLockFile
 
-from ..inference.errors import DiskFullError, JobError, OutputError
+from ..inference.errors import TOO_LARGE, DiskFullError, JobError, OutputError
 from ..inference.events import Done, WasCanceled
 from ..inference.job import DetectionJob
 from ..inference.jobs import (
     JOB_FILE,
+    JOURNAL_FILE,
     LOG_FILE,
     create_job_folder,
     jobs_folder,
@@ -74,8 +75,9 @@ class JobRun:
         try:
             return self._run(interpreter, listener, feedback, pixels, secrets)
         except (JobError, OutputError) as error:
-            # A full disk is full for the next run, too.
-            if not self.is_resumed or isinstance(error, DiskFullError):
+            # A full disk is full for the next run, too; and without a journal nothing was found that could not fit.
+            is_same_next = isinstance(error, DiskFullError) or error.context.get("reason") == TOO_LARGE
+            if is_same_next or not (self.is_resumed and self._has_journal()):
                 raise
         feedback.pushInfo(tr("What that run found does not fit any more; starting anew."))
         if (self.folder / LEDGER_FILE).exists():
@@ -97,6 +99,9 @@ class JobRun:
         return run_worker(
             interpreter, self.folder, listener, feedback.isCanceled, idle=pump_events, pixels=pixels, secrets=secrets
         )
+
+    def _has_journal(self) -> bool:
+        return any(self.folder.rglob(JOURNAL_FILE))
 
     def _start_anew(self) -> None:
         self.remove()
@@ -124,7 +129,10 @@ def start_run(job: DetectionJob) -> JobRun:
     remove_stale()
     for folder, found in _unfinished():
         lock = _lock_of(folder)
-        if replace(found, job_id=job.job_id) == job and lock.tryLock(0):
+        # A run that was refused as too large goes on when the limit is raised.
+        if replace(found, job_id=job.job_id, max_tiles=job.max_tiles) == job and lock.tryLock(0):
+            found = replace(found, max_tiles=job.max_tiles)
+            write_job(folder, found)
             return JobRun(found, folder, True, lock, job.job_id)
     folder, lock = _new_folder(job)
     return JobRun(job, folder, False, lock, job.job_id)

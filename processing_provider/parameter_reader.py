@@ -10,6 +10,7 @@ from typing import Any
 from qgis.core import QgsProcessingAlgorithm, QgsProcessingContext, QgsRasterLayer, QgsVariantUtils
 
 from ..inference.errors import JobError
+from ..inference.net.portal import is_at_home, portal_url
 from . import parameters as keys
 
 JSON_KEYS = (
@@ -31,6 +32,24 @@ class ParameterReader:
         """Tell whether a parameter has a value."""
         value = self.parameters.get(key)
         return not (QgsVariantUtils.isNull(value) or value == "")
+
+    def sign_in_at(self, url: str) -> str:
+        """Give the authentication configuration with which a run signs in at a server; empty: with none.
+
+        Who wrote a request must not decide who is shown the user's sign-in: see AT_PORTAL_ALONE.
+        """
+        own = self.text(keys.AUTHENTICATION)
+        is_free = not self.parameters.get(keys.AT_PORTAL_ALONE)
+        return own if own and (is_free or is_at_home(portal_url(self.text(keys.PORTAL)), url)) else ""
+
+    def portal_sign_in(self) -> list[tuple[str, str]]:
+        """Give configuration and address of a portal that may let the run in at servers of its own elsewhere.
+
+        Only one that was named: the sign-in of somebody's own server is not shown to the one that is there by default.
+        """
+        if not self.parameters.get(keys.AT_PORTAL_ALONE) or not self.is_given(keys.PORTAL):
+            return []
+        return [(self.text(keys.AUTHENTICATION), portal_url(self.text(keys.PORTAL)))]
 
     def text(self, key: str) -> str:
         """Give a text; a JSON value, which parameterAsString would turn into '', becomes JSON text."""

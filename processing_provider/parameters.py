@@ -40,6 +40,8 @@ RENDER_LAYERS = "RENDER_LAYERS"
 PROCESSING_MODE = "PROCESSING_MODE"
 PORTAL = "PORTAL"
 AUTHENTICATION = "AUTHENTICATION"
+AT_PORTAL_ALONE = "AT_PORTAL_ALONE"
+"""No parameter that a dialog shows: AUTHENTICATION signs in at PORTAL and at the portal's own servers, nowhere else."""
 MODEL = "MODEL"
 ARGUMENTS = "ARGUMENTS"
 OBJECTS_OF_INTEREST = "OBJECTS_OF_INTEREST"
@@ -325,7 +327,8 @@ def _how_to_run() -> tuple[Parameter, ...]:
             MAX_TILES, tr("Maximum number of tiles"), QgsProcessingParameterNumber,
             tr("A run that would have to look at more tiles is refused before it starts, and its message says how many "
                "there are and how long they would take. It guards against a whole country searched by mistake: "
-               "choose an extent, a mask or a larger cell size, or raise the number to go on."),
+               "choose an extent, a mask or a larger cell size, or raise the number to go on. Of rasters that are "
+               "searched one by one each counts for itself."),
             default=100_000, is_advanced=True, options={"type": _INTEGER, "minValue": 1},
         ),
         Parameter(

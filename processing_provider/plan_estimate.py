@@ -55,11 +55,13 @@ class PlanEstimate:
     has_mask: bool
     n_rasters: int = 1
     """How many are searched one by one; width and height are the first one's."""
+    largest: int = 0
+    """Tiles of the largest of these: the limit is for each; 0: there is one raster."""
 
     @property
     def is_too_large(self) -> bool:
         """Tell whether the run will most likely be refused."""
-        return self.most_tiles is not None and self.tiles > self.most_tiles and not self.has_mask
+        return self.most_tiles is not None and (self.largest or self.tiles) > self.most_tiles and not self.has_mask
 
 
 def estimate(reader: ParameterReader, raster: SourceRaster, package: ModelPackage) -> PlanEstimate:
@@ -108,7 +110,8 @@ def estimate_all(reader: ParameterReader, inputs: InputRasters, package: ModelPa
     errors = [error for error in found if isinstance(error, InferenceError)]
     if not plans:
         raise errors[0]
-    return replace(plans[0], tiles=sum(plan.tiles for plan in plans), n_rasters=len(plans))
+    tiles = [plan.tiles for plan in plans]
+    return replace(plans[0], tiles=sum(tiles), n_rasters=len(plans), largest=max(tiles))
 
 
 def _estimate_or_error(

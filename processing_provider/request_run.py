@@ -10,10 +10,9 @@ from typing import Any
 from qgis.core import QgsCoordinateReferenceSystem, QgsProcessingOutputLayerDefinition
 
 from ..inference.errors import InferenceError
-from ..inference.net.addresses import origin_of
 from ..inference.net.http import make_client
 from ..inference.net.limits import FIRST_CONTACT
-from ..inference.net.portal import portal_url
+from ..inference.net.portal import is_at_home, portal_url
 from . import parameters as keys
 from .credentials import secrets_for
 from .detect_objects import DetectObjectsAlgorithm
@@ -39,12 +38,14 @@ class RequestRun:
         parameters: Its parameters.
         translation: What the request means.
         addresses: Where each of the request's members is looked up.
+        portal: Address of the portal.
     """
 
     algorithm: DetectObjectsAlgorithm
     parameters: dict[str, Any]
     translation: Translation
     addresses: Mapping[str, tuple[str, ...]]
+    portal: str
 
 
 def request_run(text: str, reader: ParameterReader) -> RequestRun:
@@ -69,33 +70,34 @@ def request_run(text: str, reader: ParameterReader) -> RequestRun:
         values[keys.OUTPUT] = QgsProcessingOutputLayerDefinition(values[keys.OUTPUT], reader.context.project())
     elif keys.OUTPUT_SERVICE not in values:
         raise refused("outputObjects", "is missing", 'Write for example {"uri": "/data/trees.gpkg"}, or set OUTPUT.')
-    places = addresses(values, portal_url(str(values.get(keys.PORTAL) or "")))
-    values.update(service_layers(values, translation, places["inputRaster"]))
+    if reader.is_given(keys.AUTHENTICATION):
+        values[keys.AT_PORTAL_ALONE] = True
+    portal = portal_url(str(values.get(keys.PORTAL) or ""))
+    places = addresses(values, portal)
+    values.update(service_layers(values, translation))
     algorithm = DetectObjectsAlgorithm()
     algorithm.initAlgorithm()
     values = algorithm.preprocessParameters(values)
     if translation.cell_factor is not None:
         own = _cell_size(ParameterReader(algorithm, values, reader.context))
         values[keys.CELL_SIZE] = translation.cell_factor * own
-    return RequestRun(algorithm, values, translation, places)
+    return RequestRun(algorithm, values, translation, places, portal)
 
 
-def service_layers(values: Mapping[str, Any], translation: Translation, inputs: tuple[str, ...]) -> dict[str, str]:
+def service_layers(values: Mapping[str, Any], translation: Translation) -> dict[str, str]:
     """Give the layers of services that the context names.
 
-    They sign in only where the input or the portal is: a request may come from somebody else, and nobody but these
-    servers is shown who asks.
+    They sign in only where the portal is: a request may come from somebody else, and nobody else is shown who asks.
 
     Args:
         values: Parameters of `kestrel:detectobjects`.
         translation: The request.
-        inputs: Addresses of the input.
     """
     authcfg = str(values.get(keys.AUTHENTICATION) or "")
-    known = {origin_of(url) for url in (portal_url(str(values.get(keys.PORTAL) or "")), *inputs)}
+    portal = portal_url(str(values.get(keys.PORTAL) or ""))
     layers = {}
     for key, (member, url) in translation.services.items():
-        signs = authcfg if origin_of(url) in known else ""
+        signs = authcfg if is_at_home(portal, url) else ""
         if key == keys.MASK:
             layers[key] = feature_layer(url, signs)
         else:

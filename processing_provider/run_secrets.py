@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ..inference.net.portal import Reference
 from ..inference.secrets import Secrets
-from . import parameters as keys
 from .credentials import secrets_for
 from .gdal_source import gdal_source
 from .inputs import InputList
@@ -29,10 +28,11 @@ def signed_in(inputs: InputList, model: Reference | None, reader: ParameterReade
         OutputError: the certificates cannot be written.
         ServiceError: an address is none.
     """
-    own = reader.text(keys.AUTHENTICATION)
-    wanted = [(server.authcfg or own, server.address) for server in inputs.servers]
+    wanted = [(server.authcfg or reader.sign_in_at(server.address), server.address) for server in inputs.servers]
     if model is not None:
-        wanted.append((own, model.portal))
+        wanted.append((reader.sign_in_at(model.portal), model.portal))
+    if inputs.servers:
+        wanted += reader.portal_sign_in()
     named = [gdal_source(source) for source in inputs.sources if isinstance(source, str)]
     seen = [raster.source for raster in inputs.sources if isinstance(raster, SourceRaster)]
     files = [*named, *(source for source in seen if source is not None)]

@@ -18,7 +18,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..errors import CredentialError, JobError, ServiceError
+from ..errors import CredentialError, JobError, NetworkError, ServiceError
 from .addresses import check_given, host_of, origin_of
 from .http import HttpClient
 
@@ -201,10 +201,21 @@ def service_of(client: HttpClient, item: PortalItem) -> str:
         raise ServiceError(f"The item {item.shown} is of the type '{item.type}' and has no address.")
     check_given(item.url)
     client.check_reference(item.portal, item.url)
-    is_elsewhere = origin_of(item.url) != origin_of(item.portal)
-    if is_elsewhere and client.signs(item.portal) and takes_tokens_of(client, item.portal, item.url):
-        client.share_token(item.portal, item.url)
+    let_in(client, item.portal, item.url)
     return item.url
+
+
+def is_at_home(portal: str, url: str) -> bool:
+    """Tell whether an address belongs to a portal without asking anybody: the same server, or both ArcGIS Online."""
+    if origin_of(portal) == origin_of(url):
+        return True
+    return all(urlsplit(address).scheme == "https" and _is_online(host_of(address)) for address in (portal, url))
+
+
+def let_in(client: HttpClient, portal: str, url: str) -> None:
+    """Let a portal's sign-in go to a server that has none, where the portal says that the server is one of its own."""
+    if client.signs(portal) and not client.signs(url) and takes_tokens_of(client, portal, url):
+        client.share_token(portal, url)
 
 
 def takes_tokens_of(client: HttpClient, portal: str, url: str) -> bool:
@@ -212,11 +223,11 @@ def takes_tokens_of(client: HttpClient, portal: str, url: str) -> bool:
 
     What the server says of itself does not count: anybody could say it.
     """
-    if all(urlsplit(address).scheme == "https" and _is_online(host_of(address)) for address in (portal, url)):
+    if is_at_home(portal, url):
         return True
     try:
         data = client.get_json(f"{portal_url(portal)}/sharing/rest/portals/self/servers")
-    except (ServiceError, CredentialError):
+    except (ServiceError, CredentialError, NetworkError):
         return False  # a portal that does not list its servers gives them nothing
     listed = data.get("servers")
     entries = listed if isinstance(listed, list) else []

@@ -8,6 +8,8 @@ in an object store         GDAL reads by itself: the handle is closed, what GDAL
 
 from __future__ import annotations
 
+import hashlib
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -39,6 +41,9 @@ Opener = Callable[[str], "list[Any]"]
 """From GDAL's name to the handles that were opened, the one to read from first."""
 
 _LOOK = 0.1
+_BESIDE = ".aux.xml"
+_STATISTICS = re.compile(r'<Histograms>.*?</Histograms>|<MDI key="STATISTICS_[^"]*">[^<]*</MDI>', re.DOTALL)
+_EMPTY = re.compile(r"<(Metadata|PAMRasterBand|PAMDataset)\b[^<>]*>\s*</\1>")
 _BLOCK_TAGS = ("BLOCK_OFFSET", "BLOCK_SIZE")
 _FEW_TRIES = 4
 """Of a read that fails while the raster can be opened: the file may be damaged there."""
@@ -148,17 +153,32 @@ class _FileReading:
             return action(self._handles.get(lambda: self._opener(self._name)))
 
     def identity(self) -> list[Any] | None:
-        """Give name, size and time of change of each file, of a mosaic by reference also those that it refers to."""
+        """Give what tells each file from a changed one, of a mosaic by reference also those that it refers to."""
         try:
             with environment(self.settings, self._secret):
                 files = sorted(_files_of(self._name, set()))
-            stats = [(name, Path(name).stat()) for name in files]
+            states = [_state_of(name) for name in files]
         except (OSError, RasterioError):
             return None
-        return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats] or None
+        return [state for state in states if state is not None] or None
 
     def close(self) -> None:
         self._handles.close()
+
+
+def _state_of(name: str) -> list[Any] | None:
+    """Give name, size and time of change of a file; of one beside a raster what it says, None if that is nothing.
+
+    QGIS and others write statistics there when somebody looks at the raster, also while it is searched.
+    """
+    if not name.lower().endswith(_BESIDE):
+        stat = Path(name).stat()
+        return [name, stat.st_size, stat.st_mtime_ns]
+    said, before = _STATISTICS.sub("", Path(name).read_text("utf-8", "replace")), ""
+    while said != before:
+        said, before = _EMPTY.sub("", said), said
+    said = "".join(said.split())
+    return [name, hashlib.sha256(said.encode()).hexdigest()] if said else None
 
 
 def _files_of(name: str, known: set[str]) -> set[str]:

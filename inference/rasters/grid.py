@@ -52,7 +52,8 @@ def wanted_grid(transform: Affine, width: int, height: int, crs_wkt: str, reques
     columns = math.ceil((width + shift_x) / scale_x - 1e-6)
     rows = math.ceil((height + shift_y) / scale_y - 1e-6)
     if max(columns, rows) > _MOST_PIXELS:
-        raise RasterOpenError(f"A cell size of {side:g} gives {columns} x {rows} pixels; that is too many.")
+        text = f"A cell size of {side:g} gives {columns} x {rows} pixels; that is too many."
+        raise RasterOpenError(text, hint="Give a larger cell size, in the unit of the parameter CELL_SIZE_UNIT.")
     moved = transform * Affine.translation(-shift_x, -shift_y) * Affine.scale(scale_x, scale_y)
     return TargetGrid(columns, rows, moved, crs_wkt)
 

@@ -22,6 +22,8 @@ from ..net.replies import Reply, TryAgain, raise_for_error
 from ..tiling import Window
 
 _DRIVERS = ("GTiff", "PNG", "JPEG", "WEBP")
+_MOST_BYTES = 2**30
+"""Of the pixels of one picture."""
 _SETTINGS = {"GDAL_PAM_ENABLED": "NO", "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 
 
@@ -91,41 +93,51 @@ def picture_taker(width: int, height: int, found: list[Picture], n_bands: int | 
     """
 
     def accept(reply: Reply) -> None:
-        picture = decode(reply, n_bands)
-        rows, columns = picture.pixels.shape[1:]
-        if (columns, rows) != (width, height):
-            raise TryAgain(
-                ServiceError(
-                    f"The server sent {columns} x {rows} pixels instead of {width} x {height} for '{shown(reply.url)}'."
-                ),
-                few=True,
-            )
-        found[:] = [picture]
+        found[:] = [decode(reply, n_bands, (width, height))]
 
     return accept
 
 
-def decode(reply: Reply, n_bands: int | None = None) -> Picture:
+def decode(reply: Reply, n_bands: int | None = None, size: tuple[int, int] | None = None) -> Picture:
     """Decode a picture.
 
     Args:
         reply: The server's answer.
         n_bands: Bands that were asked for: as many are pixels, whatever the file calls the fourth; None: alpha is told
             by its name.
+        size: Columns and rows that were asked for; None: as many as a tile may have.
 
     Raises:
-        TryAgain: the answer is none: the page of a proxy, something damaged, or that the server is busy.
+        TryAgain: the answer is none: the page of a proxy, something damaged, of another size, or that the server is
+            busy.
         ServiceError, CredentialError: the server tells an error.
     """
     _raise_told_error(reply)
     try:
         with rasterio.Env(**_SETTINGS), MemoryFile(reply.content) as file, file.open(driver=_driver(reply)) as dataset:
+            _check_size(reply, dataset, size)
             return _picture(dataset, n_bands)
     except (RasterioError, ValueError) as error:
         kind = reply.content_type or "unknown type"
         raise TryAgain(
             ServiceError(f"The server sent no readable picture for '{shown(reply.url)}' ({kind})."), few=True
         ) from error
+
+
+def _check_size(reply: Reply, dataset: Any, size: tuple[int, int] | None) -> None:
+    """Look at what a picture says of itself before it is unpacked: a small answer may claim to be a huge one.
+
+    Raises:
+        TryAgain: it is not what was asked for, or too large.
+    """
+    columns, rows = dataset.width, dataset.height
+    if size is not None and (columns, rows) != size:
+        said = f"{columns} x {rows} pixels instead of {size[0]} x {size[1]}"
+    elif columns * rows * sum(np.dtype(kind).itemsize for kind in dataset.dtypes) > _MOST_BYTES:
+        said = f"a picture of {columns} x {rows} pixels in {dataset.count} bands, which is too large,"
+    else:
+        return
+    raise TryAgain(ServiceError(f"The server sent {said} for '{shown(reply.url)}'."), few=True)
 
 
 def _picture(dataset: Any, n_bands: int | None) -> Picture:

@@ -26,6 +26,7 @@ from ...inference.net.hosted_service import (
 from ...inference.net.http import HttpClient, make_client
 from ...inference.net.ledger import Ledger
 from ...inference.net.limits import FIRST_CONTACT, HttpLimits
+from ...inference.net.portal import let_in
 from ...inference.net.publishing import Publication, Publisher
 from ...inference.secrets import Secrets
 from ..feature_sink import RunFacts, columns
@@ -164,6 +165,8 @@ def publish(
 
 def _open(client: HttpClient, target: ServiceTarget) -> ServiceLayer | None:
     request = target.request
+    if request.url:
+        let_in(client, target.portal, request.url)
     url = request.url or feature_url(client, target.portal, request.item_id)
     layer = open_service(client, url, request.item_id)
     if layer is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qgis.core import (
     QgsCoordinateReferenceSystem,
+    QgsDataSourceUri,
     QgsProcessingOutputLayerDefinition,
     QgsProviderRegistry,
     QgsVectorLayer,
@@ -28,6 +30,10 @@ from .target_fields import read_field_map, unknown_columns
 
 if TYPE_CHECKING:
     from ..parameter_reader import ParameterReader
+
+
+_TABLE = re.compile(r"(ogr|postgis|postgres):(.*)", re.DOTALL)
+"""A sink that is a table, see QgsProcessingUtils.createFeatureSink."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +85,7 @@ def read_targets(
         service = _service_of(existing, service, field_map)
     elif existing is not None:
         append = plan_append(existing, names, definition, field_map, _geometry(definition, arguments))
-    if layer is None and append is None and service is None and not reader.flag(keys.PLAN_ONLY):
-        raise JobError(
-            "Nothing says where the objects are to be written.",
-            hint="Give OUTPUT (a new layer), APPEND_TO (an existing one) or OUTPUT_SERVICE (a feature service).",
-        )
+    _check_any(reader, layer, append, service)
     warnings = []
     if field_map and append is None and service is None:
         warnings.append("FIELD_MAP is for APPEND_TO and OUTPUT_SERVICE; a new layer has Kestrel's fields.")
@@ -95,10 +97,12 @@ def read_targets(
 
 
 def service_only(reader: ParameterReader) -> Targets:
-    """Read what can be read while the model is still on its portal: the feature service that gets the objects.
+    """Read what can be read while the model is still on its portal: new layer, feature service and summary.
 
     Raises:
-        JobError: the objects are to be appended to a layer, whose fields are compared with the model's.
+        JobError: the objects are to be appended to a layer, whose fields are compared with the model's; or nothing says
+            where they go.
+        OutputError: the summary cannot be written.
     """
     if reader.is_given(keys.APPEND_TO):
         raise JobError(
@@ -106,11 +110,22 @@ def service_only(reader: ParameterReader) -> Targets:
             hint="Download the item's model and give its path, or write a new layer.",
         )
     request = read_service_request(reader.text(keys.OUTPUT_SERVICE), read_field_map(reader.text(keys.FIELD_MAP)))
-    return Targets(None, service=request if isinstance(request, ServiceRequest) else None)
+    layer, service = _new_layer(reader, request), request if isinstance(request, ServiceRequest) else None
+    _check_any(reader, layer, service)
+    return Targets(layer, service=service, summary_file=_summary_file(reader))
+
+
+def _check_any(reader: ParameterReader, *targets: Any) -> None:
+    """Refuse a run that would write its objects nowhere."""
+    if all(target is None for target in targets) and not reader.flag(keys.PLAN_ONLY):
+        raise JobError(
+            "Nothing says where the objects are to be written.",
+            hint="Give OUTPUT (a new layer), APPEND_TO (an existing one) or OUTPUT_SERVICE (a feature service).",
+        )
 
 
 def check_place(targets: Targets, crs: QgsCoordinateReferenceSystem, output: Path | None) -> None:
-    """Check that the objects have a place in the layer that they are appended to, once their own is known.
+    """Check that the outputs do not replace each other, and that the objects have a place in an existing layer.
 
     Args:
         targets: Where the objects go.
@@ -118,8 +133,13 @@ def check_place(targets: Targets, crs: QgsCoordinateReferenceSystem, output: Pat
         output: The file of the new layer, if there is one.
 
     Raises:
-        OutputError: only one of them has a coordinate reference system, or the new file would replace the layer's.
+        OutputError: only one of them has a coordinate reference system, or one file would replace another one.
     """
+    if output is not None and targets.summary_file is not None and targets.summary_file.resolve() == output.resolve():
+        raise OutputError(
+            f"The summary would replace the new layer: both are to become the file '{output}'.",
+            hint="Choose another file for SUMMARY_FILE.",
+        )
     if targets.append is None:
         return
     check_crs(targets.append.name, targets.append.crs, crs)
@@ -130,6 +150,39 @@ def check_place(targets: Targets, crs: QgsCoordinateReferenceSystem, output: Pat
             "objects are to be appended.",
             hint="Choose another file for OUTPUT, or leave it empty.",
         )
+    made, taken = _table_in(targets.layer), _table_of(targets.append)
+    if made and taken and made[: len(taken)] == taken:
+        raise OutputError(
+            f"The new layer would replace the table of the layer '{targets.append.name}', to which the objects are to "
+            "be appended.",
+            hint="Choose another table for OUTPUT, or leave it empty.",
+        )
+
+
+def _table_in(value: Any) -> tuple[str, ...] | None:
+    """Give what tells the table that a sink parameter names from others; None: it names none in a file or database."""
+    text = value.sink.staticValue() if isinstance(value, QgsProcessingOutputLayerDefinition) else value
+    found = _TABLE.fullmatch(text) if isinstance(text, str) else None
+    if found is None:
+        return None
+    uri = QgsDataSourceUri(found[2])
+    return _in_file(uri.database(), uri.table()) if found[1] == "ogr" else _in_database(uri)
+
+
+def _table_of(plan: AppendPlan) -> tuple[str, ...] | None:
+    if plan.provider == "postgres":
+        return _in_database(QgsDataSourceUri(plan.source))
+    parts = QgsProviderRegistry.instance().decodeUri(plan.provider, plan.source)
+    return _in_file(str(parts["path"]), str(parts.get("layerName") or "")) if parts.get("path") else None
+
+
+def _in_file(path: str, table: str) -> tuple[str, ...]:
+    """Give file and table; the file alone where the table is the only one, or the first."""
+    return (str(Path(path).resolve()), *([table.casefold()] if table else []))
+
+
+def _in_database(uri: QgsDataSourceUri) -> tuple[str, ...]:
+    return uri.service(), uri.host(), uri.port() or "5432", uri.database(), uri.schema() or "public", uri.table()
 
 
 def service_target(reader: ParameterReader, targets: Targets) -> ServiceTarget | None:
@@ -141,8 +194,9 @@ def service_target(reader: ParameterReader, targets: Targets) -> ServiceTarget |
     if targets.service is None:
         return None
     portal = portal_url(reader.text(keys.PORTAL))
-    authcfg = targets.service.authcfg or reader.text(keys.AUTHENTICATION)
-    return ServiceTarget(targets.service, portal, secrets_for([(authcfg, targets.service.url or portal)]))
+    url = targets.service.url or portal
+    places = [(targets.service.authcfg or reader.sign_in_at(url), url)]
+    return ServiceTarget(targets.service, portal, secrets_for([*places, *reader.portal_sign_in()]))
 
 
 def _new_layer(reader: ParameterReader, request: ServiceRequest | str | None) -> Any:
@@ -204,4 +258,19 @@ def _summary_file(reader: ParameterReader) -> Path | None:
             f"{'it is a folder' if path.is_dir() else 'its folder does not exist'}.",
             hint="Choose another file.",
         )
+    if path.exists() and not _is_json(path):
+        raise OutputError(
+            f"The summary would replace the file '{path}', which is no JSON.",
+            hint="Choose another file for SUMMARY_FILE.",
+        )
     return path
+
+
+def _is_json(path: Path) -> bool:
+    """Tell whether a file may be an earlier summary: it is empty, or an object of JSON begins in it."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(64).lstrip()
+    except OSError:
+        return False
+    return not start or start.startswith(b"{")

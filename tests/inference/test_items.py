@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -271,3 +273,21 @@ def test_a_mosaic_of_which_a_part_changes_meanwhile_is_not_believed(network: Pat
 
     with pytest.raises(RasterChangedError, match="mosaic of 4 rasters"):
         search(tmp_path, network, *parts, is_cancelled=touch)
+
+
+@pytest.mark.parametrize("is_nodata", [False, True])
+def test_statistics_that_somebody_has_made_meanwhile_are_no_change(
+    network: Path, tmp_path: Path, is_nodata: bool
+) -> None:
+    parts, numbers = four(tmp_path, cells(3, 10, 10, LIT)), count(200)
+
+    def look() -> bool:
+        value = next(numbers)
+        said = f'<Metadata><MDI key="STATISTICS_MEAN">{value}</MDI></Metadata><Histograms><HistItem/></Histograms>'
+        said += f"<NoDataValue>{value}</NoDataValue>" if is_nodata else ""
+        text = f'<PAMDataset>\n  <PAMRasterBand band="1">{said}</PAMRasterBand>\n</PAMDataset>'
+        Path(f"{parts[2]}.aux.xml").write_text(text)
+        return False
+
+    with pytest.raises(RasterChangedError) if is_nodata else nullcontext():
+        search(tmp_path, network, *parts, is_cancelled=look)

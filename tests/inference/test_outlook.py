@@ -11,7 +11,7 @@ from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kestrel.inference.errors import JobError
+from kestrel.inference.errors import TOO_LARGE, JobError
 from kestrel.inference.events import Canceled, Objects
 from kestrel.inference.georeference import to_map
 from kestrel.inference.jobs import JOURNAL_FILE
@@ -146,7 +146,7 @@ def test_a_plan_over_the_limit_is_refused_with_tiles_and_time(tmp_path: Path, ra
     says = r"look at 16 tiles and take about 1 s; the limit is 15.*raise Maximum number of tiles to go on"
     with pytest.raises(JobError, match=says) as caught:
         run(tmp_path / "job", raster, model, max_tiles=15)
-    assert caught.value.context["tiles"] == 16
+    assert (caught.value.context["tiles"], caught.value.context["reason"]) == (16, TOO_LARGE)
     assert not (tmp_path / "job" / JOURNAL_FILE).exists()
     assert len(run(tmp_path / "job", raster, model, max_tiles=16)) == 1
 

@@ -320,6 +320,10 @@ def test_a_new_layer_in_the_place_of_the_file_that_is_appended_to_is_refused(
 ) -> None:
     for name in ("trees.gpkg", "trees"):
         assert "would replace the file" in refusal({**good, "OUTPUT": str(tmp_path / name)})
+    table = f"ogr:dbname='{tmp_path / 'trees.gpkg'}' table=\"{{}}\" (geom)"
+    for source in (good["APPEND_TO"], str(tmp_path / "trees.gpkg")):
+        assert "would replace the table" in refusal({**good, "APPEND_TO": source, "OUTPUT": table.format("trees")})
+    assert refusal({**good, "OUTPUT": table.format("other")}) == ""
 
 
 def test_a_format_that_nothing_can_be_added_to_is_refused(good: dict[str, Any], tmp_path: Path) -> None:

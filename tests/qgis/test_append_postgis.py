@@ -146,3 +146,11 @@ def test_a_new_table_takes_the_objects(good: dict[str, Any], server: Postgres) -
     results = run({**good, "OUTPUT": f'postgis:{server.uri} table="public"."found" (geom)'})
     assert server.sql('SELECT count(*), count(DISTINCT "JobId"), ST_SRID(min(geom)) FROM found') == "3|1|32633"
     assert PASSWORD not in json.dumps({key: value for key, value in results.items() if key != "OUTPUT"})
+
+
+def test_a_new_table_in_the_place_of_the_one_that_is_appended_to_is_refused(
+    good: dict[str, Any], server: Postgres, trees: str  # noqa: F811
+) -> None:  # fmt: skip
+    made = f'postgis:{server.uri} table="public"."{{}}" (geom)'
+    assert "would replace the table" in refusal({**into(good, trees), "OUTPUT": made.format("trees")})
+    assert refusal({**into(good, trees), "OUTPUT": made.format("found")}) == ""

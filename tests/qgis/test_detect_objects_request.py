@@ -29,7 +29,9 @@ from kestrel.processing_provider.rest_request.translate import translate
 from kestrel.tests.fixtures.servers.base import Server, serving
 from kestrel.tests.fixtures.servers.feature_server import TREES, FeatureServer
 from kestrel.tests.fixtures.servers.image_server import ArcGis, image_server
-from kestrel.tests.fixtures.servers.pixels import open_image
+from kestrel.tests.fixtures.servers.pixels import Image, open_image
+from kestrel.tests.fixtures.servers.portal import ITEM, Item
+from kestrel.tests.fixtures.servers.portal import portal as portal_of_items
 from kestrel.tests.qgis import examples
 from kestrel.tests.qgis.examples import Listener, context, write_interpreter, write_model, write_raster
 from kestrel.tests.qgis.test_run import FAIL, FIND_THREE, WAIT
@@ -196,16 +198,51 @@ def test_a_service_that_is_not_there_is_told_with_the_member(members: dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("host", "portal", "signs"),
-    [("own", "", True), ("other", "", False), ("other", "https://OWN.example:443/portal", True)],
+    ("portal", "signs"), [("", False), ("https://other.example", False), ("https://OWN.example:443/portal", True)]
 )
-def test_layers_of_services_sign_in_only_where_the_input_or_the_portal_is(host: str, portal: str, signs: bool) -> None:
+def test_layers_of_services_sign_in_only_where_the_portal_is(portal: str, signs: bool) -> None:
     mask = "https://own.example/arcgis/rest/services/Parks/FeatureServer/0"
     members = {"inputRaster": "x.tif", "model": "/m.dlpk", "context": {"mask": {"url": mask}}}
-    inputs = (f"https://{host}.example/arcgis/rest/services/Ortho/ImageServer",)
     values = {"AUTHENTICATION": "abc1234", "PORTAL": portal}
     expected = f"arcgisfeatureserver://url='{mask}'" + (" authcfg='abc1234'" if signs else "")
-    assert service_layers(values, translate(Request(members)), inputs) == {"MASK": expected}
+    assert service_layers(values, translate(Request(members))) == {"MASK": expected}
+
+
+def scene(folder: Path) -> Image:
+    return open_image(Path(write_raster(folder / "served.tif", values=(0, 200))))
+
+
+@pytest.mark.parametrize("member", ["inputRaster", "item", "model", "outputObjects"])
+def test_a_foreign_server_that_a_request_names_never_sees_the_sign_in(
+    members: dict[str, Any], tmp_path: Path, sign_in: str, member: str
+) -> None:
+    item = {ITEM: Item("Image Service", url="https://nowhere.example/ImageServer")}
+    with image_server(scene(tmp_path)) as foreign, portal_of_items(item) as evil, portal_of_items({}) as own:
+        page = {"url": f"{evil.server.url}/home/item.html?id={ITEM}"}
+        changes = {
+            "inputRaster": {"inputRaster": {"url": foreign.image}},
+            "item": {"inputRaster": page},
+            "model": {"model": page},
+            "outputObjects": {"outputObjects": {"url": f"{foreign.server.url}/rest/services/Trees/FeatureServer"}},
+        }[member]
+        given = {"REQUEST": {**members, **changes}, "AUTHENTICATION": sign_in, "PORTAL": own.server.url}
+        feedback = Listener()
+        algorithm().run(given, context(), feedback)
+        asked = [*foreign.server.asked, *evil.server.asked]
+        assert asked and not foreign.server.asked_with(TOKEN) + evil.server.asked_with(TOKEN)
+    assert f"AUTHENTICATION signs in at {own.server.url} and at its own servers" in str(feedback.said)
+
+
+def test_a_server_that_the_portal_says_to_be_its_own_sees_the_sign_in(
+    members: dict[str, Any], tmp_path: Path, sign_in: str
+) -> None:
+    with image_server(scene(tmp_path), token=TOKEN) as arcgis, portal_of_items({}, token=TOKEN) as own:
+        request = {**members, "inputRaster": {"url": arcgis.image}}
+        assert "[credentials]" in failure(request, AUTHENTICATION=sign_in)
+        assert not arcgis.server.asked_with(TOKEN)
+        own.servers = [arcgis.server.url]
+        results = run(request, AUTHENTICATION=sign_in, PORTAL=own.server.url)
+    assert results["OBJECT_COUNT"] == 3
 
 
 def test_output_crs_and_field_names_reach_the_layer(members: dict[str, Any]) -> None:

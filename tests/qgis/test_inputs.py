@@ -298,3 +298,10 @@ def test_a_folder_searched_one_by_one_gives_objects_with_their_source_in_one_sys
     assert [(item["name"], item.get("error")) for item in items] == [
         ("a.tif", None), ("b.tif", None), ("c.tif", "raster-open"),
     ]  # fmt: skip
+
+
+def test_a_raster_that_is_given_again_is_searched_once_and_that_is_told(good: dict[str, Any], images: Path) -> None:
+    first, second = str(images / "a.tif"), str(images / "c.tif")
+    made = plan({**good, **SEPARATELY, "INPUT": first, "MORE_INPUTS": [first, second]})
+    assert [item.source for item in made.job.rasters] == [first, second]
+    assert any("'a' is given more than once" in remark for remark in made.remarks)

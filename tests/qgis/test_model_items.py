@@ -47,6 +47,9 @@ def test_nothing_is_downloaded_while_the_parameters_are_checked(good: dict[str, 
         ("INPUT", None, "No raster is given"),
         ("PARALLEL_PROCESSING_FACTOR", "many", "neither a count nor a percentage"),
         ("ARGUMENTS", "{", "arguments"),
+        ("OUTPUT", None, "Nothing says where the objects are to be written"),
+        ("OUTPUT", "/no/such/folder/out.gpkg", "cannot be written"),
+        ("SUMMARY_FILE", "/no/such/folder/x.json", "its folder does not exist"),
     ],
 )
 def test_what_can_be_refused_before_the_download_is(

@@ -207,6 +207,8 @@ def test_the_plan_is_that_of_all_rasters(dialog: Dialog, tmp_path: Path) -> None
     assert "Plan: 200 x 80 pixels" in dialog.told()
     dialog.set("PROCESSING_MODE", "PROCESS_ITEMS_SEPARATELY")
     assert "2 rasters one by one, the first with 100 x 80 pixels of 1 m on the ground, about 2 tiles" in dialog.told()
+    dialog.set("MAX_TILES", 1)  # each of them has one
+    assert "more than the maximum number of tiles" not in dialog.told()
 
 
 def test_the_plan_of_a_photo_has_pixels_and_no_ground(good: dict[str, Any], tmp_path: Path) -> None:

@@ -213,8 +213,8 @@ server.start()
 address = "{}:{}".format(*server.get_host_and_port())
 keys = {"aws_access_key_id": "the-key", "aws_secret_access_key": "canary", "region_name": "us-east-1"}
 client = boto3.client("s3", endpoint_url=f"http://{address}", **keys)
-client.create_bucket(Bucket="bucket")
-client.put_object(Bucket="bucket", Key="scene.tif", Body=Path(sys.argv[1]).read_bytes())
+client.create_bucket(Bucket="scenes")
+client.put_object(Bucket="scenes", Key="scene.tif", Body=Path(sys.argv[1]).read_bytes())
 print(address, flush=True)
 sys.stdin.read()
 """
@@ -248,7 +248,7 @@ def in_an_object_store(scene: Path, folder: Path, enter: Open) -> Route:
         "AWS_ACCESS_KEY_ID": "the-key", "AWS_SECRET_ACCESS_KEY": "canary", "AWS_REGION": "us-east-1",
         "AWS_S3_ENDPOINT": enter("store"), "AWS_HTTPS": "NO", "AWS_VIRTUAL_HOSTING": "FALSE",
     }  # fmt: skip
-    source = "/vsis3/bucket/scene.tif" + "".join(f"|credential:{key}={value}" for key, value in options.items())
+    source = "/vsis3/scenes/scene.tif" + "".join(f"|credential:{key}={value}" for key, value in options.items())
     return Route({"INPUT": layer(source)}, "INPUT: a layer, /vsis3/...|credential:...")
 
 

@@ -195,6 +195,7 @@ def unfinished(good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyP
         run(good)
     (folder,) = folders()
     (folder / "old").touch()
+    (folder / "journal.sqlite").touch()
     write_interpreter(tmp_path, body + FIND_THREE)
     return folder
 
@@ -218,6 +219,39 @@ def test_a_run_that_is_given_up_after_it_began_to_publish_says_so(
     run(good, feedback)
     told = f"The run {folder.name} had begun to publish: delete its objects there, they carry its name in JobId."
     assert ("warning", told) in feedback.said
+
+
+def test_a_run_that_is_refused_is_refused_at_once_the_second_time_too(
+    good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = (
+        'say("failed", error={"code": "job", "message": "Too many tiles.", "hint": "", "context": {}})\nsys.exit(1)'
+    )
+    monkeypatch.setenv("KESTREL_PYTHON", write_interpreter(tmp_path, refused))
+    for _ in range(2):
+        feedback = Listener()
+        with pytest.raises(QgsProcessingException, match="Too many tiles"):
+            run(good, feedback)
+        assert not [text for _, text in feedback.said if "starting anew" in text]
+
+
+def test_a_run_that_is_too_large_keeps_what_was_found_and_goes_on_when_the_limit_is_raised(
+    good: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = """
+(folder / "item-00001").mkdir(exist_ok=True)
+(folder / "item-00001" / "journal.sqlite").touch()
+if job["max_tiles"] < 9:
+    context = {"reason": "too-large"}
+    say("failed", error={"code": "job", "message": "Too many tiles.", "hint": "", "context": context})
+    sys.exit(1)
+"""
+    monkeypatch.setenv("KESTREL_PYTHON", write_interpreter(tmp_path, body + FIND_THREE))
+    for _ in range(2):
+        with pytest.raises(QgsProcessingException, match="Too many tiles"):
+            run({**good, "MAX_TILES": 8})
+    (folder,) = folders()
+    assert run({**good, "MAX_TILES": 9})["JOB_ID"] == folder.name
 
 
 def test_a_full_disk_does_not_cost_what_an_earlier_run_found(

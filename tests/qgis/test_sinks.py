@@ -83,3 +83,11 @@ def test_the_summary_is_written_and_says_the_same_as_the_output(good: dict[str, 
     assert data["versions"] == {"torch": "9.9"}
     assert [item["kind"] for item in data["outputs"]] == ["append"]
     assert "its folder does not exist" in refusal({**good, "SUMMARY_FILE": str(tmp_path / "no" / "x.json")})
+
+
+def test_the_summary_replaces_nothing_but_a_summary(good: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811
+    assert "raster.tif', which is no JSON" in refusal({**good, "SUMMARY_FILE": good["INPUT"]})
+    path = str(tmp_path / "new.gpkg")
+    assert "would replace the new layer" in refusal({**good, "OUTPUT": path, "SUMMARY_FILE": path})
+    for _ in range(2):
+        run({**good, "SUMMARY_FILE": str(tmp_path / "summary.json")})
