@@ -43,6 +43,8 @@ CORNER = (404211.9, 3285142.9)
 ALMOST = 0.001
 """What servers' ways of writing coordinates may change: pixels of an offset, points of a confidence of 100."""
 
+GRID = "on the grid of the tiles"
+
 Box = tuple[float, float, float, float]
 
 
@@ -63,6 +65,7 @@ class Route:
         named: The same in words.
         asked: Gives what the server was asked, in words, after the run.
         truth: What the local file gives on the grid of the route's pixels; None: that is the scene's own.
+        compared: What was done to that file first, in words.
         side: Map units of a pixel.
         on_map: Brings a box to the place of the local one.
         copies: How often the scene lies in it.
@@ -72,6 +75,7 @@ class Route:
     named: str
     asked: Callable[[], str] = lambda: ""
     truth: Sequence[Found] | None = None
+    compared: str = "as it is"
     side: float = SIDE
     on_map: Callable[[Box], Box] = lambda box: box
     copies: int = 1
@@ -317,7 +321,9 @@ def a_map_service(scene: Path, folder: Path, enter: Open) -> Route:
 def a_tiled_map_service(scene: Path, folder: Path, enter: Open) -> Route:
     double = enter(image_server(open_image(scene)))
     truth = run(INPUT=padded(scene, folder / "cache.tif", 10, 6, 410, 406))
-    return arcgis_route(double, {"INPUT_SOURCE": double.tiled}, "INPUT_SOURCE: .../MapServer with a cache", truth=truth)
+    return arcgis_route(
+        double, {"INPUT_SOURCE": double.tiled}, "INPUT_SOURCE: .../MapServer with a cache", truth=truth, compared=GRID
+    )
 
 
 def a_map_service_as_layer(scene: Path, folder: Path, enter: Open) -> Route:
@@ -349,7 +355,7 @@ def xyz_tiles(scene: Path, folder: Path, enter: Open) -> Route:
     tiles = enter(serving(demo_tiles(folder / "tiles.tif")))
     extent = inner_extent(tiles)
     truth = run(INPUT=str(folder / "tiles.tif"), EXTENT=extent)
-    return Route({"INPUT": layer(tiles.uri, "wms"), "EXTENT": extent}, "INPUT: a layer", truth=truth,
+    return Route({"INPUT": layer(tiles.uri, "wms"), "EXTENT": extent}, "INPUT: a layer", truth=truth, compared=GRID,
                  side=resolution(tiles.zoom), asked=lambda: requests(len(tiles.server.asked)))  # fmt: skip
 
 
@@ -367,7 +373,7 @@ def a_wms(scene: Path, folder: Path, enter: Open) -> Route:
 def a_wmts(scene: Path, folder: Path, enter: Open) -> Route:
     made = layer(enter("ogc").wmts("EPSG:32617"), "wms")
     truth = run(INPUT=padded(scene, folder / "wmts.tif", 4, 4, 408, 408))
-    return Route({"INPUT": made}, "INPUT: a layer", truth=truth)
+    return Route({"INPUT": made}, "INPUT: a layer", truth=truth, compared=GRID)
 
 
 def a_wcs(scene: Path, folder: Path, enter: Open) -> Route:
@@ -394,7 +400,7 @@ def polygons_over_a_raster(scene: Path, folder: Path, enter: Open) -> Route:
     half.FlushCache()
     truth = run(INPUT=str(folder / "half.tif"))
     return Route({"RENDER_LAYERS": [above, layer(str(scene))], "CELL_SIZE": SIDE},
-                 "RENDER_LAYERS: polygons over a raster", truth=truth)  # fmt: skip
+                 "RENDER_LAYERS: polygons over a raster", truth=truth, compared="half of it white")  # fmt: skip
 
 
 # -- Several, and pictures ---------------------------------------------------------------------------------------------
@@ -496,18 +502,9 @@ def test_each_route_gives_the_objects_of_the_local_file(
         found = in_order([Found(route.on_map(one.box), one.confidence) for one in run(**route.parameters)])
         asked = route.asked()
     offset, change = differences(found, truth, route.side)
-    grid = "as it is" if route.truth is None else "on this source's grid"
-    table.rows.append(
-        (
-            kind,
-            route.named.replace("|", "\\|"),
-            grid,
-            f"{len(found)} of {len(truth)}",
-            f"{offset:.4f}",
-            f"{change:.4f}",
-            asked,
-        )
-    )
+    counts = f"{len(found)} of {len(truth)}"
+    named = route.named.replace("|", "\\|")
+    table.rows.append((kind, named, route.compared, counts, f"{offset:.4f}", f"{change:.4f}", asked))
     assert len(local) == N_OBJECTS
     assert len(found) == len(truth) > 30
     assert max(offset, change) < ALMOST
