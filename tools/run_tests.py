@@ -35,7 +35,8 @@ class Suite:
 SUITES = (
     # Without QGIS, tests bear company: one process a core.
     Suite("inference", "inference", ("tests/inference", "tests/training"), ("-n", "auto")),
-    Suite("qgis", "qgis", ("tests/qgis", "tests/system", "tests/test_metadata.py")),
+    # Two of QGIS: much of their time they wait for a worker. A file's tests share what they have set up.
+    Suite("qgis", "qgis", ("tests/qgis", "tests/system", "tests/test_metadata.py"), ("-n", "2", "--dist", "loadfile")),
 )
 
 
