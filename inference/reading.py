@@ -57,7 +57,7 @@ def open_raster(
     bands = job.bands or definition.input.bands
     grid = GridRequest(job.cell_size, job.snap, job.resampling)
     if job.crs_wkt and (grid.cell_size or grid.snap):
-        own = open_pixels(job.rasters[0], bands, GridRequest(), access)
+        own = open_pixels(job.rasters[0], bands, GridRequest(is_look=True), access)
         own.close()
         grid = _of_raster(grid, own.info, job.crs_wkt)
     pixels = open_mosaic(job.rasters, bands, grid, access)

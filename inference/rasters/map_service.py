@@ -43,6 +43,7 @@ _BLOCK = 1024
 _MAX_REPLY = 64 * 2**20
 _SAME_SIZE = 0.01
 _SAMPLE_SIDE = 1024
+_LOOK_SIDE = 1024
 _IDENTITY_SIDE = 256
 _BANDS: Mapping[int | str, int] = {0: 0, 1: 1, 2: 2, "red": 0, "green": 1, "blue": 2}
 
@@ -278,12 +279,15 @@ def _drawn_grid(service: Service, grid: GridRequest, crs_wkt: str) -> TargetGrid
     """
     if grid.target is not None:
         return grid.target
+    xmin, ymin, xmax, ymax = service.extent
+    if grid.is_look and grid.cell_size is None:
+        sides = (xmax - xmin) / _LOOK_SIDE, (ymax - ymin) / _LOOK_SIDE
+        return TargetGrid(_LOOK_SIDE, _LOOK_SIDE, Affine(sides[0], 0, xmin, 0, -sides[1], ymax), crs_wkt)
     if grid.cell_size is None:
         raise RasterOpenError(
             f"The map service '{service.url}' is drawn at any size and has no pixels of its own.",
             hint="Give a cell size, the one that the model was trained at for example.",
         )
-    xmin, ymin, xmax, ymax = service.extent
     side = grid.cell_size
     width, height = max(1, math.ceil((xmax - xmin) / side - 1e-6)), max(1, math.ceil((ymax - ymin) / side - 1e-6))
     return wanted_grid(Affine(side, 0, xmin, 0, -side, ymax), width, height, crs_wkt, grid)

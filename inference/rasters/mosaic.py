@@ -49,7 +49,7 @@ class MosaicPixels:
     def __init__(self, items: Sequence[RasterItem], request: GridRequest, open_item: Opener) -> None:
         """Look at every item once."""
         self._items, self._open_item, self._resampling = tuple(items), open_item, request.resampling
-        alone = GridRequest(resampling=request.resampling)
+        alone = GridRequest(resampling=request.resampling, is_look=True)
         looks = [self._look(number, alone if number else request) for number in range(len(self._items))]
         first = looks[0]
         _check_values(self._items, looks)

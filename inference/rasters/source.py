@@ -62,6 +62,8 @@ class GridRequest:
     """One of `job.RESAMPLINGS`."""
     target: TargetGrid | None = None
     """The whole grid, where several rasters share one; the others do not count then."""
+    is_look: bool = False
+    """Nothing will be read: what has no pixels of its own may say any, as long as their edges are its own."""
 
 
 class PixelSource(Protocol):

@@ -1,4 +1,4 @@
-"""A graphical model whose inputs are wired to INPUT, INPUT_SOURCE and MORE_INPUTS takes every kind of source."""
+"""A graphical model whose inputs are wired to the parameters of rasters takes every kind of source."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from qgis.core import (
     QgsProcessingModelChildParameterSource,
     QgsProcessingModelOutput,
     QgsProcessingModelParameter,
+    QgsProcessingParameterBoolean,
     QgsProcessingParameterDefinition,
     QgsProcessingParameterExtent,
     QgsProcessingParameterMultipleLayers,
+    QgsProcessingParameterNumber,
     QgsProcessingParameterRasterLayer,
     QgsProcessingParameterString,
     QgsVectorLayer,
@@ -29,12 +31,16 @@ from kestrel.tests.fixtures.servers.qgis_server import without_nodata
 from kestrel.tests.fixtures.servers.scene import IMAGE, demo_tiles, inner_extent
 from kestrel.tests.fixtures.servers.xyz_server import serving
 from kestrel.tests.qgis.examples import ROOT, Listener, context
-from kestrel.tests.qgis.test_routes import MODEL, N_OBJECTS, Found, layer, objects_in, quarters, run
+from kestrel.tests.qgis.test_routes import MODEL, N_OBJECTS, SIDE, Found, layer, objects_in, quarters, run
 
 pytestmark = pytest.mark.slow
 
-INPUTS = {"image": "INPUT", "source": "INPUT_SOURCE", "more": "MORE_INPUTS", "area": "EXTENT"}
+INPUTS = {
+    "image": "INPUT", "source": "INPUT_SOURCE", "more": "MORE_INPUTS", "drawn": "RENDER_LAYERS",
+    "shown": "AS_DISPLAYED", "area": "EXTENT", "side": "CELL_SIZE",
+}  # fmt: skip
 """Input of the model -> parameter of the step."""
+_RASTERS, _LAYERS = Qgis.ProcessingSourceType.Raster, Qgis.ProcessingSourceType.MapLayer
 
 
 def graphical_model() -> QgsProcessingModelAlgorithm:
@@ -42,8 +48,11 @@ def graphical_model() -> QgsProcessingModelAlgorithm:
     definitions: list[QgsProcessingParameterDefinition] = [
         QgsProcessingParameterRasterLayer("image", "Image", optional=True),
         QgsProcessingParameterString("source", "Address or folder", optional=True),
-        QgsProcessingParameterMultipleLayers("more", "More images", Qgis.ProcessingSourceType.Raster, optional=True),
+        QgsProcessingParameterMultipleLayers("more", "More images", _RASTERS, optional=True),
+        QgsProcessingParameterMultipleLayers("drawn", "Layers to draw", _LAYERS, optional=True),
+        QgsProcessingParameterBoolean("shown", "As the map shows it", False),
         QgsProcessingParameterExtent("area", "Area", optional=True),
+        QgsProcessingParameterNumber("side", "Cell size", Qgis.ProcessingNumberParameterType.Double, optional=True),
     ]
     for definition in definitions:
         model.addModelParameter(definition, QgsProcessingModelParameter(definition.name()))
@@ -89,11 +98,13 @@ def test_each_kind_of_input_of_a_model_gives_the_objects_of_the_file(scene: Path
             "an address": {"source": arcgis.image},
             "a folder": {"source": str(tmp_path / "quarters")},
             "a list": {"image": first, "more": others},
+            "as displayed": {"image": layer(str(scene)), "shown": True},
+            "drawn": {"drawn": [layer(str(scene))], "side": SIDE},
             "tiles": {"image": layer(tiles.uri, "wms"), "area": extent},
         }
         found = {name: run_model(model, tmp_path / f"{name}.gpkg", inputs) for name, inputs in given.items()}
         truth = run(INPUT=str(tmp_path / "tiles.tif"), EXTENT=extent)
-    print("\n" + "\n".join(f"{name:12}{len(objects)} objects" for name, objects in found.items()))
+    print("\n" + "\n".join(f"{name:14}{len(objects)} objects" for name, objects in found.items()))
     assert found.pop("tiles") == truth and len(truth) > 30
     assert len(found["a layer"]) == N_OBJECTS
     assert all(objects == found["a layer"] for objects in found.values())

@@ -48,6 +48,14 @@ def test_a_drawn_map_needs_a_cell_size() -> None:
         opened(arcgis.map)
 
 
+def test_where_a_drawn_map_lies_is_told_without_a_cell_size() -> None:
+    with image_server(SMALL) as arcgis:
+        item, client = RasterItem("image_service", arcgis.map, "Map"), HttpClient(limits=QUICK)
+        info = MapServicePixels(item, RGB, GridRequest(is_look=True), client).info
+    right, bottom = info.transform * (info.width, info.height)
+    assert (info.transform.c, bottom, right, info.transform.f) == pytest.approx(SMALL.extent)
+
+
 def test_what_is_transparent_is_missing() -> None:
     with image_server(SMALL) as arcgis:
         source = opened(arcgis.map, cell_size=0.4)
