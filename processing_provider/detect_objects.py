@@ -4,37 +4,25 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from qgis.core import (
-    QgsFeatureSink,
     QgsProcessingContext,
     QgsProcessingException,
     QgsProcessingFeedback,
     QgsProcessingParameterEnum,
 )
 
-from ..inference.errors import OutputError
 from ..inference.events import Canceled, WasCanceled
 from ..inference.net.portal import Reference
 from ..inference.secrets import Secrets
 from . import parameters as keys
 from .algorithm import KestrelAlgorithm
-from .destination import HalfOutput, sole_writer
-from .feature_sink import (
-    RunFacts,
-    check_written,
-    count_classes,
-    extra_fields,
-    fill_sink,
-    output_fields,
-    output_geometry,
-)
+from .destination import sole_writer
 from .feedback import EventListener, cancelled_exception, foreseen, is_main_thread
 from .help import algorithm_help
 from .inputs import input_list, take_sources
@@ -49,19 +37,16 @@ from .job_builder import (
     with_rasters,
 )
 from .job_run import JobRun, start_run
-from .layer_style import RunRecord, style_on_load
 from .model_source import fetched_model
 from .outputs.append import show_appended
-from .outputs.delivery import Delivery, deliver
-from .outputs.placement import Placement
 from .outputs.publish import ServiceTarget, check_service
-from .outputs.summary import RunStory, Written, as_text, result_of, summary, write_summary
 from .outputs.targets import service_only, service_target
+from .outputs.writing import FinishedRun, facts_of, write_results
 from .parameter_reader import JSON_KEYS, ParameterReader
 from .parameters import Output, Parameter, output_table, parameter_table
 from .pixel_server import PixelServer, PixelSource
 from .run_secrets import signed_in
-from .text import size_text, to_plain, tr, without_secrets
+from .text import size_text, to_plain, tr
 
 _WORD_SECONDS = 1.0
 """Between two words on a download: each is a line of the log."""
@@ -187,8 +172,8 @@ class DetectObjectsAlgorithm(KestrelAlgorithm):
                     if run.job.plan_only:
                         run.remove()
                         return _only_planned(outcome.summary, started)
-                    story = _Story(plan, run, self._service, outcome.summary, listener, begun)
-                    results = _write(request, story, feedback)
+                    story = FinishedRun(plan, run, self._service, outcome.summary, listener, begun)
+                    results = write_results(request, story, feedback)
                 except Canceled:
                     return _cancelled(feedback)
         finally:
@@ -279,114 +264,6 @@ def _planned(
     for warning in plan.warnings:
         feedback.pushWarning(to_plain(warning))
     return plan
-
-
-@dataclass(frozen=True)
-class _Story:
-    """What is known when the worker has ended."""
-
-    plan: DetectionPlan
-    run: JobRun
-    service: ServiceTarget | None
-    told: Mapping[str, Any]
-    listener: EventListener
-    begun: datetime
-
-
-def facts_of(plan: DetectionPlan, job_id: str, told: Mapping[str, Any], files: Sequence[Path]) -> RunFacts:
-    """Give what all objects have in common, as far as the worker has told what they are."""
-    return RunFacts(
-        plan.package.definition,
-        job_id,
-        plan.fields,
-        extra_fields(told.get("fields"), plan.fields),
-        output_geometry(told.get("geometry"), files),
-        Placement(plan.raster.crs, plan.output_crs, plan.transforms),
-    )
-
-
-def _write(request: ParameterReader, story: _Story, feedback: QgsProcessingFeedback) -> dict[str, Any]:
-    """Write the new layer, if there is one, then everything else; give the results."""
-    plan, files = story.plan, story.listener.object_files
-    facts = facts_of(plan, story.run.job.job_id, story.told, files)
-    feedback.setProgressText(tr("Writing the objects"))
-    results: dict[str, Any] = {}
-    written: list[Written] = []
-    if plan.targets.layer is None:
-        counts = count_classes(files, facts)
-    else:
-        destination, counts = _write_layer(request, plan, facts, files)
-        record = RunRecord(story.run.job, plan.package.definition, plan.raster, plan.fields, counts, facts.extra)
-        name = request.algorithm.parameterDefinition(keys.OUTPUT).description()
-        style_on_load(request.context, destination, record, name)
-        results[keys.OUTPUT] = destination
-        written.append(Written("layer", without_secrets(destination), sum(counts.values())))
-    feedback.pushInfo(_summary(counts))
-    delivery = Delivery(story.run.folder, files, facts, plan.raster.extent, sum(counts.values()))
-    written += deliver(plan.targets, story.service, delivery, feedback)
-    told = summary(
-        RunStory(
-            story.run.job, plan.package.definition, plan.raster.crs, plan.raster.extent, plan.raster.cell_size,
-            facts.placement.crs, story.told, story.listener.items, story.listener.versions, story.begun, counts,
-            written,
-        )
-    )  # fmt: skip
-    if plan.targets.summary_file is not None:
-        write_summary(plan.targets.summary_file, told)
-        results[keys.SUMMARY_FILE] = str(plan.targets.summary_file)
-    return {
-        **results,
-        keys.OBJECT_COUNT: sum(counts.values()),
-        keys.CLASS_COUNTS: json.dumps(counts, ensure_ascii=False),
-        keys.JOB_ID: story.run.job.job_id,
-        keys.SUMMARY: as_text(told),
-        keys.OUT_OBJECTS: json.dumps(result_of(written), ensure_ascii=False),
-    }
-
-
-def _write_layer(
-    request: ParameterReader, plan: DetectionPlan, facts: RunFacts, files: list[Path]
-) -> tuple[str, Counter[str]]:
-    """Fill the sink in one go: it is one open transaction, and hours of work must not hang on it."""
-    half, is_whole = HalfOutput(plan.output), False
-    try:
-        sink, destination = _open_sink(request, plan, facts)
-        half.note_created()
-        counts = fill_sink(sink, destination, files, facts)
-        # The file is complete only when nobody holds the sink any more.
-        del sink
-        check_written(destination, sum(counts.values()))
-        is_whole = True
-    finally:
-        if not is_whole:
-            half.remove()
-    return destination, counts
-
-
-def _open_sink(request: ParameterReader, plan: DetectionPlan, facts: RunFacts) -> tuple[QgsFeatureSink, str]:
-    algorithm, reason = request.algorithm, ""
-    try:
-        sink, destination = algorithm.parameterAsSink(
-            {**request.parameters, keys.OUTPUT: plan.targets.layer},
-            keys.OUTPUT,
-            request.context,
-            output_fields(facts.fields, facts.extra),
-            facts.geometry,
-            facts.placement.crs,
-        )
-    except QgsProcessingException as error:
-        sink, destination, reason = None, "", str(error).strip()
-    if sink is None:
-        raise OutputError(
-            reason or algorithm.invalidSinkError(request.parameters, keys.OUTPUT),
-            hint="Start the same run again, with this output or another: what was found is kept.",
-        )
-    return sink, destination
-
-
-def _summary(counts: Counter[str]) -> str:
-    found = ", ".join(f"{to_plain(name)}: {count}" for name, count in counts.most_common())
-    return tr("Found {count} objects.").format(count=sum(counts.values())) + (f" {found}." if found else "")
 
 
 def _cancelled(feedback: QgsProcessingFeedback) -> dict[str, Any]:
