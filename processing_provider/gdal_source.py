@@ -36,6 +36,8 @@ _STORES = {
     "az": "blob.core.windows.net",
     "adls": "dfs.core.windows.net",
 }
+_BEARER_SINCE = 3_090_000
+"""GDAL's version that knows the sign-in by token. Source: GDAL's documentation of GDAL_HTTP_AUTH."""
 _OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _LOOK_LIMITS = {"GDAL_HTTP_CONNECTTIMEOUT": "10", "GDAL_HTTP_TIMEOUT": "30", "GDAL_VRT_ENABLE_PYTHON": "NO"}
 """For a look at a raster in QGIS's own process; somebody waits for it."""
@@ -171,6 +173,12 @@ def _signing(source: GdalSource) -> dict[str, str]:
     lines = signature(source.authcfg, source.address)
     kind, _, value = lines.get("Authorization", "").partition(" ")
     if len(lines) == 1 and kind.lower() == "bearer":
+        if int(gdal.VersionInfo()) < _BEARER_SINCE:
+            release = gdal.VersionInfo("RELEASE_NAME")
+            raise CredentialError(
+                f"The GDAL of this QGIS ({release}) cannot look at a raster on a web server that wants a token.",
+                hint="Use a QGIS with GDAL 3.9 or newer, sign in with name and password, or download the file.",
+            )
         return {"GDAL_HTTP_AUTH": "BEARER", "GDAL_HTTP_BEARER": value}
     if len(lines) == 1 and kind.lower() == "basic":
         return {"GDAL_HTTP_AUTH": "BASIC", "GDAL_HTTP_USERPWD": base64.b64decode(value).decode("latin-1")}

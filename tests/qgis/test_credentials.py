@@ -12,6 +12,7 @@ from kestrel.inference.errors import CredentialError
 from kestrel.inference.net.http import make_client
 from kestrel.inference.net.limits import HttpLimits
 from kestrel.inference.secrets import Secrets
+from kestrel.processing_provider import gdal_source
 from kestrel.processing_provider.credentials import certificates, proxies, secrets_for, signature
 from kestrel.tests.fixtures.servers.base import Answer, serving
 from kestrel.tests.fixtures.servers.portal import ITEM, Item, portal
@@ -107,3 +108,17 @@ def test_certificates_that_somebody_changed_are_written_anew() -> None:
     path.write_bytes(b"-----BEGIN CERTIFICATE-----\nevil")
     assert path == certificates()
     assert before == path.read_bytes()
+
+
+@pytest.mark.parametrize("since", [0, 10**9])
+def test_a_raster_that_wants_a_token_is_looked_at_where_gdal_can_give_one_and_else_refused_by_name(
+    sign_with: Callable[..., str], monkeypatch: pytest.MonkeyPatch, since: int
+) -> None:
+    monkeypatch.setattr(gdal_source, "_BEARER_SINCE", since)
+    signs = sign_with("APIHeader", Authorization=f"Bearer {TOKEN}")
+    source = gdal_source.GdalSource("/vsicurl/https://gis.example/a.tif", authcfg=signs)
+    if since:
+        with pytest.raises(CredentialError, match=r"The GDAL of this QGIS \(.*\) cannot look at .* name and password"):
+            gdal_source._signing(source)
+    else:
+        assert gdal_source._signing(source) == {"GDAL_HTTP_AUTH": "BEARER", "GDAL_HTTP_BEARER": TOKEN}
