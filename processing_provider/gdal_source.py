@@ -16,6 +16,7 @@ from qgis.core import QgsProviderRegistry
 
 from ..inference.errors import CredentialError, RasterOpenError
 from .credentials import signature
+from .text import without_secrets
 
 EXPORT = "Save it as a file first: layer menu > Export > Save As, as raw data in GeoTIFF form."
 
@@ -162,7 +163,9 @@ def open_dataset(name: str, source: GdalSource) -> Any:
         except RuntimeError:
             dataset = None
     if dataset is None:
-        raise RasterOpenError(f"GDAL cannot open the raster '{name}' as '{source.connection}'.", hint=EXPORT)
+        raise RasterOpenError(
+            f"GDAL cannot open the raster '{name}' as '{without_secrets(source.connection)}'.", hint=EXPORT
+        )
     return dataset
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Union, cast
 
 from qgis.core import (
@@ -45,6 +44,7 @@ from .picture_source import reference_of, take_source
 from .pixel_server import PixelSource
 from .raster_source import SourceRaster, check_bands, file_raster, source_raster
 from .server_source import ServerSource, described, items_of, service_layer
+from .text import file_name
 
 _QUICK = 24
 """Rasters that are looked at while the dialog waits."""
@@ -296,7 +296,7 @@ def _check_places(rasters: Sequence[SourceRaster], is_separate: bool) -> None:
 
 def named_item(name: str) -> RasterItem:
     """Give a raster that is only known by name as the job names it."""
-    return RasterItem("gdal", name, Path(name).name)
+    return RasterItem("gdal", name, file_name(name))
 
 
 def check_all_bands(inputs: InputRasters, definition: ModelDefinition) -> None:

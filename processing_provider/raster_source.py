@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from osgeo import gdal
@@ -16,6 +15,7 @@ from ..inference.models.definition import ModelDefinition
 from ..inference.models.fit_rules import NO_INKS, alpha_hint, are_inks, find_band
 from .gdal_source import GdalSource, gdal_source, open_dataset
 from .picture_source import PictureFacts, band_facts, finest_side, picture_facts, picture_item, shown_name
+from .text import file_name, without_secrets
 
 
 @dataclass(frozen=True)
@@ -137,10 +137,11 @@ def file_raster(name: str) -> SourceRaster:
     Raises:
         RasterOpenError: it cannot be opened, or the worker could not read it.
     """
-    layer = QgsRasterLayer(name, Path(name).name, "gdal", QgsRasterLayer.LayerOptions(False))
+    layer = QgsRasterLayer(name, file_name(name), "gdal", QgsRasterLayer.LayerOptions(False))
     if not layer.isValid():
         raise RasterOpenError(
-            f"The raster '{name}' cannot be opened.", hint="Check the path, and that QGIS can open it as a layer."
+            f"The raster '{without_secrets(name)}' cannot be opened.",
+            hint="Check the path, and that QGIS can open it as a layer.",
         )
     return source_raster(layer)
 

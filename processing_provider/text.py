@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
+from pathlib import PurePath
 
 from qgis.PyQt.QtCore import QCoreApplication
 
@@ -63,3 +64,8 @@ _SECRET_PAIRS = re.compile(r"\b(password|passwd|pwd|authcfg|user|token|apikey|ke
 def without_secrets(source: str) -> str:
     """Give the source of a layer without what signs in: user and password, and all behind a question mark."""
     return _SECRET_PAIRS.sub("", _SIGN_IN.sub("", source.split("?")[0])).strip()
+
+
+def file_name(source: str) -> str:
+    """Give the last part of a path or address; of an address without what stands behind its question mark."""
+    return PurePath(without_secrets(source) if "://" in source else source).name

@@ -249,7 +249,7 @@ def crs_of(item: RasterItem, dataset: Any) -> CRS:
         ) from error
     if crs is None:
         raise RasterOpenError(
-            f"The raster '{item.source}' has no coordinate reference system.",
+            f"The raster '{item.address}' has no coordinate reference system.",
             hint="Give its layer one in QGIS, or write it into the file with 'Assign projection' of the raster menu.",
         )
     return crs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kestrel.processing_provider.text import to_plain, to_ui
+from kestrel.processing_provider.text import file_name, to_plain, to_ui
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,12 @@ def test_a_long_text_is_cut_at_200_characters() -> None:
 
 def test_plain_text_holds_nothing_that_qt_takes_for_markup() -> None:
     assert to_plain("a <b>bold</b> name & more") == "a ‹b>bold‹/b> name & more"
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("/vsicurl/https://a.example/b/c.tif?sig=canary", "c.tif"), ("https://a.example/c.tif", "c.tif"),
+     ("/data/odd?.tif", "odd?.tif"), ("", "")],
+)  # fmt: skip
+def test_the_name_of_a_raster_holds_nothing_of_what_stands_behind_its_address(source: str, name: str) -> None:
+    assert file_name(source) == name
