@@ -24,12 +24,14 @@ class Secrets:
             of URLs that go without, with commas.
         ca_file: Certificates to trust, a file in PEM; empty: those that come with the libraries.
         gdal: Beginning of a path -> configuration options of GDAL for what begins so.
+        queries: Address of a file on a web server -> what stands behind its question mark, where that signs in.
     """
 
     credentials: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
     ca_file: str = field(default="", repr=False)
     gdal: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    queries: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     type: ClassVar[str] = "secrets"
 
@@ -43,6 +45,7 @@ class Secrets:
             "proxies": dict(self.proxies),
             "ca_file": self.ca_file,
             "gdal": {prefix: dict(options) for prefix, options in self.gdal.items()},
+            "queries": dict(self.queries),
         }
 
     @classmethod
@@ -63,6 +66,7 @@ class Secrets:
                 _texts(data["proxies"]),
                 _text(data["ca_file"]),
                 {_text(prefix): _texts(options) for prefix, options in data["gdal"].items()},
+                _texts(data["queries"]),
             )
         except (AttributeError, KeyError, TypeError, ValueError):
             raise ProtocolError("The line of secrets cannot be understood.") from None

@@ -22,6 +22,8 @@ EXPORT = "Save it as a file first: layer menu > Export > Save As, as raw data in
 
 _AUTHCFG = re.compile(r"\s+authcfg='?([A-Za-z0-9]{7})'?\s*$")
 _ADDRESS = re.compile(r"/vsicurl/(https?://.+)")
+_SIGNED = re.compile(r"(/vsicurl/https?://[^?]+)\?([^?]*(?:sig|signature|token|key|credential|code)=.*)", re.IGNORECASE)
+"""An address whose query signs in, as object stores make them for a time."""
 _CREDENTIAL = re.compile(r"(AWS|GS|GOOGLE|AZURE|OSS|SWIFT|OS|CPL_GS|CPL_AZURE)_[A-Z0-9_]+")
 """Names of GDAL's options of object stores."""
 _PUBLIC = frozenset(
@@ -54,6 +56,7 @@ class GdalSource:
         config: Options of the object store that are no secret.
         secret: Options of the object store that are.
         authcfg: Id of the authentication configuration that signs in to its web server; empty: none.
+        query: What stands behind the address's question mark, where that signs in.
     """
 
     connection: str
@@ -61,6 +64,12 @@ class GdalSource:
     config: Mapping[str, str] = field(default_factory=dict)
     secret: Mapping[str, str] = field(default_factory=dict, repr=False)
     authcfg: str = ""
+    query: str = field(default="", repr=False)
+
+    @property
+    def look(self) -> str:
+        """Give what GDAL opens in this process."""
+        return f"{self.connection}?{self.query}" if self.query else self.connection
 
     @property
     def address(self) -> str:
@@ -105,12 +114,15 @@ def gdal_source(source: str) -> GdalSource:
             f"The raster layer has the GDAL option {', '.join(unknown)}, which is not handed on.",
             hint="Add the layer again without it.",
         )
+    connection = _connection(parts)
+    signed = _SIGNED.fullmatch(connection)
     found = GdalSource(
-        _connection(parts),
+        signed[1] if signed else connection,
         _open_options(parts.get("openOptions") or []),
         {name: value for name, value in given.items() if name in _PUBLIC},
         {name: value for name, value in given.items() if name not in _PUBLIC},
         signs[1] if signs else "",
+        signed[2] if signed else "",
     )
     if found.authcfg and not found.address:
         raise RasterOpenError(
@@ -159,7 +171,7 @@ def open_dataset(name: str, source: GdalSource) -> Any:
         # GDAL 3.7 and later warn that their way of telling errors will change; both ways are handled here.
         warnings.simplefilter("ignore", FutureWarning)
         try:
-            dataset = gdal.OpenEx(source.connection, gdal.OF_RASTER, open_options=options)
+            dataset = gdal.OpenEx(source.look, gdal.OF_RASTER, open_options=options)
         except RuntimeError:
             dataset = None
     if dataset is None:

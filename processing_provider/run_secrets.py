@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..inference.net.portal import Reference
 from ..inference.secrets import Secrets
 from .credentials import secrets_for
@@ -38,4 +40,5 @@ def signed_in(inputs: InputList, model: Reference | None, reader: ParameterReade
     files = [*named, *(source for source in seen if source is not None)]
     wanted += [(source.authcfg, source.address) for source in files if source.address]
     gdal = {source.connection: dict(source.secret) for source in files if source.secret}
-    return secrets_for(wanted, gdal) if wanted or gdal else Secrets()
+    queries = {source.address: source.query for source in files if source.query}
+    return replace(secrets_for(wanted, gdal), queries=queries) if wanted or gdal else Secrets()

@@ -105,7 +105,9 @@ class RemoteFiles:
     def _opened(self, url: str) -> RemoteFile | None:
         is_first = not any(self._files.values())
         try:
-            return RemoteFile(url, self._contact if is_first else self._client, self._threads)
+            signed = self._access.secrets.queries.get(url)
+            address = url if signed is None else f"{url}?{signed}"
+            return RemoteFile(address, self._contact if is_first else self._client, self._threads)
         except (ServiceError, CredentialError):
             # An object store that does not list says of what is not there that it must not be read.
             if is_first or not self._is_beside(url):

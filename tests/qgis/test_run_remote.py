@@ -69,8 +69,10 @@ def _content(path: Path) -> bytes:
         return b""
 
 
-def detect(source: Any, output: Path, feedback: Listener | None = None) -> list[tuple[str, float]]:
-    parameters = {"INPUT": source, "MODEL": str(MODEL), "OUTPUT": str(output), "PARALLEL_PROCESSING_FACTOR": "1"}
+def detect(source: Any, output: Path, feedback: Listener | None = None, **more: Any) -> list[tuple[str, float]]:
+    parameters = {
+        "INPUT": source, "MODEL": str(MODEL), "OUTPUT": str(output), "PARALLEL_PROCESSING_FACTOR": "1", **more,
+    }  # fmt: skip
     _, is_good = algorithm().run(parameters, context(), feedback or Listener(), catchExceptions=False)
     assert is_good
     layer = QgsVectorLayer(str(output), "out", "ogr")
@@ -145,4 +147,24 @@ def test_a_raster_in_an_object_store_gives_the_objects_of_the_file(image: Path, 
         remote = detect(layer, tmp_path / "remote.gpkg", feedback)
     assert remote == local
     assert_no_canary(tmp_path, feedback)
+    assert not [name for name, content in feedback.files.items() if CANARY.encode() in content]
+
+
+@pytest.mark.parametrize("is_layer", [True, False])
+def test_an_address_that_is_signed_for_a_time_is_read_and_its_signature_kept_nowhere(
+    image: Path, tmp_path: Path, *, is_layer: bool
+) -> None:
+    local = detect(str(image), tmp_path / "local.gpkg")
+    with serving_apart({"/trees.tif": image.read_bytes()}, query=CANARY) as server:
+        source = f"/vsicurl/{server.url}/trees.tif?se=2027&sig={CANARY}"
+        feedback = Kept()
+        if is_layer:
+            layer = QgsRasterLayer(source, "trees", "gdal")
+            assert layer.isValid()
+            remote = detect(layer, tmp_path / "remote.gpkg", feedback)
+        else:
+            remote = detect(None, tmp_path / "remote.gpkg", feedback, INPUT_SOURCE=source)
+    assert remote == local
+    assert_no_canary(tmp_path, feedback)
+    assert {"job.json", "worker.log"} <= set(feedback.files)
     assert not [name for name, content in feedback.files.items() if CANARY.encode() in content]
