@@ -13,6 +13,7 @@ FULL = Secrets(
     {"https": f"http://me:{CANARY}@proxy:1"},
     "/certificates.pem",
     {"/vsis3/bucket": {"AWS_SECRET_ACCESS_KEY": CANARY}},
+    {"https://a.example/a.tif": f"sig={CANARY}"},
 )
 
 
@@ -27,7 +28,14 @@ def test_secrets_do_not_show_themselves() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"type": "job"}, {"credentials": [{"origin": CANARY}]}, {"proxies": [CANARY]}, {"ca_file": 5}, {"gdal": CANARY}],
+    [
+        {"type": "job"},
+        {"credentials": [{"origin": CANARY}]},
+        {"proxies": [CANARY]},
+        {"ca_file": 5},
+        {"gdal": CANARY},
+        {"queries": CANARY},
+    ],
 )
 def test_a_damaged_line_is_refused_without_repeating_it(changes: dict[str, Any]) -> None:
     with pytest.raises(ProtocolError) as caught:
