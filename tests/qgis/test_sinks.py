@@ -54,7 +54,7 @@ def test_a_run_that_fails_leaves_the_other_tables_of_the_file(
 ) -> None:  # fmt: skip
     path = tmp_path / "many.gpkg"
     make_layer(path, table="roads")
-    monkeypatch.setattr("kestrel.processing_provider.detect_objects.fill_sink", lambda *_: 1 / 0)
+    monkeypatch.setattr("kestrel.processing_provider.outputs.writing.fill_sink", lambda *_: 1 / 0)
     with pytest.raises(Exception, match="ZeroDivisionError"):
         run({**good, "APPEND_TO": None, "OUTPUT": f"ogr:dbname='{path}' table=\"found\" (geom)"})
     assert "roads" in [layer.GetName() for layer in ogr.Open(str(path))]
