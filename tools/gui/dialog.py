@@ -10,6 +10,7 @@ from qgis.core import QgsProcessingContext, QgsProject, QgsRasterLayer
 from qgis.PyQt.QtWidgets import QTableWidget
 
 from kestrel.ui.arguments_widget import ArgumentsTable
+from kestrel.ui.plan_panel import PlanPanel
 
 if TYPE_CHECKING:
     from kestrel.tests.system.gui_prelude import save_picture, wait_until
@@ -29,4 +30,5 @@ wait_until(dialog.isVisible)
 # Only now: a dialog takes its last size again when it is shown.
 dialog.resize(1240, 940)
 wait_until(lambda: dialog.width() == 1240 and dialog.height() == 940)
+wait_until(dialog.findChild(PlanPanel).isVisible)
 save_picture(dialog, arguments["picture"])
