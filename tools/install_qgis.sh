@@ -78,21 +78,31 @@ install_qgis() {
 }
 
 install_test_servers() {
-    # The version that is installed, by name: another one would upgrade QGIS along with it.
-    local wanted=() version service
+    # The version that is installed, by name and all at once: apt would take another one for what they depend on.
+    local servers=() databases=() version part
     version=$(dpkg-query -W -f='${Version}' python3-qgis 2>/dev/null || true)
-    [ -z "$version" ] || [ -x /usr/lib/cgi-bin/qgis_mapserv.fcgi ] || wanted+=("qgis-server-bin=$version")
-    # The program's services are packages of their own.
-    for service in wms wmts wcs; do
-        [ -z "$version" ] || [ -e "/usr/lib/qgis/server/lib$service.so" ] || wanted+=("qgis-server-$service=$version")
-    done
-    compgen -G '/usr/share/postgresql/*/extension/postgis.control' >/dev/null || wanted+=(postgresql postgresql-postgis)
-    [ "${#wanted[@]}" -gt 0 ] || return 0
+    if [ -n "$version" ] && ! is_installed qgis-server-bin qgis-server-wms qgis-server-wmts qgis-server-wcs; then
+        for part in common bin wms wmts wcs; do
+            servers+=("qgis-server-$part=$version")
+        done
+    fi
+    compgen -G '/usr/share/postgresql/*/extension/postgis.control' >/dev/null || databases=(postgresql postgresql-postgis)
+    [ "$((${#servers[@]} + ${#databases[@]}))" -gt 0 ] || return 0
     command -v apt-get >/dev/null || return 0
     as_root apt-get update -q || true
-    for part in "${wanted[@]}"; do
-        apt_install "$part" || echo "$part cannot be installed: tests that need it pass over themselves." >&2
+    [ "${#servers[@]}" -eq 0 ] || apt_install "${servers[@]}" || pass_over "QGIS Server"
+    [ "${#databases[@]}" -eq 0 ] || apt_install "${databases[@]}" || pass_over "PostgreSQL with PostGIS"
+}
+
+is_installed() {
+    local package
+    for package in "$@"; do
+        [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || return 1
     done
+}
+
+pass_over() {
+    echo "$1 cannot be installed: tests that need it pass over themselves." >&2
 }
 
 main() {
