@@ -46,7 +46,7 @@ from .destination import check_destination, output_file
 from .feature_sink import FieldNames
 from .feedback import is_main_thread
 from .fit_check import fit_warnings
-from .inputs import InputList, Told, always, check_all_bands, input_list, opened
+from .inputs import InputList, InputRasters, Told, always, check_all_bands, input_list, opened
 from .interpreter import find_interpreter
 from .mask import dissolve
 from .model_source import named_model
@@ -207,17 +207,7 @@ def with_rasters(
     Raises:
         InferenceError: something that cannot work, with the reason and the way out.
     """
-    client = None
-    if draft.inputs.servers:
-        client = make_client(secrets, limits=FIRST_CONTACT, is_cancelled=lambda: not told(0, 0))
-        portal = portal_url(reader.text(keys.PORTAL))
-        owners = {server.address: portal for server in draft.inputs.servers if server.reference.kind == "url"}
-        for address in owners:
-            let_in(client, portal, address)
-    inputs = opened(draft.inputs, draft.transforms, client, told, progress)
-    if client is not None:
-        secrets = _shared(secrets, client, {**owners, **inputs.owners})
-        client.close()
+    inputs, secrets = _looked_at(draft, reader, told, secrets, progress)
     raster = inputs.whole
     bands = chosen_bands(reader.text(keys.BANDS), raster, draft.package.definition)
     definition = with_bands(draft.package.definition, bands)
@@ -264,6 +254,24 @@ def with_rasters(
             *(f"The raster '{name}' is given more than once, and is searched once." for name in draft.inputs.repeated),
         ),
     )
+
+
+def _looked_at(
+    draft: PlanDraft, reader: ParameterReader, told: Told, secrets: Secrets, progress: Progress | None
+) -> tuple[InputRasters, Secrets]:
+    """Look at the rasters; give them, and what the worker has to show to their servers."""
+    if not draft.inputs.servers:
+        return opened(draft.inputs, draft.transforms, None, told, progress), secrets
+    client = make_client(secrets, limits=FIRST_CONTACT, is_cancelled=lambda: not told(0, 0))
+    try:
+        portal = portal_url(reader.text(keys.PORTAL))
+        owners = {server.address: portal for server in draft.inputs.servers if server.reference.kind == "url"}
+        for address in owners:
+            let_in(client, portal, address)
+        inputs = opened(draft.inputs, draft.transforms, client, told, progress)
+        return inputs, _shared(secrets, client, {**owners, **inputs.owners})
+    finally:
+        client.close()
 
 
 def _shared(secrets: Secrets, client: HttpClient, owners: Mapping[str, str]) -> Secrets:
